@@ -1,0 +1,39 @@
+"""Checks of arguments, at the door where their values are known and at run time inside `jit`."""
+
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree
+
+T = TypeVar("T")
+
+
+def concrete(tree: PyTree) -> bool:
+    """Whether every array of a PyTree has values here and now, rather than being traced."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+
+
+def require(x: T, ok: Bool[ArrayLike, ""], message: str) -> T:
+    """Returns `x`. Raises `ValueError(message)` unless `ok`; where `ok` is traced, an Equinox runtime error."""
+    if isinstance(ok, jax.core.Tracer):
+        return eqx.error_if(x, ~ok, message)
+    if not np.all(ok):
+        raise ValueError(message)
+    return x
+
+
+def as_float(x: Any) -> Inexact[Array, "..."]:
+    """`x` as an array; numbers and integer arrays become floating point."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.result_type(float))
+
+
+def check_shape(name: str, x: Array, shape: tuple[int | str, ...], sizes: dict[str, int] | None = None) -> None:
+    """Raises `ValueError` unless `x` has the shape. Letters stand for sizes: those in `sizes`, or any size at all."""
+    sizes = sizes or {}
+    wanted = tuple(sizes.get(s, s) if isinstance(s, str) else s for s in shape)
+    if x.ndim != len(wanted) or any(isinstance(w, int) and w != n for w, n in zip(wanted, x.shape, strict=True)):
+        raise ValueError(f"{name} must have shape ({', '.join(map(str, wanted))}), got {x.shape}.")

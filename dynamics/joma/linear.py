@@ -1,0 +1,198 @@
+"""Theorem 2 of JoMA: linear activation under a stationary back-propagated gradient, one node or many.
+
+All of it rests on one scalar equation, `ȧ = r exp(a²/2)`, whose solution is the Gaussian quantile of a straight line:
+`Φ(a(t)) = Φ(a(0)) + r t / √(2π)`, with Φ the normal distribution function, `erf(a/√2) = 2Φ(a) − 1`.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax.scipy.special import erf, erfinv, ndtr, ndtri
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from .._checks import as_float, check_shape
+from ..flow import Flow, check_blow_up
+
+
+class LinearActivation(Flow):
+    """`v̇ = Δ ∘ exp(v²/2) / A`: one node with linear activation and exponential attention.
+
+    **Fields:** `delta` Δ, shape `(tokens,)`: the saliency `E[g x_l]` of each token, discriminancy times co-occurrence
+    (times `exp(z_l(0) − v_l(0)²/2)` where the logits do not start at `v²/2`); `normaliser` A, a scalar.
+    **State:** `v`, shape `(tokens,)`.
+
+    **Assumptions:** (1) stationary back-propagated gradient; (2) batches of one query; (3) identity activation, one node.
+
+    **Closed form:** `erf(v_l/√2) = erf(v_l(0)/√2) + √(2/π) Δ_l t/A`. From zero, `erf(v_l/√2)/Δ_l` is common to all
+    tokens. **What must happen:** one token, `winner`, diverges at a finite time towards the sign of its Δ, all others
+    are finite there. The divergence is slow, `v ≈ √(2 ln 1/(1−t/t*))`. **Values that work:** Δ of order one, `v(0)=0`,
+    times up to `0.99 t*`; beyond, `regularised()`.
+
+    Source: JoMA, Theorem 2, whose printed `erf(v/2)` is the law of `exp(v²/4)`.
+    """
+
+    delta: Float[Array, " tokens"] = eqx.field(converter=as_float)
+    normaliser: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
+
+    def __check_init__(self):
+        check_shape("delta", self.delta, ("tokens",))
+
+    def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
+        check_shape("v", y, self.delta.shape)
+        return self.delta * jnp.exp(y**2 / 2) / self.normaliser
+
+    def exact(self, t: ArrayLike, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
+        check_shape("v0", y0, self.delta.shape)
+        check_blow_up(self, y0, t)
+        return _quantile_law(y0, self.delta / self.normaliser, t)
+
+    def blow_up_time(self, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """When each token alone would diverge: `A √(π/2) (1 − sgn(Δ) erf(v(0)/√2)) / |Δ|`."""
+        check_shape("v0", y0, self.delta.shape)
+        return _quantile_time(y0, self.delta / self.normaliser)
+
+    def winner(self, y0: Float[Array, " tokens"]) -> Int[Array, ""]:
+        """The token that diverges first. It has the largest |Δ| if `v(0) = 0`, and need not otherwise."""
+        return jnp.argmin(self.blow_up_time(y0))
+
+    def regularised(self) -> "RegularisedClock":
+        """The same trajectories in a time that never reaches the blow-up."""
+        return RegularisedClock(self)
+
+
+class ClockState(NamedTuple):
+    """`v`, shape `(tokens,)`, and the time `t` of the original flow."""
+
+    v: Float[Array, " tokens"]
+    t: Float[Array, ""]
+
+
+class RegularisedClock(Flow):
+    """`LinearActivation` in the clock `dτ = exp(max_l v_l²/2) dt`, in which the winner grows linearly and for ever:
+
+        dv/dτ = Δ ∘ exp((v² − max v²)/2) / A,   dt/dτ = exp(−max v²/2)
+
+    **State:** a `ClockState`, whose `t` tends to the blow-up time and whose other components tend to their values there.
+    From zero, `τ = 14 A/max|Δ|` brings the winner to 14, where `t` agrees with `t*` to rounding in float64.
+    """
+
+    flow: LinearActivation
+
+    def __call__(self, t: ArrayLike, y: ClockState, args: Any = None) -> ClockState:
+        top = jnp.max(y.v**2)
+        return ClockState(
+            self.flow.delta * jnp.exp((y.v**2 - top) / 2) / self.flow.normaliser, jnp.exp(-top / 2).astype(y.t.dtype)
+        )
+
+
+class ManyNodes(Flow):
+    """`V̇ = (1/A) diag(exp(½ (V∘V) 1)) Δ`: several nodes with linear activation under exponential attention.
+
+    **Fields:** `delta` Δ, shape `(tokens, nodes)`, `Δ_lk = E[g_k x_l]` (times `exp(z_l(0) − ½Σ_k v_lk(0)²)`);
+    `normaliser` A. **State:** `V`, shape `(tokens, nodes)`. **Assumptions:** those of `LinearActivation`, for each node.
+
+    **Closed form**, for any initial value: row `l` moves along its own `μ_l = Δ_l`, so its component `a` along it obeys
+    the scalar equation with rate `‖μ_l‖ exp(‖u_⊥‖²/2)`. From zero, `erf(‖u_l‖/√2) = √(2/π) ‖μ_l‖ t/A`.
+    **What must happen:** the row of largest `‖μ_l‖` diverges at `A√(π/2)/‖μ_l‖`; if it is unique, V̇ becomes of rank
+    one fast, and V only logarithmically slowly.
+
+    Source: from Theorem 1. JoMA's slides and GaLore (Lemma B.6) print the sum over nodes outside the exponential.
+    """
+
+    delta: Float[Array, "tokens nodes"] = eqx.field(converter=as_float)
+    normaliser: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
+
+    def __check_init__(self):
+        check_shape("delta", self.delta, ("tokens", "nodes"))
+
+    def __call__(
+        self, t: ArrayLike, y: Float[Array, "tokens nodes"], args: Any = None
+    ) -> Float[Array, "tokens nodes"]:
+        check_shape("V", y, self.delta.shape)
+        return jnp.exp(jnp.sum(y**2, axis=1, keepdims=True) / 2) * self.delta / self.normaliser
+
+    def exact(self, t: ArrayLike, y0: Float[Array, "tokens nodes"]) -> Float[Array, "tokens nodes"]:
+        """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such rows are NaN."""
+        check_blow_up(self, y0, t)
+        along, start, rate = self._rows(y0)
+        return y0 + along * (_quantile_law(start, rate, t) - start)[:, None]
+
+    def blow_up_time(self, y0: Float[Array, "tokens nodes"]) -> Float[Array, " tokens"]:
+        """When each row alone would diverge."""
+        _, start, rate = self._rows(y0)
+        return _quantile_time(start, rate)
+
+    def _rows(self, y0):
+        check_shape("V0", y0, self.delta.shape)
+        square = jnp.sum(self.delta**2, axis=1)
+        norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # a zero row has a gradient too
+        along = self.delta / jnp.where(norm > 0, norm, 1.0)[:, None]
+        start = jnp.sum(along * y0, axis=1)
+        across = y0 - along * start[:, None]
+        return along, start, norm * jnp.exp(jnp.sum(across**2, axis=1) / 2) / self.normaliser
+
+
+class LinearAttentionState(NamedTuple):
+    """`v`, shape `(tokens, nodes)`, and the logits `z`, shape `(tokens,)`."""
+
+    v: Float[Array, "tokens nodes"]
+    z: Float[Array, " tokens"]
+
+
+class LinearAttention(Flow):
+    """`V̇ = diag(z) Δ`, `ż = (Δ∘V) 1`: linear attention, linear activation, stationary gradient.
+
+    **Fields:** `delta` Δ, shape `(tokens, nodes)`. **State:** a `LinearAttentionState`.
+    **Closed form:** with `a` the component of a row of V along `μ_l = Δ_l` and `m = ‖μ_l‖`,
+    `a = a₀ cosh mt + z₀ sinh mt`, `z = z₀ cosh mt + a₀ sinh mt`. From `V(0) = 0`, `arcsinh(v_l/z₀)/Δ_l` is common to
+    all tokens (one node). **What must happen:** exponential growth, no blow-up; `V(0) = 0, z(0) = 0` is a fixed point.
+
+    Source: the linear-attention analogue of JoMA's Theorem 2.
+    """
+
+    delta: Float[Array, "tokens nodes"] = eqx.field(converter=as_float)
+
+    def __check_init__(self):
+        check_shape("delta", self.delta, ("tokens", "nodes"))
+
+    def __call__(self, t: ArrayLike, y: LinearAttentionState, args: Any = None) -> LinearAttentionState:
+        check_shape("V", y.v, self.delta.shape)
+        return LinearAttentionState(y.z[:, None] * self.delta, jnp.sum(self.delta * y.v, axis=1))
+
+    def exact(self, t: ArrayLike, y0: LinearAttentionState) -> LinearAttentionState:
+        """The state at time `t`."""
+        check_shape("V0", y0.v, self.delta.shape)
+        norm = jnp.linalg.norm(self.delta, axis=1)
+        along = self.delta / jnp.where(norm > 0, norm, 1.0)[:, None]
+        start = jnp.sum(along * y0.v, axis=1)
+        grow, mix = jnp.cosh(norm * t), jnp.sinh(norm * t)
+        moved = start * grow + y0.z * mix
+        return LinearAttentionState(y0.v + along * (moved - start)[:, None], y0.z * grow + start * mix)
+
+    def invariants(self, y: LinearAttentionState) -> Float[Array, " tokens"]:
+        """`z² − Σ_k v_k²`, Theorem 1."""
+        return y.z**2 - jnp.sum(y.v**2, axis=1)
+
+
+def _quantile_law(a0: Float[Array, " n"], rate: Float[Array, " n"], t: ArrayLike) -> Float[Array, " n"]:
+    """`a(t)` of `ȧ = rate exp(a²/2)`. Near zero by erf, which keeps small values; further out by the tail of the normal
+    distribution, which keeps `1 − erf`. NaN once it has blown up."""
+    sign = jnp.where(rate < 0, -1.0, 1.0).astype(a0.dtype)
+    t = jnp.asarray(t, a0.dtype)
+    middle = erf(a0 / math.sqrt(2)) + math.sqrt(2 / math.pi) * rate * t
+    tail = ndtr(-sign * a0) - jnp.abs(rate) * t / math.sqrt(2 * math.pi)
+    near, over = jnp.abs(middle) < 0.5, tail <= 0
+    inner = math.sqrt(2) * erfinv(jnp.where(near, middle, 0.0))
+    outer = -sign * ndtri(jnp.where(near | over, 0.5, tail))
+    return jnp.where(near, inner, jnp.where(over, jnp.nan, outer))
+
+
+def _quantile_time(a0: Float[Array, " n"], rate: Float[Array, " n"]) -> Float[Array, " n"]:
+    """When `ȧ = rate exp(a²/2)` becomes infinite; never where the rate is zero."""
+    still = rate == 0
+    size = jnp.abs(jnp.where(still, 1.0, rate))
+    time = math.sqrt(2 * math.pi) * ndtr(-jnp.sign(rate) * a0) / size
+    return jnp.where(still, jnp.inf, time)

@@ -1,0 +1,160 @@
+"""Theorem 4 of JoMA: nonlinear activation near a critical point, `v̇ = (μ − v) ∘ exp(v²/2)`.
+
+The components are separate, so one scalar equation carries the file. With the gap `w = μ − v` and `w = w₀ e^{−s}`,
+
+    ṡ = exp(½ (μ − w₀ e^{−s})²),      e^{μ²/2} t = s + ∫_{e^{−s}}^1 (exp(μ w₀ x − w₀² x²/2) − 1)/x dx.
+
+The integrand is entire, so a fixed Gauss–Legendre rule gives the right-hand side to rounding, and Newton inverts it.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from .._checks import as_float, check_shape, require
+from ..flow import Flow
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
+
+
+class NonlinearActivation(Flow):
+    """`v̇ = (μ − v) ∘ exp(v²/2)`, or without attention `v̇ = μ − v`.
+
+    **Fields:** `mu` μ, shape `(tokens,)`: the critical point; `attention`: whether the attention factor is there.
+    **State:** `v`, shape `(tokens,)`.
+
+    **Assumptions:** a model, proportional to the flow near a critical point with one aligned cluster, not a
+    consequence of Theorem 3: with a homogeneous activation and stationary gradient the norm has no finite attractor.
+
+    **Closed form:** implicit, inverted by `exact`. Without attention `1 − v/μ = e^{−t}` (from zero).
+    **What must happen:** salient tokens (large μ) win first, the others catch up, so that the entropy of
+    `softmax(v²/2)` falls and bounces back; without attention it only falls. From zero,
+    `ln 1/(1−v/μ) = e^{μ²/2} (t − τ(μ))` at late times, with `lag` τ. **Values that work:** |μ| ≤ 6, |v(0)| ≤ 5. The
+    equation is stiff (rate `e^{μ²/2}`): beyond |μ| = 4 use `exact` or `log_form()`.
+
+    Source: JoMA, Theorem 4; the lag is the bounded correction that its proof leaves open.
+    """
+
+    mu: Float[Array, " tokens"] = eqx.field(converter=as_float)
+    attention: bool = eqx.field(default=True, static=True)
+
+    def __check_init__(self):
+        check_shape("mu", self.mu, ("tokens",))
+
+    @property
+    def stiff(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.attention
+
+    def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
+        check_shape("v", y, self.mu.shape)
+        return (self.mu - y) * jnp.exp(y**2 / 2) if self.attention else self.mu - y
+
+    def exact(self, t: ArrayLike, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """The state at time `t ≥ 0`. Differentiable: the gradient is that of the implicit equation."""
+        check_shape("v0", y0, self.mu.shape)
+        gap = self.mu - y0
+        return y0 - gap * jnp.expm1(-self._progress(t, gap))
+
+    def time_to(self, v: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """When each component reaches `v`, which must lie between its initial value and μ."""
+        check_shape("v", v, self.mu.shape)
+        progress = -jnp.log((self.mu - v) / (self.mu - y0))
+        return _elapsed(progress, self.mu, self.mu - y0) / jnp.exp(self.mu**2 / 2) if self.attention else progress
+
+    def lag(self) -> Float[Array, " tokens"]:
+        """τ(μ): how far, in time, the late exponential approach from `v(0) = 0` lags behind one that starts at once."""
+        return jnp.exp(-(self.mu**2) / 2) * _remainder(jnp.zeros_like(self.mu), self.mu, self.mu)
+
+    def log_form(self) -> "LogGap":
+        """The companion flow of `y = ln 1/δ`, `δ = 1 − v/μ`: the one to integrate for large μ or late times."""
+        return LogGap(self.mu, self.attention)
+
+    def _progress(self, t: ArrayLike, gap: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        t = jnp.asarray(t, gap.dtype)
+        t = require(t, t >= 0, "t must be zero or later.")
+        return _progress(t, self.mu, gap) if self.attention else jnp.broadcast_to(t, gap.shape)
+
+
+class LogGap(Flow):
+    """`ẏ = exp(½ μ² (1 − e^{−y})²)` with `y = ln 1/δ` and `δ = 1 − v/μ`; without attention `ẏ = 1`.
+
+    The same trajectories as `NonlinearActivation`, neither stiff nor subject to the underflow of δ (`y` reaches 3e5 at
+    `μ = 4, t = 100`). **Fields:** `mu`, `attention` as there. **State:** `y`, shape `(tokens,)`; `to_log` and `to_v`
+    convert. `v(0)/μ` must be below one.
+    """
+
+    mu: Float[Array, " tokens"] = eqx.field(converter=as_float)
+    attention: bool = eqx.field(default=True, static=True)
+
+    def __check_init__(self):
+        check_shape("mu", self.mu, ("tokens",))
+
+    def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
+        check_shape("y", y, self.mu.shape)
+        return jnp.exp(self.to_v(y) ** 2 / 2) if self.attention else jnp.ones_like(y)
+
+    def exact(self, t: ArrayLike, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """The state at time `t ≥ 0`."""
+        check_shape("y0", y0, self.mu.shape)
+        t = jnp.asarray(t, y0.dtype)
+        t = require(t, t >= 0, "t must be zero or later.")
+        return y0 + (_progress(t, self.mu, self.mu * jnp.exp(-y0)) if self.attention else t)
+
+    def to_log(self, v: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """`y = −ln(1 − v/μ)`."""
+        check_shape("v", v, self.mu.shape)
+        v = require(v, jnp.all(v / self.mu < 1), "v/mu must be below one: the log form cannot pass the critical point.")
+        return -jnp.log1p(-v / self.mu)
+
+    def to_v(self, y: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """`v = μ (1 − e^{−y})`."""
+        return -self.mu * jnp.expm1(-y)
+
+
+def _remainder(delta: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
+    """`∫_δ^1 (exp(μ w x − w² x²/2) − 1)/x dx`."""
+    half = (1 - delta)[:, None] / 2
+    x = delta[:, None] + half * (1 + jnp.asarray(_NODES, mu.dtype))
+    wx = gap[:, None] * x
+    return jnp.sum(half * jnp.asarray(_WEIGHTS, mu.dtype) * jnp.expm1(wx * (mu[:, None] - wx / 2)) / x, axis=1)
+
+
+def _elapsed(s: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
+    """`e^{μ²/2} t` as a function of the progress `s = ln(gap at t = 0 / gap at t)`."""
+    return s + _remainder(jnp.exp(-s), mu, gap)
+
+
+def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Inverts `_elapsed`: Newton, kept inside a bracket, since the curve is concave only where v and μ agree in sign."""
+    scaled = t * jnp.exp(mu**2 / 2)
+
+    def residual(s):
+        return _elapsed(s, mu, gap) - scaled
+
+    def newton(_, s):
+        # v² never exceeds the larger of its two ends, so the speed ṡ = exp(v²/2) lies between one and that bound.
+        fastest = jnp.maximum(mu**2, (mu - gap) ** 2) / 2
+        lower, upper = jnp.broadcast_to(t, s.shape), t * jnp.exp(fastest)
+
+        def step(carry):
+            s, lower, upper, _, count = carry
+            r = residual(s)
+            lower, upper = jnp.where(r < 0, s, lower), jnp.where(r > 0, s, upper)
+            wx = gap * jnp.exp(-s)
+            new = s - r / jnp.exp(wx * (mu - wx / 2))
+            new = jnp.where((new >= lower) & (new <= upper), new, (lower + upper) / 2)
+            return new, lower, upper, jnp.abs(new - s), count + 1
+
+        def unfinished(carry):
+            s, _, _, change, count = carry
+            return jnp.any(change > 4 * jnp.finfo(s.dtype).eps * s) & (count < 64)
+
+        s = jnp.clip(s, lower, upper)
+        return jax.lax.while_loop(unfinished, step, (s, lower, upper, jnp.full_like(s, jnp.inf), 0))[0]
+
+    late = scaled - _remainder(jnp.zeros_like(gap), mu, gap)  # exact as t grows
+    return jax.lax.custom_root(residual, late, lambda f, s: newton(f, s), lambda g, r: r / g(jnp.ones_like(r)))
