@@ -84,7 +84,8 @@ class RegularisedClock(Flow):
     def __call__(self, t: ArrayLike, y: ClockState, args: Any = None) -> ClockState:
         top = jnp.max(y.v**2)
         return ClockState(
-            self.flow.delta * jnp.exp((y.v**2 - top) / 2) / self.flow.normaliser, jnp.exp(-top / 2).astype(y.t.dtype)
+            self.flow.delta * jnp.exp((y.v**2 - top) / 2) / self.flow.normaliser,
+            jnp.exp(-top / 2).astype(y.t.dtype),
         )
 
 
@@ -128,7 +129,9 @@ class ManyNodes(Flow):
     def _rows(self, y0):
         check_shape("V0", y0, self.delta.shape)
         square = jnp.sum(self.delta**2, axis=1)
-        norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # a zero row has a gradient too
+        norm = jnp.where(
+            square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0
+        )  # a zero row has a gradient too
         along = self.delta / jnp.where(norm > 0, norm, 1.0)[:, None]
         start = jnp.sum(along * y0, axis=1)
         across = y0 - along * start[:, None]

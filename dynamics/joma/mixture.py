@@ -19,7 +19,12 @@ Activation = str | Callable[[Array], Array]
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(201)
 _WEIGHTS = _WEIGHTS / math.sqrt(2 * math.pi)
 _KNOWN = ("identity", "relu", "leaky_relu", "square", "erf")
-_SAME = {jax.nn.relu: "relu", jax.nn.leaky_relu: "leaky_relu", jnp.square: "square", jax.scipy.special.erf: "erf"}
+_SAME = {
+    jax.nn.relu: "relu",
+    jax.nn.leaky_relu: "leaky_relu",
+    jnp.square: "square",
+    jax.scipy.special.erf: "erf",
+}
 
 
 class MixtureState(NamedTuple):
@@ -59,7 +64,9 @@ class Mixture(Flow):
         check_shape("strength", self.strength, (self.centres.shape[0],))
         check_shape("sigma", self.sigma, ())
         if isinstance(self.activation, str) and self.activation not in _KNOWN:
-            raise ValueError(f"activation must be a smooth function or one of {_KNOWN}, got {self.activation!r}.")
+            raise ValueError(
+                f"activation must be a smooth function or one of {_KNOWN}, got {self.activation!r}."
+            )
 
     def __call__(self, t: ArrayLike, y: MixtureState, args: Any = None) -> MixtureState:
         check_shape("v", y.v, self.centres.shape[1:])

@@ -1,0 +1,230 @@
+"""The block that JoMA studies, and the synthetic token distributions it is trained on."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int, Key, UInt32
+
+AnyKey = Key[Array, ""] | UInt32[Array, "2"]
+
+_ATTENTIONS = ("linear", "exp", "softmax")
+_ACTIVATIONS = {"identity": lambda h: h, "relu": jax.nn.relu, "quadratic": jnp.square}
+
+
+class JomaBlock(eqx.Module):
+    """One block as JoMA sets it up: attention of a query over context tokens, and a hidden layer above it.
+
+        h = φ(Wᵀ f),   f = U_C b + u_q,   logits = Dᵀ h
+        linear: b = z_q∘x      exp: b = exp(z_q/T)∘x / A      softmax: b = exp(z_q/T)∘x / Σ_l exp(z_ql/T) x_l
+
+    **Trained:** `w` W, shape `(embed, nodes)`, and `z`, shape `(queries, tokens)`, the attention logits of each query,
+    into which key and query matrices are absorbed. With `train_decoder` also `decoder` D, shape `(nodes, classes)`;
+    a decoder of `None` gives `h` itself. **Fixed:** the embeddings `u_c` of the context tokens, shape `(embed, tokens)`,
+    and `u_q` of the queries, shape `(embed, queries)`. Fixed leaves have a gradient of zero; weight decay
+    reaches them all the same, so give it the mask `trainable()`.
+
+    Source: JoMA (arXiv 2310.00535), section 3.
+    """
+
+    w: Float[Array, "embed nodes"]
+    z: Float[Array, "queries tokens"]
+    u_c: Float[Array, "embed tokens"]
+    u_q: Float[Array, "embed queries"]
+    decoder: Float[Array, "nodes classes"] | None
+    temperature: Float[Array, ""]
+    normaliser: Float[Array, ""]
+    attention: str = eqx.field(static=True)
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    train_decoder: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        tokens: int,
+        nodes: int,
+        *,
+        classes: int | None = None,
+        queries: int = 1,
+        attention: str = "softmax",
+        activation: str | Callable[[Array], Array] = "identity",
+        temperature: ArrayLike = 1.0,
+        normaliser: ArrayLike = 1.0,
+        embeddings: Float[Array, "embed tokens_and_queries"] | None = None,
+        init_scale: ArrayLike = 0.01,
+        train_decoder: bool = False,
+        dtype: Any = None,
+        key: AnyKey,
+    ):
+        """Normal initial weights and logits of standard deviation `init_scale`; for `classes`, a normal decoder of
+        variance `1/nodes`; `embeddings`, by default random and orthonormal of the least dimension,
+        `tokens + queries`, the columns of the queries last.
+
+        **Raises** `ValueError` for sizes below one, an unknown attention or activation, or embeddings of another shape.
+        """
+        for name, size in {
+            "tokens": tokens,
+            "nodes": nodes,
+            "queries": queries,
+            "classes": classes or 1,
+        }.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        if attention not in _ATTENTIONS:
+            raise ValueError(f"attention must be one of {', '.join(_ATTENTIONS)}, got {attention!r}.")
+        if isinstance(activation, str) and activation not in _ACTIVATIONS:
+            raise ValueError(
+                f"activation must be a function or one of {', '.join(_ACTIVATIONS)}, got {activation!r}."
+            )
+        dtype = jnp.result_type(float) if dtype is None else dtype
+        w_key, z_key, u_key, d_key = jax.random.split(key, 4)
+        if embeddings is None:
+            embeddings = jnp.linalg.qr(jax.random.normal(u_key, (tokens + queries,) * 2, dtype))[0]
+        elif embeddings.ndim != 2 or embeddings.shape[1] != tokens + queries:
+            raise ValueError(
+                f"embeddings must have shape (embed, {tokens + queries}), got {embeddings.shape}."
+            )
+        self.u_c, self.u_q = embeddings[:, :tokens], embeddings[:, tokens:]
+        self.w = jnp.asarray(init_scale, dtype) * jax.random.normal(
+            w_key, (embeddings.shape[0], nodes), dtype
+        )
+        self.z = jnp.asarray(init_scale, dtype) * jax.random.normal(z_key, (queries, tokens), dtype)
+        self.decoder = (
+            None if classes is None else jax.random.normal(d_key, (nodes, classes), dtype) / nodes**0.5
+        )
+        self.temperature, self.normaliser = jnp.asarray(temperature, dtype), jnp.asarray(normaliser, dtype)
+        self.attention, self.train_decoder = attention, train_decoder
+        self.activation = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
+
+    @property
+    def v(self) -> Float[Array, "tokens nodes"]:
+        """The hidden nodes in token space, `V = U_Cᵀ W`."""
+        return jax.lax.stop_gradient(self.u_c).T @ self.w
+
+    @property
+    def beta(self) -> Float[Array, "queries nodes"]:
+        """The residual bias of each node for each query, `u_qᵀ W`."""
+        return jax.lax.stop_gradient(self.u_q).T @ self.w
+
+    def attend(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " tokens"]:
+        """The attention `b` of `query` over token frequencies `x`. A context without tokens gets none."""
+        z = self.z[query]
+        if self.attention == "linear":
+            return z * x
+        z = z / jax.lax.stop_gradient(self.temperature)
+        if self.attention == "exp":
+            return jnp.exp(z) * x / jax.lax.stop_gradient(self.normaliser)
+        weights = x * jnp.exp(z - jax.lax.stop_gradient(jnp.max(z)))
+        total = jnp.sum(weights)
+        return weights / jnp.where(total > 0, total, 1.0)
+
+    def hidden(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " nodes"]:
+        """The hidden layer `h` for one context."""
+        # Uses Wᵀ f = Vᵀ b + Wᵀ u_q: V is common to a batch, so that the embedding is multiplied once rather than per sample.
+        return self.activation(self.attend(x, query) @ self.v + self.beta[query])
+
+    def __call__(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " classes"]:
+        """The output for one context: token frequencies `x`, shape `(tokens,)`, and the number of the query."""
+        h = self.hidden(x, query)
+        if self.decoder is None:
+            return h
+        return h @ (self.decoder if self.train_decoder else jax.lax.stop_gradient(self.decoder))
+
+    def trainable(self) -> "JomaBlock":
+        """The same module with `True` at the leaves that are trained and `False` elsewhere: a mask for optax."""
+        mask = jax.tree.map(lambda _: False, self)
+        mask = eqx.tree_at(lambda m: (m.w, m.z), mask, (True, True))
+        if self.decoder is not None:
+            mask = eqx.tree_at(lambda m: m.decoder, mask, self.train_decoder)
+        return mask
+
+
+class Contexts(NamedTuple):
+    """Samples of one block's task: token frequencies `x`, the `label` to predict, and the number of the `query`."""
+
+    x: Float[Array, "samples tokens"]
+    label: Int[Array, " samples"]
+    query: Int[Array, " samples"]
+
+
+def cross_entropy(model: JomaBlock, batch: Contexts) -> Float[Array, ""]:
+    """Mean cross-entropy of the block's output against the labels, in nats."""
+    logits = jax.vmap(model)(batch.x, batch.query)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.label))
+
+
+def stationary_loss(
+    model: JomaBlock, batch: tuple[Float[Array, "samples tokens"], Float[Array, "samples nodes"]]
+) -> Float[Array, ""]:
+    """`−E[Σ_k g_k h_k]` on `(x, g)`: the loss whose back-propagated gradient is g at all times (Assumption 1)."""
+    x, g = batch
+    return -jnp.mean(jnp.sum(g * jax.vmap(model.hidden)(x), axis=1))
+
+
+def minibatch(data: Any, size: int) -> Callable[[AnyKey], Any]:
+    """A sampler for `train`: `size` samples of `data`, arrays of a common leading axis, drawn with replacement."""
+    total = jax.tree.leaves(data)[0].shape[0]
+
+    def draw(key):
+        rows = jax.random.randint(key, (size,), 0, total)
+        return jax.tree.map(lambda x: x[rows], data)
+
+    return draw
+
+
+def class_tokens(
+    kind: Literal["gaussian", "random"],
+    tokens: int = 20,
+    classes: int = 20,
+    *,
+    dtype: Any = None,
+    key: AnyKey,
+) -> Contexts:
+    """The data of the paper's Fig. 2 and 3: one sample a class, half of the tokens distinct and half common.
+
+    Common tokens come with frequencies drawn from U(0, ½). Distinct tokens with `exp(−(l − i/2)²/30)` for class `i`
+    (`"gaussian"`) or also from U(0, ½) (`"random"`). Each sample is normalised to sum to one.
+    """
+    if kind not in ("gaussian", "random"):
+        raise ValueError(f"kind must be gaussian or random, got {kind!r}.")
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    x = jax.random.uniform(key, (classes, tokens), dtype, 0, 0.5)
+    if kind == "gaussian":
+        distinct = tokens // 2
+        place = jnp.arange(distinct, dtype=dtype)[None, :] - jnp.arange(classes, dtype=dtype)[:, None] / 2
+        x = x.at[:, :distinct].set(jnp.exp(-(place**2) / 30))
+    return Contexts(x / jnp.sum(x, axis=1, keepdims=True), jnp.arange(classes), jnp.zeros(classes, int))
+
+
+class ClassMixture(eqx.Module):
+    """A sampler of contexts: a class, then `length` tokens drawn from that class's distribution, and their frequencies.
+
+    `probability`, shape `(classes, tokens)`: how each class draws its tokens.
+    """
+
+    probability: Float[Array, "classes tokens"]
+    length: int = eqx.field(static=True, default=16)
+    batch: int = eqx.field(static=True, default=64)
+
+    def __call__(self, key: AnyKey) -> Contexts:
+        class_key, token_key = jax.random.split(key)
+        classes, tokens = self.probability.shape
+        label = jax.random.randint(class_key, (self.batch,), 0, classes)
+        logits = jnp.log(self.probability)[label][:, None, :]
+        drawn = jax.random.categorical(token_key, logits, shape=(self.batch, self.length))
+        counts = jax.vmap(lambda d: jnp.bincount(d, length=tokens))(drawn)
+        return Contexts(
+            counts.astype(self.probability.dtype) / self.length, label, jnp.zeros(self.batch, int)
+        )
+
+
+def gaussian_clusters(
+    centres: Float[Array, "clusters tokens"], sigma: ArrayLike, samples: int, *, key: AnyKey
+) -> tuple[Float[Array, "samples_in_all tokens"], Int[Array, " samples_in_all"]]:
+    """`samples` draws from each cluster `N(x̄_c, σ² I)`, and the number of their cluster."""
+    clusters, tokens = centres.shape
+    noise = jax.random.normal(key, (clusters, samples, tokens), centres.dtype)
+    x = centres[:, None] + jnp.asarray(sigma, centres.dtype) * noise
+    return x.reshape(-1, tokens), jnp.repeat(jnp.arange(clusters), samples)

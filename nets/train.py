@@ -1,0 +1,171 @@
+"""The recorded training loop: optax updates in one compiled scan, recording what was asked for and nothing else."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
+from tqdm import tqdm
+
+Batch = PyTree
+AnyKey = Key[Array, ""] | UInt32[Array, "2"]
+
+
+class Run(NamedTuple):
+    """What `train` returns.
+
+    - `model`: the trained model.
+    - `steps`, shape `(records,)`: the steps recorded, `0, every, 2·every, …`.
+    - `observed`: what `observe` returned there, with a leading axis `records`. NaN (zero, for integers) from the
+      divergence on.
+    - `diverged_at`: the step whose loss was not finite, or −1. The model is the one that gave this loss.
+    """
+
+    model: Any
+    steps: Int[Array, " records"]
+    observed: PyTree
+    diverged_at: Int[Array, ""]
+
+
+class _Carry(NamedTuple):
+    params: PyTree
+    state: PyTree
+    step: Int[Array, ""]
+    diverged_at: Int[Array, ""]
+
+
+def train(
+    model: Any,
+    loss: Callable[[Any, Batch], Float[Array, ""]],
+    data: Callable[[AnyKey], Batch] | Batch,
+    optimiser: optax.GradientTransformation,
+    steps: int,
+    *,
+    key: AnyKey | None = None,
+    observe: Callable[[Any], PyTree] = lambda model: None,
+    every: int | None = None,
+    progress: bool = False,
+) -> Run:
+    """Trains `model` by `steps` updates of `optimiser` on `loss(model, batch)`.
+
+    One compiled scan. Under `vmap`, over keys, learning rates, initial models, it trains all lanes at once; under `jit` the
+    learning rate inside `optimiser` is traced like any other value, so that changing it compiles nothing:
+
+        jax.jit(lambda learning_rate: train(..., optax.sgd(learning_rate), ...))
+
+    In flow time, step `n` of gradient descent stands at `t = learning_rate × n`.
+
+    **Arguments:** `model`, any PyTree, of which the floating-point arrays are trained; `data`, either a sampler
+    `(key) -> batch`, drawn anew inside the scan at each step, or a fixed PyTree of arrays, used whole at each step.
+
+    - `key`: for the sampler, which needs one. Step `n` draws with `jax.random.fold_in(key, n)`.
+    - `observe`: maps the model to any PyTree of arrays, recorded at the steps `0, every, 2·every, …`.
+    - `every`: by default `steps`: the start and the end.
+    - `progress`: shows a bar, at the cost of a return to Python at each record.
+
+    The caller's arrays stay valid: the loop works on a copy of its own, whose buffers it donates.
+
+    **Raises** `ValueError` for bad arguments. A loss that is not finite stops the run there: `diverged_at` has the
+    step, a warning names it, and what was recorded before is kept.
+    """
+    every = max(steps, 1) if every is None else every
+    if steps < 0 or every < 1:
+        raise ValueError(f"steps must be at least 0 and every at least 1, got steps={steps}, every={every}.")
+    if callable(data) and key is None:
+        raise ValueError("key must be given: data is a sampler, which draws with it.")
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    if not jax.tree.leaves(params):
+        raise ValueError("model must hold at least one floating-point array, got none to train.")
+    for path, leaf in jax.tree.leaves_with_path(data if not callable(data) else None):
+        if not eqx.is_array_like(leaf):
+            raise ValueError(f"data{jax.tree_util.keystr(path)} must be an array, got {leaf!r}.")
+
+    loop = _Loop(static, loss, data, optimiser, key, observe, every)
+    zero = jnp.zeros((), int)
+    carry = _Carry(params, optimiser.init(params), zero, zero - 1)
+    carry = jax.tree.map(lambda x: jnp.array(x, copy=True) if eqx.is_array(x) else x, carry)
+    records, rest = divmod(steps, every)
+    with warnings.catch_warnings():  # under an outer vmap the donated buffers have no output of their shape
+        warnings.filterwarnings("ignore", message="Some donated buffers were not usable")
+        if progress:
+            seen = []
+            for _ in tqdm(range(records), unit_scale=every, unit="step"):
+                carry, record = _block(loop, carry)
+                seen.append(record)
+            carry, last = _rest(loop, carry, rest)
+            observed = jax.tree.map(lambda *x: jnp.stack(x), *seen, last)
+        else:
+            carry, observed = _all(loop, carry, records, rest)
+    if not isinstance(carry.diverged_at, jax.core.Tracer) and carry.diverged_at >= 0:
+        warnings.warn(
+            f"The loss became non-finite at step {int(carry.diverged_at)} of {steps}; later records are NaN.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return Run(
+        eqx.combine(carry.params, static), every * jnp.arange(records + 1), observed, carry.diverged_at
+    )
+
+
+class _Loop(eqx.Module):
+    static: PyTree
+    loss: Callable
+    data: PyTree
+    optimiser: optax.GradientTransformation
+    key: AnyKey | None
+    observe: Callable
+    every: int
+
+    def record(self, carry: _Carry) -> PyTree:
+        seen = jax.tree.map(jnp.asarray, self.observe(eqx.combine(carry.params, self.static)))
+        ok = carry.diverged_at < 0
+        return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan) if eqx.is_inexact_array(x) else x, seen)
+
+    def update(self, carry: _Carry) -> _Carry:
+        batch = self.data(jax.random.fold_in(self.key, carry.step)) if callable(self.data) else self.data
+        value, grads = eqx.filter_value_and_grad(lambda p: self.loss(eqx.combine(p, self.static), batch))(
+            carry.params
+        )
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes inside, whatever the caller's mode
+            updates, state = self.optimiser.update(grads, carry.state, carry.params)
+            new = optax.apply_updates(carry.params, updates)
+        ok = (carry.diverged_at < 0) & jnp.isfinite(value)
+        keep = lambda new, old: jnp.where(ok, new, old) if eqx.is_array(new) else new
+        params = jax.tree.map(keep, new, carry.params)
+        diverged_at = jnp.where(ok | (carry.diverged_at >= 0), carry.diverged_at, carry.step)
+        return _Carry(params, jax.tree.map(keep, state, carry.state), carry.step + 1, diverged_at)
+
+    def updates(self, carry: _Carry, number: int) -> _Carry:
+        return jax.lax.scan(lambda c, _: (self.update(c), None), carry, length=number)[0]
+
+
+def _all(loop: _Loop, carry: _Carry, records: int, rest: int) -> tuple[_Carry, PyTree]:
+    def block(carry, _):
+        return loop.updates(carry, loop.every), loop.record(carry)
+
+    carry, seen = jax.lax.scan(block, carry, length=records)
+    last = loop.record(carry)
+    observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), seen, last)
+    return _check_end(loop.updates(carry, rest)), observed
+
+
+def _rest(loop: _Loop, carry: _Carry, rest: int) -> tuple[_Carry, PyTree]:
+    return _check_end(loop.updates(carry, rest)), loop.record(carry)
+
+
+def _check_end(carry: _Carry) -> _Carry:
+    """The loss is seen before each update; the last update shows in the parameters only."""
+    finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(carry.params)]).all()
+    fine = finite | (carry.diverged_at >= 0)
+    return carry._replace(diverged_at=jnp.where(fine, carry.diverged_at, carry.step))
+
+
+_all = eqx.filter_jit(_all, donate="all-except-first")
+_rest = eqx.filter_jit(_rest, donate="all-except-first")
+_block = eqx.filter_jit(
+    lambda loop, carry: (loop.updates(carry, loop.every), loop.record(carry)), donate="all-except-first"
+)
