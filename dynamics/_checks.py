@@ -31,13 +31,9 @@ def as_float(x: Any) -> Inexact[Array, "..."]:
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.result_type(float))
 
 
-def check_shape(
-    name: str, x: Array, shape: tuple[int | str, ...], sizes: dict[str, int] | None = None
-) -> None:
+def check_shape(name: str, x: Array, shape: tuple[int | str, ...], sizes: dict[str, int] | None = None) -> None:
     """Raises `ValueError` unless `x` has the shape. Letters stand for sizes: those in `sizes`, or any size at all."""
     sizes = sizes or {}
     wanted = tuple(sizes.get(s, s) if isinstance(s, str) else s for s in shape)
-    if x.ndim != len(wanted) or any(
-        isinstance(w, int) and w != n for w, n in zip(wanted, x.shape, strict=True)
-    ):
+    if x.ndim != len(wanted) or any(isinstance(w, int) and w != n for w, n in zip(wanted, x.shape, strict=True)):
         raise ValueError(f"{name} must have shape ({', '.join(map(str, wanted))}), got {x.shape}.")

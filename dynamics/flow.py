@@ -105,9 +105,7 @@ def solve(
     the last two are runtime errors of Equinox. With `throw=False` they are data: read `result`.
     """
     if stepsize_controller is not None and (rtol is not None or atol is not None):
-        raise ValueError(
-            "rtol and atol would be ignored: they belong inside the stepsize_controller that was given."
-        )
+        raise ValueError("rtol and atol would be ignored: they belong inside the stepsize_controller that was given.")
     state, static = _split_state(y0)
     ts = _check_times(ts, state)
     if throw:
@@ -131,9 +129,7 @@ def _integrate(flow, state, static, ts, solver, controller, max_steps, progress)
         return eqx.filter(flow(t, eqx.combine(y, static), args), eqx.is_array)
 
     def blowing_up(t, y, args, **_):
-        y_flat, f_flat = (
-            jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(z)]) for z in (y, field(t, y, args))
-        )
+        y_flat, f_flat = (jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(z)]) for z in (y, field(t, y, args)))
         near = jnp.max(jnp.abs(y_flat)) < jnp.sqrt(jnp.finfo(ts.dtype).eps) * t * jnp.max(jnp.abs(f_flat))
         return near & (jnp.real(jnp.vdot(y_flat, f_flat)) > 0)
 
@@ -207,12 +203,8 @@ def _raise_if_failed(solution: dfx.Solution, ts: Float[Array, " times"], max_ste
     failed = solution.result != dfx.RESULTS.successful
     if not concrete((failed, solution.stats, solution.ys)):
         hint = "Call solve with throw=False and read result and stats['t_stop']."
-        ys = eqx.error_if(
-            solution.ys, blew_up, f"solve: the solution blows up in finite time before ts[-1]. {hint}"
-        )
-        return dataclasses.replace(
-            solution, ys=eqx.error_if(ys, failed, f"solve: did not reach ts[-1]. {hint}")
-        )
+        ys = eqx.error_if(solution.ys, blew_up, f"solve: the solution blows up in finite time before ts[-1]. {hint}")
+        return dataclasses.replace(solution, ys=eqx.error_if(ys, failed, f"solve: did not reach ts[-1]. {hint}"))
     if not failed:
         return solution
     t_stop, (size, name) = float(solution.stats["t_stop"]), _extreme(solution.stats["y_stop"], absolute=True)
@@ -225,9 +217,7 @@ def _raise_if_failed(solution: dfx.Solution, ts: Float[Array, " times"], max_ste
             f"{dfx.RESULTS[solution.result]} The flow may be stiff (try solver=diffrax.Kvaerno5()) or not smooth "
             "(loosen rtol)"
         )
-    raise SolveError(
-        f"{why}; what was computed is in this error's `solution`, or pass throw=False.", solution
-    )
+    raise SolveError(f"{why}; what was computed is in this error's `solution`, or pass throw=False.", solution)
 
 
 def _extreme(tree: PyTree, absolute: bool = False) -> tuple[float, str]:

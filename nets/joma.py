@@ -75,25 +75,17 @@ class JomaBlock(eqx.Module):
         if attention not in _ATTENTIONS:
             raise ValueError(f"attention must be one of {', '.join(_ATTENTIONS)}, got {attention!r}.")
         if isinstance(activation, str) and activation not in _ACTIVATIONS:
-            raise ValueError(
-                f"activation must be a function or one of {', '.join(_ACTIVATIONS)}, got {activation!r}."
-            )
+            raise ValueError(f"activation must be a function or one of {', '.join(_ACTIVATIONS)}, got {activation!r}.")
         dtype = jnp.result_type(float) if dtype is None else dtype
         w_key, z_key, u_key, d_key = jax.random.split(key, 4)
         if embeddings is None:
             embeddings = jnp.linalg.qr(jax.random.normal(u_key, (tokens + queries,) * 2, dtype))[0]
         elif embeddings.ndim != 2 or embeddings.shape[1] != tokens + queries:
-            raise ValueError(
-                f"embeddings must have shape (embed, {tokens + queries}), got {embeddings.shape}."
-            )
+            raise ValueError(f"embeddings must have shape (embed, {tokens + queries}), got {embeddings.shape}.")
         self.u_c, self.u_q = embeddings[:, :tokens], embeddings[:, tokens:]
-        self.w = jnp.asarray(init_scale, dtype) * jax.random.normal(
-            w_key, (embeddings.shape[0], nodes), dtype
-        )
+        self.w = jnp.asarray(init_scale, dtype) * jax.random.normal(w_key, (embeddings.shape[0], nodes), dtype)
         self.z = jnp.asarray(init_scale, dtype) * jax.random.normal(z_key, (queries, tokens), dtype)
-        self.decoder = (
-            None if classes is None else jax.random.normal(d_key, (nodes, classes), dtype) / nodes**0.5
-        )
+        self.decoder = None if classes is None else jax.random.normal(d_key, (nodes, classes), dtype) / nodes**0.5
         self.temperature, self.normaliser = jnp.asarray(temperature, dtype), jnp.asarray(normaliser, dtype)
         self.attention, self.train_decoder = attention, train_decoder
         self.activation = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
@@ -215,9 +207,7 @@ class ClassMixture(eqx.Module):
         logits = jnp.log(self.probability)[label][:, None, :]
         drawn = jax.random.categorical(token_key, logits, shape=(self.batch, self.length))
         counts = jax.vmap(lambda d: jnp.bincount(d, length=tokens))(drawn)
-        return Contexts(
-            counts.astype(self.probability.dtype) / self.length, label, jnp.zeros(self.batch, int)
-        )
+        return Contexts(counts.astype(self.probability.dtype) / self.length, label, jnp.zeros(self.batch, int))
 
 
 def gaussian_clusters(

@@ -106,9 +106,7 @@ def train(
             RuntimeWarning,
             stacklevel=2,
         )
-    return Run(
-        eqx.combine(carry.params, static), every * jnp.arange(records + 1), observed, carry.diverged_at
-    )
+    return Run(eqx.combine(carry.params, static), every * jnp.arange(records + 1), observed, carry.diverged_at)
 
 
 class _Loop(eqx.Module):
@@ -127,9 +125,7 @@ class _Loop(eqx.Module):
 
     def update(self, carry: _Carry) -> _Carry:
         batch = self.data(jax.random.fold_in(self.key, carry.step)) if callable(self.data) else self.data
-        value, grads = eqx.filter_value_and_grad(lambda p: self.loss(eqx.combine(p, self.static), batch))(
-            carry.params
-        )
+        value, grads = eqx.filter_value_and_grad(lambda p: self.loss(eqx.combine(p, self.static), batch))(carry.params)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes inside, whatever the caller's mode
             updates, state = self.optimiser.update(grads, carry.state, carry.params)
             new = optax.apply_updates(carry.params, updates)

@@ -102,9 +102,7 @@ class Joint(Flow):
         else:
             dz = b * (back - jnp.sum(b * back, axis=1, keepdims=True)) / self.temperature
         by_query = lambda s: jax.ops.segment_sum(s, self.query, num_segments=y.z.shape[0]) / s.shape[0]
-        return JointState(
-            self.eta_w * b.T @ g / b.shape[0], self.eta_z * by_query(dz), self.eta_w * by_query(g)
-        )
+        return JointState(self.eta_w * b.T @ g / b.shape[0], self.eta_z * by_query(dz), self.eta_w * by_query(g))
 
     def attend(self, z: Float[Array, "queries tokens"]) -> Float[Array, "samples tokens"]:
         """The attention `b` of each sample over the tokens."""
@@ -126,9 +124,7 @@ class Joint(Flow):
         return jnp.sum(y.z, axis=1)
 
 
-def _softmax(
-    z: Float[Array, "samples tokens"], x: Float[Array, "samples tokens"]
-) -> Float[Array, "samples tokens"]:
+def _softmax(z: Float[Array, "samples tokens"], x: Float[Array, "samples tokens"]) -> Float[Array, "samples tokens"]:
     """Softmax in which token `l` counts `x_l` times."""
     weights = x * jnp.exp(z - jnp.max(z, axis=1, keepdims=True))
     return weights / jnp.sum(weights, axis=1, keepdims=True)

@@ -109,9 +109,7 @@ class ManyNodes(Flow):
     def __check_init__(self):
         check_shape("delta", self.delta, ("tokens", "nodes"))
 
-    def __call__(
-        self, t: ArrayLike, y: Float[Array, "tokens nodes"], args: Any = None
-    ) -> Float[Array, "tokens nodes"]:
+    def __call__(self, t: ArrayLike, y: Float[Array, "tokens nodes"], args: Any = None) -> Float[Array, "tokens nodes"]:
         check_shape("V", y, self.delta.shape)
         return jnp.exp(jnp.sum(y**2, axis=1, keepdims=True) / 2) * self.delta / self.normaliser
 
@@ -129,9 +127,7 @@ class ManyNodes(Flow):
     def _rows(self, y0):
         check_shape("V0", y0, self.delta.shape)
         square = jnp.sum(self.delta**2, axis=1)
-        norm = jnp.where(
-            square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0
-        )  # a zero row has a gradient too
+        norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # a zero row has a gradient too
         along = self.delta / jnp.where(norm > 0, norm, 1.0)[:, None]
         start = jnp.sum(along * y0, axis=1)
         across = y0 - along * start[:, None]

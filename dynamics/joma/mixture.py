@@ -64,9 +64,7 @@ class Mixture(Flow):
         check_shape("strength", self.strength, (self.centres.shape[0],))
         check_shape("sigma", self.sigma, ())
         if isinstance(self.activation, str) and self.activation not in _KNOWN:
-            raise ValueError(
-                f"activation must be a smooth function or one of {_KNOWN}, got {self.activation!r}."
-            )
+            raise ValueError(f"activation must be a smooth function or one of {_KNOWN}, got {self.activation!r}.")
 
     def __call__(self, t: ArrayLike, y: MixtureState, args: Any = None) -> MixtureState:
         check_shape("v", y.v, self.centres.shape[1:])

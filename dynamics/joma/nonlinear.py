@@ -63,11 +63,7 @@ class NonlinearActivation(Flow):
         """When each component reaches `v`, which must lie between its initial value and μ."""
         check_shape("v", v, self.mu.shape)
         progress = -jnp.log((self.mu - v) / (self.mu - y0))
-        return (
-            _elapsed(progress, self.mu, self.mu - y0) / jnp.exp(self.mu**2 / 2)
-            if self.attention
-            else progress
-        )
+        return _elapsed(progress, self.mu, self.mu - y0) / jnp.exp(self.mu**2 / 2) if self.attention else progress
 
     def lag(self) -> Float[Array, " tokens"]:
         """τ(μ): how far, in time, the late exponential approach from `v(0) = 0` lags behind one that starts at once."""
@@ -123,16 +119,12 @@ class LogGap(Flow):
         return -self.mu * jnp.expm1(-y)
 
 
-def _remainder(
-    delta: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]
-) -> Float[Array, " n"]:
+def _remainder(delta: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
     """`∫_δ^1 (exp(μ w x − w² x²/2) − 1)/x dx`."""
     half = (1 - delta)[:, None] / 2
     x = delta[:, None] + half * (1 + jnp.asarray(_NODES, mu.dtype))
     wx = gap[:, None] * x
-    return jnp.sum(
-        half * jnp.asarray(_WEIGHTS, mu.dtype) * jnp.expm1(wx * (mu[:, None] - wx / 2)) / x, axis=1
-    )
+    return jnp.sum(half * jnp.asarray(_WEIGHTS, mu.dtype) * jnp.expm1(wx * (mu[:, None] - wx / 2)) / x, axis=1)
 
 
 def _elapsed(s: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -169,6 +161,4 @@ def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n
         return jax.lax.while_loop(unfinished, step, (s, lower, upper, jnp.full_like(s, jnp.inf), 0))[0]
 
     late = scaled - _remainder(jnp.zeros_like(gap), mu, gap)  # exact as t grows
-    return jax.lax.custom_root(
-        residual, late, lambda f, s: newton(f, s), lambda g, r: r / g(jnp.ones_like(r))
-    )
+    return jax.lax.custom_root(residual, late, lambda f, s: newton(f, s), lambda g, r: r / g(jnp.ones_like(r)))
