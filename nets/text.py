@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from .joma import Contexts
 
-_WORD = re.compile(r"\w+|[^\w\s]")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 
 
 class Tokens(NamedTuple):
@@ -21,8 +21,7 @@ class Tokens(NamedTuple):
 
 
 def tokenise(text: str, size: int) -> Tokens:
-    """Words and punctuation marks in lower case: the `size − 1` most frequent ones (ties in alphabetical order) and
-    `<unk>`.
+    """Words in lower case: the `size − 1` most frequent ones (ties in alphabetical order) and `<unk>` for the rest.
 
     **Raises** `ValueError` if `size` is below 2 or the text has no words.
     """
@@ -73,8 +72,3 @@ def contexts(tokens: Tokens, queries: tuple[str, ...], *, length: int = 16, leas
         jnp.asarray(np.concatenate(labels)),
         jnp.asarray(np.concatenate(numbers)),
     )
-
-
-def frequencies(data: Contexts) -> Float[Array, " tokens"]:
-    """The mean context, `E[x]`."""
-    return jnp.mean(data.x, axis=0)

@@ -1,0 +1,16 @@
+"""Theory against practice: claims, their evidence, metrics, and the report. Calls the other two rooms."""
+
+from . import joma as joma
+from . import metrics as metrics
+from .claim import Claim as Claim
+from .claim import Evidence as Evidence
+from .claim import Row as Row
+from .claim import Setting as Setting
+from .claim import Verdict as Verdict
+from .claim import claim as claim
+from .claim import identity as identity
+from .claim import limit as limit
+from .claim import panel as panel
+from .claim import statistic as statistic
+from .corpus import read_corpus as read_corpus
+from .verify import verify as verify

@@ -1,2 +1,121 @@
-def main():
-    pass
+"""The command line: `traindyn list`, `traindyn verify`."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import click
+import jax
+from tqdm import tqdm
+
+from . import joma, report
+from .claim import Claim, Setting
+from .corpus import read_corpus
+from .verify import verify as run_claims
+
+BUILT_IN = (*joma.CLAIMS,)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="traindyn")
+def main() -> None:
+    """Check theory of how neural networks learn against how they really learn."""
+
+
+_MORE = click.option(
+    "--claims", "more", multiple=True, metavar="MODULE", help="Also the CLAIMS of a module or a .py file. Repeatable."
+)
+
+
+@main.command("list")
+@_MORE
+def list_claims(more: tuple[str, ...]) -> None:
+    """List every claim: its name, kind and statement."""
+    for claim in _all_claims(more):
+        click.echo(f"{claim.name:28}{claim.kind:11}{claim.statement}")
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--scale", type=click.Choice(["smoke", "laptop", "paper"]), default="laptop", show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--corpus", type=click.Path(path_type=Path), help="Text for the claims on real text.  [default: Python's]"
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True)
+@click.option("--x32", is_flag=True, help="Compute in float32 instead of float64.")
+@click.option("--resume", is_flag=True, help="Keep the claims that OUT/results.json already has.")
+@_MORE
+def verify(names, scale, seed, corpus, out, x32, resume, more) -> None:
+    """Check claims, all or those NAMEd: a claim (joma.exp_invariant) or all of a paper (joma).
+
+    Prints a line a claim and writes results.json, report.html and each claim's figure.png and evidence.npz to OUT.
+    Exit status: 0 when all hold and every control is rejected, 1 when one does not, 2 on bad arguments.
+    """
+    chosen = _choose(_all_claims(more), names)
+    try:
+        text, corpus_name = read_corpus(corpus)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--corpus") from error
+    jax.config.update("jax_enable_x64", not x32)
+    setting = Setting(scale, seed, text, corpus_name)
+    click.echo(report.header())
+    with tqdm(total=len(chosen), unit="claim", leave=False, disable=not sys.stderr.isatty()) as bar:
+
+        def show(record):
+            bar.clear()
+            click.echo(report.line(record))
+            bar.update()
+
+        try:
+            records = run_claims(chosen, setting, out=out, resume=resume, on_record=show)
+        except KeyboardInterrupt:
+            click.echo(f"Interrupted. Finished claims are in {out}; --resume goes on from there.", err=True)
+            sys.exit(130)
+    click.echo(f"\n{report.summary(records)}\nReport: {out / 'report.html'}")
+    sys.exit(0 if all(record["passed"] for record in records) else 1)
+
+
+def _choose(claims: Sequence[Claim], names: Iterable[str]) -> list[Claim]:
+    names = list(names)
+    for name in names:
+        if not any(claim.name == name or claim.name.startswith(f"{name}.") for claim in claims):
+            known = ", ".join([*sorted({c.name.split(".")[0] for c in claims}), *(c.name for c in claims)])
+            raise click.BadParameter(f"no claim is named {name!r}. Known: {known}.", param_hint="NAME")
+    return [c for c in claims if not names or any(c.name == n or c.name.startswith(f"{n}.") for n in names)]
+
+
+def _all_claims(modules: Iterable[str]) -> list[Claim]:
+    """The built-in claims, those that installed packages offer as entry points `traindyn.claims`, and those of
+    `modules`. Each module holds them as a sequence `CLAIMS`."""
+    claims = [*BUILT_IN]
+    for point in entry_points(group="traindyn.claims"):
+        claims += point.load()
+    for name in modules:
+        claims += _claims_of(name)
+    if len({claim.name for claim in claims}) < len(claims):
+        names = [claim.name for claim in claims]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise click.BadParameter(f"two claims have the same name: {', '.join(twice)}.", param_hint="--claims")
+    return claims
+
+
+def _claims_of(name: str) -> Sequence[Claim]:
+    try:
+        if name.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(name).stem, name)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(name)
+        return module.CLAIMS
+    except (ImportError, OSError, AttributeError) as error:
+        raise click.BadParameter(f"cannot take claims from {name}: {error}", param_hint="--claims") from error
+
+
+if __name__ == "__main__":
+    main(prog_name="traindyn")

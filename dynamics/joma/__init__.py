@@ -2,7 +2,7 @@
 
 | equation | class |
 |---|---|
-| Theorem 1, joint flow and invariants | `Joint`, `predicted_logits` |
+| Theorem 1, joint flow and invariants | `Joint`, `invariants`, `predicted_logits` |
 | Theorem 2, `v̇ = Δ∘exp(v²/2)/A` | `LinearActivation`, `RegularisedClock` |
 | the same for several nodes | `ManyNodes` |
 | the same for linear attention | `LinearAttention` |
@@ -13,6 +13,7 @@
 from .joint import Attention as Attention
 from .joint import Joint as Joint
 from .joint import JointState as JointState
+from .joint import invariants as invariants
 from .joint import predicted_logits as predicted_logits
 from .linear import ClockState as ClockState
 from .linear import LinearActivation as LinearActivation

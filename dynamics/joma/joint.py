@@ -114,14 +114,36 @@ class Joint(Flow):
         return _softmax(z / self.temperature, self.x)
 
     def invariants(self, y: JointState) -> Float[Array, " tokens"] | Float[Array, " queries"]:
-        """What the flow conserves. Linear: `Σ_m z_m² − (η_Z/η_W) Σ_k v_k²`. Exp: `Σ_m z_m − (η_Z/2Tη_W) Σ_k v_k²`.
-        Both have shape `(tokens,)`, and with one query they are Theorem 1. Softmax: `Σ_l z_l`, shape `(queries,)`."""
-        ratio = self.eta_z / self.eta_w
-        if self.attention == "linear":
-            return jnp.sum(y.z**2, axis=0) - ratio * jnp.sum(y.v**2, axis=1)
-        if self.attention == "exp":
-            return jnp.sum(y.z, axis=0) - ratio / (2 * self.temperature) * jnp.sum(y.v**2, axis=1)
-        return jnp.sum(y.z, axis=1)
+        """What the flow conserves: see the function `invariants`."""
+        return invariants(self.attention, y.v, y.z, rate_ratio=self.eta_z / self.eta_w, temperature=self.temperature)
+
+
+def invariants(
+    attention: str,
+    v: Float[Array, "tokens nodes"],
+    z: Float[Array, "queries tokens"],
+    *,
+    rate_ratio: ArrayLike = 1.0,
+    temperature: ArrayLike = 1.0,
+) -> Float[Array, " tokens"] | Float[Array, " queries"]:
+    """What Theorem 1 conserves, with `rate_ratio` r = η_Z/η_W; for one query or several that share the nodes.
+
+        linear   Σ_m z_m² − r Σ_k v_k²,       shape (tokens,)
+        exp      Σ_m z_m − r/2T Σ_k v_k²,     shape (tokens,)
+        softmax  Σ_l z_ml,                     shape (queries,)
+
+    The first two hold along gradient flow for any activation, loss and data, the third under gradient descent too.
+    Source: JoMA, Theorem 1; of softmax only what is exact.
+    """
+    check_attention(attention)
+    check_shape("v", v, ("tokens", "nodes"))
+    check_shape("z", z, ("queries", v.shape[0]))
+    nodes = jnp.asarray(rate_ratio, v.dtype) * jnp.sum(v**2, axis=1)
+    if attention == "linear":
+        return jnp.sum(z**2, axis=0) - nodes
+    if attention == "exp":
+        return jnp.sum(z, axis=0) - nodes / (2 * jnp.asarray(temperature, v.dtype))
+    return jnp.sum(z, axis=1)
 
 
 def _softmax(z: Float[Array, "samples tokens"], x: Float[Array, "samples tokens"]) -> Float[Array, "samples tokens"]:
@@ -147,7 +169,7 @@ def predicted_logits(
         softmax  z = z₀ + r/2T [Σ_k v_k² − (Σ_k ‖v_k‖²) b̄] − (the same at v₀)
 
     with `rate_ratio` r = η_Z/η_W and `b_bar` b̄ = E[b] (softmax only). Several queries that share their nodes obey the
-    linear and the exponential law only summed, `Σ_m z_m² ` and `Σ_m z_m`. The softmax law also assumes that b̄ is constant
+    linear and the exponential law only summed, `Σ_m z_m²` and `Σ_m z_m`. The softmax law also assumes that b̄ is constant
     and that `E[g_k b bᵀ] = b̄ E[g_k b]ᵀ` for each node; it holds approximately, in direction more than in size.
 
     Source: JoMA, Theorem 1. The published softmax form lacks the ½ and the sum over nodes in front of b̄, and so breaks
@@ -159,10 +181,10 @@ def predicted_logits(
     check_shape("z0", z0, v.shape[:1])
     if (attention == "softmax") != (b_bar is not None):
         raise ValueError("b_bar must be given for softmax attention, and for no other.")
-    grown = jnp.sum(v**2, axis=1) - jnp.sum(v0**2, axis=1)
+    grown = jnp.asarray(rate_ratio, v.dtype) * (jnp.sum(v**2, axis=1) - jnp.sum(v0**2, axis=1))
     if attention == "linear":
-        return jnp.sign(z0) * jnp.sqrt(z0**2 + rate_ratio * grown)
+        return jnp.sign(z0) * jnp.sqrt(z0**2 + grown)
     if b_bar is not None:
         check_shape("b_bar", b_bar, v.shape[:1])
         grown = grown - jnp.sum(grown) * b_bar
-    return z0 + rate_ratio / (2 * jnp.asarray(temperature, z0.dtype)) * grown
+    return z0 + grown / (2 * jnp.asarray(temperature, z0.dtype))

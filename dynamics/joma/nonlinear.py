@@ -63,7 +63,7 @@ class NonlinearActivation(Flow):
         """When each component reaches `v`, which must lie between its initial value and μ."""
         check_shape("v", v, self.mu.shape)
         progress = -jnp.log((self.mu - v) / (self.mu - y0))
-        return _elapsed(progress, self.mu, self.mu - y0) / jnp.exp(self.mu**2 / 2) if self.attention else progress
+        return _elapsed(progress, self.mu, self.mu - y0) * jnp.exp(-(self.mu**2) / 2) if self.attention else progress
 
     def lag(self) -> Float[Array, " tokens"]:
         """τ(μ): how far, in time, the late exponential approach from `v(0) = 0` lags behind one that starts at once."""
@@ -103,6 +103,12 @@ class LogGap(Flow):
         t = jnp.asarray(t, y0.dtype)
         t = require(t, t >= 0, "t must be zero or later.")
         return y0 + (_progress(t, self.mu, self.mu * jnp.exp(-y0)) if self.attention else t)
+
+    def time_to(self, y: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """When each component reaches `y ≥ y0`."""
+        check_shape("y", y, self.mu.shape)
+        gap = self.mu * jnp.exp(-y0)
+        return _elapsed(y - y0, self.mu, gap) * jnp.exp(-(self.mu**2) / 2) if self.attention else y - y0
 
     def to_log(self, v: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """`y = −ln(1 − v/μ)`."""

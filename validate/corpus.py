@@ -1,0 +1,25 @@
+"""Reading a corpus: the one place where text comes from a file."""
+
+from pathlib import Path
+
+
+def read_corpus(path: Path | str | None = None) -> tuple[str, str]:
+    """The text of a file and its name. Without a file: the English reference text that ships with every Python.
+
+    **Raises** `ValueError` if the file cannot be read, is empty, or is not UTF-8 text.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics[name] for name in sorted(topics)), "pydoc_data.topics"
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise ValueError(f"the corpus {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the corpus {path} is not UTF-8 text (byte {error.start}): is it binary?") from error
+    if "\0" in text:
+        raise ValueError(f"the corpus {path} holds null characters: is it binary?")
+    if not text.strip():
+        raise ValueError(f"the corpus {path} is empty.")
+    return text, Path(path).name

@@ -1,0 +1,88 @@
+"""What the claims of JoMA share: the paper's name, small random tasks, and training at many learning rates."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+
+from ...dynamics import GradientFlow
+from ...nets import joma as nets
+from ...nets import train
+
+PAPER = "JoMA (Tian et al., ICLR 2024, arXiv 2310.00535)"
+
+FLOW = "gradient flow, t = learning rate × step"
+ONE_QUERY = "all samples share one query"
+STATIONARY = "the back-propagated gradient g is stationary"
+LINEAR = "identity activation"
+
+
+def four_activations(h: Float[Array, " nodes"]) -> Float[Array, " nodes"]:
+    """Identity, tanh, SiLU and the square in turn: Theorem 1 asks nothing of the activation, not even that it be one."""
+    kinds = (h, jnp.tanh(h), jax.nn.silu(h), jnp.square(h))
+    return jnp.stack([kinds[k % 4][k] for k in range(h.shape[0])])
+
+
+def random_task(
+    key: Key[Array, ""], *, tokens: int = 12, samples: int = 40, classes: int = 5, queries: int = 1
+) -> nets.Contexts:
+    """Random token frequencies and labels: a task without structure, for laws that need none."""
+    x_key, label_key, query_key = jax.random.split(key, 3)
+    x = jax.random.uniform(x_key, (samples, tokens))
+    label = jax.random.randint(label_key, (samples,), 0, classes)
+    return nets.Contexts(
+        x / jnp.sum(x, axis=1, keepdims=True), label, jax.random.randint(query_key, (samples,), 0, queries)
+    )
+
+
+def loss_flow(data: PyTree, model: nets.JomaBlock, *, eta_z: ArrayLike = 1.0, loss=nets.cross_entropy) -> GradientFlow:
+    """The gradient flow of the real network's loss, through autodiff, with `eta_z` times the rate for the logits."""
+    rates = eqx.tree_at(lambda m: m.z, jax.tree.map(lambda _: 1.0, eqx.filter(model, eqx.is_inexact_array)), eta_z)
+    return GradientFlow(jax.tree_util.Partial(lambda d, m: loss(m, d), data), rates)
+
+
+def sgd(learning_rate: ArrayLike, eta_z: ArrayLike = 1.0) -> optax.GradientTransformation:
+    """Gradient descent with `eta_z` times the rate for the attention logits."""
+    plain = optax.sgd(learning_rate)
+
+    def update(updates, state, params=None):
+        updates, state = plain.update(updates, state, params)
+        return eqx.tree_at(lambda m: m.z, updates, replace_fn=lambda z: z * jnp.asarray(eta_z, z.dtype)), state
+
+    return optax.GradientTransformation(plain.init, update)
+
+
+def halving_rates(smallest: float, number: int) -> np.ndarray:
+    """`number` learning rates, each twice the one before."""
+    return smallest * 2.0 ** np.arange(number)
+
+
+def at_common_time(
+    rates: np.ndarray,
+    steps: int,
+    model: nets.JomaBlock,
+    loss: Callable,
+    data: PyTree,
+    observe: Callable,
+    *,
+    optimiser: Callable[[ArrayLike], optax.GradientTransformation] = optax.sgd,
+    key: Key[Array, ""] | None = None,
+) -> PyTree:
+    """Trains at all `rates` (see `halving_rates`) at once, and observes each at the time `t = rates[0] × steps`.
+
+    All lanes take `steps` steps, so that one compilation serves them, and each is read off at its own step number.
+    """
+    every = steps // 2 ** (len(rates) - 1)
+    if every * 2 ** (len(rates) - 1) != steps:
+        raise ValueError(f"steps must be a multiple of 2^(rates − 1) = {2 ** (len(rates) - 1)}, got {steps}.")
+
+    def lane(rate):
+        return train(model, loss, data, optimiser(rate), steps, key=key, observe=observe, every=every).observed
+
+    seen = jax.vmap(lane)(jnp.asarray(rates))
+    record = jnp.asarray([2 ** (len(rates) - 1 - i) for i in range(len(rates))])
+    return jax.tree.map(lambda x: x[jnp.arange(len(rates)), record], seen)

@@ -1,0 +1,78 @@
+"""The quantities that claims speak of, computed the same way on a flow's state and on a network."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Real
+
+
+def normalised_correlation(a: Float[Array, "*batch n"], b: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
+    """The cosine of `a` and `b` after each has lost its mean: Pearson's correlation over the last axis.
+
+    Blind to offset and scale of either argument: 1 does not mean that `a` equals `b`. NaN if either is constant.
+    Source: JoMA's Fig. 2 (its NC).
+    """
+    a, b = a - jnp.mean(a, axis=-1, keepdims=True), b - jnp.mean(b, axis=-1, keepdims=True)
+    return jnp.sum(a * b, axis=-1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
+
+
+def relative_error(observed: Float[Array, "*batch n"], predicted: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
+    """`‖observed − predicted‖ / ‖observed‖` over the last axis."""
+    return jnp.linalg.norm(observed - predicted, axis=-1) / jnp.linalg.norm(observed, axis=-1)
+
+
+def stable_rank(x: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch"]:
+    """`‖X‖_F² / ‖X‖₂²`, between 1 and the rank. NaN for a zero matrix. Source: GaLore, section 3."""
+    singular = jnp.linalg.svd(x, compute_uv=False)
+    return jnp.sum(singular**2, axis=-1) / singular[..., 0] ** 2
+
+
+def entropy(p: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
+    """The entropy of a distribution over the last axis, in nats; zero probabilities count nothing."""
+    return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0), axis=-1)
+
+
+def attention_entropy(
+    logits: Float[Array, "*batch tokens"], x: Float[Array, "*batch tokens"] | None = None
+) -> Float[Array, "*batch"]:
+    """The entropy, in nats, of the attention `x∘exp(logits)/Σ` over tokens of frequency `x` (uniform by default)."""
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = weights if x is None else weights * x
+    return entropy(weights / jnp.sum(weights, axis=-1, keepdims=True))
+
+
+def rebound(curve: Float[Array, "times *batch"]) -> Float[Array, "*batch"]:
+    """How far a curve ends above its lowest point: zero for one that never rises in the end."""
+    return curve[-1] - jnp.min(curve, axis=0)
+
+
+def largest_rise(curve: Float[Array, "times *batch"]) -> Float[Array, "*batch"]:
+    """The largest increase between any time and any later one: at most rounding for a curve that never rises."""
+    lowest = jax.lax.cummin(curve, axis=0)
+    return jnp.max(curve - lowest, axis=0)
+
+
+class Order(NamedTuple):
+    """A fitted order of convergence and its standard error."""
+
+    order: float
+    standard_error: float
+
+
+def fit_order(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"]) -> Order:
+    """The slope of `log error` on `log parameter` by least squares, and its standard error from the residuals.
+
+    `parameter` and `error` must be positive. **Raises** `ValueError` with fewer than three points, which leave no
+    residual; NaN if an error is zero or not finite.
+    """
+    x, y = np.log(np.asarray(parameter, float)), np.log(np.maximum(np.asarray(error, float), 0))
+    if x.shape != y.shape or x.ndim != 1 or x.size < 3:
+        raise ValueError(f"parameter and error must have one common shape (n,), n ≥ 3, got {x.shape} and {y.shape}.")
+    if not np.all(np.isfinite(y)):
+        return Order(float("nan"), float("nan"))
+    dx = x - x.mean()
+    slope = dx @ y / (dx @ dx)
+    residual = y - y.mean() - slope * dx
+    return Order(float(slope), float(np.sqrt(residual @ residual / (x.size - 2) / (dx @ dx))))
