@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Inexact, PyTree
 
 T = TypeVar("T")
@@ -13,13 +14,13 @@ T = TypeVar("T")
 
 def concrete(tree: PyTree) -> bool:
     """Whether every array of a PyTree has values here and now, rather than being traced."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    return not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def require(x: T, ok: Bool[ArrayLike, ""], message: str) -> T:
     """Returns `x`. Raises `ValueError(message)` unless `ok`; where `ok` is traced, an Equinox runtime error."""
-    if isinstance(ok, jax.core.Tracer):
-        return eqx.error_if(x, ~ok, message)
+    if isinstance(ok, Tracer):
+        return eqx.error_if(x, jnp.logical_not(ok), message)
     if not np.all(ok):
         raise ValueError(message)
     return x

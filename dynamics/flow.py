@@ -96,9 +96,9 @@ def solve(
       of `ts`, since `Kvaerno5` interpolates at third order only.
     - `progress`: shows a bar.
 
-    **Returns** Diffrax's `Solution`: `ts` as asked for and `ys` with a leading axis `times`. `stats["t_stop"]` is the time
-    that was reached. An event stops a solution that blows up in finite time: when the time in which it would grow by
-    its own size falls below `√eps · t`, the remaining `ys` are infinite.
+    **Returns** Diffrax's `Solution`: `ts` as asked for and `ys` with a leading axis `times`; `stats["t_stop"]` is the
+    time that was reached. An event stops a solution that blows up in finite time, once the time in which it would grow
+    by its own size falls below `√eps · t`: the remaining `ys` are infinite.
 
     **Raises** `ValueError` for a bad `y0`, `ts` or option, and for a time past the `blow_up_time` of the flow;
     `SolveError` when the solution blows up or the steps run out. It says where, and holds the solution. Inside `jit`
@@ -168,8 +168,8 @@ def _split_state(y0: PyTree) -> tuple[PyTree, PyTree]:
         raise ValueError("y0 must hold at least one floating-point array, got none.")
 
     def finite(path, leaf):
-        name = jax.tree_util.keystr(path)
-        return require(leaf, jnp.all(jnp.isfinite(leaf)), f"y0{name} must be finite, got NaN or infinity.")
+        xp, name = np if concrete(leaf) else jnp, jax.tree_util.keystr(path)
+        return require(leaf, xp.all(xp.isfinite(leaf)), f"y0{name} must be finite, got NaN or infinity.")
 
     return jax.tree_util.tree_map_with_path(finite, state), static
 
@@ -179,9 +179,10 @@ def _check_times(ts: ArrayLike | Sequence[float], state: PyTree) -> Float[Array,
     ts = jnp.asarray(ts, dtype)
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(f"ts must have shape (times,) with at least one time, got {ts.shape}.")
-    ts = require(ts, jnp.all(jnp.isfinite(ts)), "ts must be finite, got NaN or infinity.")
-    ts = require(ts, ts[0] >= 0, "ts must start at zero or later: y0 is the state at t = 0.")
-    return require(ts, jnp.all(ts[1:] > ts[:-1]), f"ts must be strictly increasing (in the state's {dtype}).")
+    values, xp = (np.asarray(ts), np) if concrete(ts) else (ts, jnp)  # numpy compiles nothing
+    ts = require(ts, xp.all(xp.isfinite(values)), "ts must be finite, got NaN or infinity.")
+    ts = require(ts, values[0] >= 0, "ts must start at zero or later: y0 is the state at t = 0.")
+    return require(ts, xp.all(values[1:] > values[:-1]), f"ts must be strictly increasing (in the state's {dtype}).")
 
 
 def check_blow_up(flow: Flow, y0: PyTree, t: ArrayLike) -> None:

@@ -23,8 +23,8 @@ class JomaBlock(eqx.Module):
 
     **Trained:** `w` W, shape `(embed, nodes)`, and `z`, shape `(queries, tokens)`, the attention logits of each query,
     into which key and query matrices are absorbed. With `train_decoder` also `decoder` D, shape `(nodes, classes)`;
-    a decoder of `None` gives `h` itself. **Fixed:** the embeddings `u_c` of the context tokens, shape `(embed, tokens)`,
-    and `u_q` of the queries, shape `(embed, queries)`. Fixed leaves have a gradient of zero; weight decay
+    a decoder of `None` gives `h` itself. **Fixed:** the embeddings `u_c` of the tokens, shape `(embed, tokens)`, and
+    `u_q` of the queries, shape `(embed, queries)`. Fixed leaves have a gradient of zero; weight decay
     reaches them all the same, so give it the mask `trainable()`.
 
     Source: JoMA (arXiv 2310.00535), section 3.
@@ -77,15 +77,19 @@ class JomaBlock(eqx.Module):
         if isinstance(activation, str) and activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be a function or one of {', '.join(_ACTIVATIONS)}, got {activation!r}.")
         dtype = jnp.result_type(float) if dtype is None else dtype
-        w_key, z_key, u_key, d_key = jax.random.split(key, 4)
         if embeddings is None:
-            embeddings = jnp.linalg.qr(jax.random.normal(u_key, (tokens + queries,) * 2, dtype))[0]
+            key, embed_key = jax.random.split(key)
+            embeddings = jnp.linalg.qr(jax.random.normal(embed_key, (tokens + queries,) * 2, dtype))[0]
         elif embeddings.ndim != 2 or embeddings.shape[1] != tokens + queries:
             raise ValueError(f"embeddings must have shape (embed, {tokens + queries}), got {embeddings.shape}.")
         self.u_c, self.u_q = embeddings[:, :tokens], embeddings[:, tokens:]
-        self.w = jnp.asarray(init_scale, dtype) * jax.random.normal(w_key, (embeddings.shape[0], nodes), dtype)
-        self.z = jnp.asarray(init_scale, dtype) * jax.random.normal(z_key, (queries, tokens), dtype)
-        self.decoder = None if classes is None else jax.random.normal(d_key, (nodes, classes), dtype) / nodes**0.5
+        # One draw for all: a random draw takes longer to compile than anything else here.
+        in_w, in_z = embeddings.shape[0] * nodes, queries * tokens
+        normal = jax.random.normal(key, (in_w + in_z + nodes * (classes or 0),), dtype)
+        scale = jnp.asarray(init_scale, dtype)
+        self.w = scale * normal[:in_w].reshape(-1, nodes)
+        self.z = scale * normal[in_w : in_w + in_z].reshape(queries, tokens)
+        self.decoder = None if classes is None else normal[in_w + in_z :].reshape(nodes, classes) / nodes**0.5
         self.temperature, self.normaliser = jnp.asarray(temperature, dtype), jnp.asarray(normaliser, dtype)
         self.attention, self.train_decoder = attention, train_decoder
         self.activation = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
@@ -114,7 +118,7 @@ class JomaBlock(eqx.Module):
 
     def hidden(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " nodes"]:
         """The hidden layer `h` for one context."""
-        # Uses Wᵀ f = Vᵀ b + Wᵀ u_q: V is common to a batch, so that the embedding is multiplied once rather than per sample.
+        # Wᵀ f = Vᵀ b + Wᵀ u_q: V is common to a batch, so that the embedding is multiplied once, not once a sample.
         return self.activation(self.attend(x, query) @ self.v + self.beta[query])
 
     def __call__(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " classes"]:

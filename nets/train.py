@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 from tqdm import tqdm
 
@@ -52,8 +53,8 @@ def train(
 ) -> Run:
     """Trains `model` by `steps` updates of `optimiser` on `loss(model, batch)`.
 
-    One compiled scan. Under `vmap`, over keys, learning rates, initial models, it trains all lanes at once; under `jit` the
-    learning rate inside `optimiser` is traced like any other value, so that changing it compiles nothing:
+    One compiled scan. Under `vmap`, over keys, learning rates, initial models, it trains all lanes at once; under `jit`
+    the learning rate inside `optimiser` is traced like any other value, so that changing it compiles nothing:
 
         jax.jit(lambda learning_rate: train(..., optax.sgd(learning_rate), ...))
 
@@ -100,7 +101,7 @@ def train(
             observed = jax.tree.map(lambda *x: jnp.stack(x), *seen, last)
         else:
             carry, observed = _all(loop, carry, records, rest)
-    if not isinstance(carry.diverged_at, jax.core.Tracer) and carry.diverged_at >= 0:
+    if not isinstance(carry.diverged_at, Tracer) and carry.diverged_at >= 0:
         warnings.warn(
             f"The loss became non-finite at step {int(carry.diverged_at)} of {steps}; later records are NaN.",
             RuntimeWarning,
@@ -124,7 +125,10 @@ class _Loop(eqx.Module):
         return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan) if eqx.is_inexact_array(x) else x, seen)
 
     def update(self, carry: _Carry) -> _Carry:
-        batch = self.data(jax.random.fold_in(self.key, carry.step)) if callable(self.data) else self.data
+        batch = self.data
+        if callable(self.data):
+            assert self.key is not None
+            batch = self.data(jax.random.fold_in(self.key, carry.step))
         value, grads = eqx.filter_value_and_grad(lambda p: self.loss(eqx.combine(p, self.static), batch))(carry.params)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes inside, whatever the caller's mode
             updates, state = self.optimiser.update(grads, carry.state, carry.params)

@@ -65,7 +65,7 @@ def identity(error: Real[ArrayLike, "..."], at_most: float) -> Row:
     """The largest absolute entry of an error must not exceed a bound derived from the tolerances. An infinite error is
     refuted; NaN is undecided, for nothing was measured."""
     measured = float(np.max(np.abs(np.asarray(error))))
-    return Row(measured, (measured,) * 2, at_most, (0.0, at_most), f"{measured:.2g}", f"≤ {at_most:.2g}")
+    return Row(measured, (measured, measured), at_most, (0.0, at_most), f"{measured:.2g}", f"≤ {at_most:.2g}")
 
 
 def limit(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"], order: float, tolerance: float = 0.1) -> Row:
@@ -107,7 +107,8 @@ def statistic(
         low, high = measured - half, measured + half
     else:
         measured = float(np.quantile(values, quantile))
-        low, high = stats.quantile_test(values, q=measured, p=quantile).confidence_interval(0.95)
+        test = stats.quantile_test(values, q=measured, p=quantile)  # pyright: ignore[reportArgumentType]
+        low, high = test.confidence_interval(0.95)
     text = f"{measured:.3g} [{low:.3g}, {high:.3g}]"
     interval = (float(low), float(high))
     if at_least is not None:
@@ -120,8 +121,8 @@ def statistic(
 class Evidence:
     """What a check measured.
 
-    `rows`: each by name, the most telling first; all must hold. `control`: the same checks against a prediction that is wrong in one
-    place, all of which must be refuted. `panels`: the arrays behind them, one picture each (see `panel`).
+    `rows`: each by name, the most telling first; all must hold. `control`: the same checks against a prediction that is
+    wrong in one place; all must be refuted. `panels`: the arrays behind them, one picture each (see `panel`).
     `remarks`: findings that no bound expresses.
     """
 
@@ -172,7 +173,7 @@ def panel(
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Under which conditions a claim is checked. Claims draw all their randomness from `key`."""
+    """Under which conditions a claim is checked. Claims draw all their randomness from `key` and `rng`."""
 
     scale: Scale = "laptop"
     seed: int = 0
@@ -182,6 +183,11 @@ class Setting:
     @property
     def key(self) -> Key[Array, ""]:
         return jax.random.key(self.seed)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """For fixed data: drawn on the host, it compiles nothing."""
+        return np.random.default_rng(self.seed)
 
     @property
     def dtype(self) -> Any:

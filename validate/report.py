@@ -117,12 +117,14 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 3rem 0 .3rem; border-top: 1px solid #ddd; padding-top: 1.5rem; }
+h1 { font-size: 1.6rem; }
+h2 { font-size: 1.2rem; margin: 3rem 0 .3rem; border-top: 1px solid #ddd; padding-top: 1.5rem; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #e8e8e8; vertical-align: top; }
 th { border-bottom: 2px solid #999; } img { max-width: 100%; margin: .8rem 0; }
 .scroll { overflow-x: auto; } a { color: inherit; }
-.holds, .rejected { color: #14713a; } .refuted, .failed { color: #b3261e; font-weight: 600; } .undecided { color: #8a5a00; }
+.holds, .rejected { color: #14713a; } .refuted, .failed { color: #b3261e; font-weight: 600; }
+.undecided { color: #8a5a00; }
 .statement { font-size: 1.05rem; } .small, footer { color: #555; font-size: .88rem; } ul { margin: .3rem 0 .8rem; }
 pre { white-space: pre-wrap; font-size: .8rem; background: #f6f6f6; padding: .6rem; }
 </style></head><body>
@@ -133,15 +135,19 @@ against a prediction that is wrong in one place, is refuted. Finite checks are e
 <tr><th>claim</th><th>kind</th><th>measured</th><th>bound</th><th>control</th><th>verdict</th><th>s</th></tr>
 {% for r in records %}<tr><td><a href="#{{ r.name }}">{{ r.name }}</a></td><td>{{ r.kind }}</td>
 <td>{{ r.measured_text }}</td><td>{{ r.bound_text }}</td>
-<td class="{{ 'rejected' if r.control_rejected else 'failed' }}">{{ 'rejected' if r.control_rejected else 'not rejected' }}</td>
-<td class="{{ r.verdict if r.passed or r.verdict != 'holds' else 'failed' }}">{{ r.verdict if r.passed or r.verdict != 'holds' else 'failed' }}</td>
+{% set control = 'rejected' if r.control_rejected else 'not rejected' %}
+{% set verdict = r.verdict if r.passed or r.verdict != 'holds' else 'failed' %}
+<td class="{{ 'rejected' if r.control_rejected else 'failed' }}">{{ control }}</td>
+<td class="{{ verdict }}">{{ verdict }}</td>
 <td>{{ '%.1f' % r.seconds }}</td></tr>
 {% endfor %}</table></div>
 {% for r in records %}
 <h2 id="{{ r.name }}">{{ r.name }}</h2>
 <p class="statement">{{ r.statement }}</p>
 <p class="small">{{ r.paper }}. {{ r.source }}.</p>
-{% if r.name in pictures %}<img alt="figure of {{ r.name }}" src="data:image/png;base64,{{ pictures[r.name] }}">{% endif %}
+{% if r.name in pictures %}
+<img alt="figure of {{ r.name }}" src="data:image/png;base64,{{ pictures[r.name] }}">
+{% endif %}
 <div class="scroll"><table><tr><th>{{ r.kind }}</th><th>measured</th><th>bound</th><th>verdict</th></tr>
 {% for row in r.rows %}<tr><td>{{ row.name }}</td><td>{{ row.measured_text }}</td><td>{{ row.bound_text }}</td>
 <td class="{{ row.verdict }}">{{ row.verdict }}</td></tr>{% endfor %}

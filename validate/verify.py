@@ -30,10 +30,10 @@ def verify(
 ) -> list[Record]:
     """Checks each claim and returns one record each, a dictionary ready for JSON (see `record_of`).
 
-    With `out`, the folder gets `results.json`, rewritten after every claim, `NAME/figure.png` and `NAME/evidence.npz` for
-    each, and at the end (also when interrupted) `report.html`. With `resume`, claims that `results.json` already has at
-    this scale, seed, precision and corpus are taken from there. A claim whose check raises is *undecided*, and the others
-    go on.
+    With `out`, the folder gets `results.json`, rewritten after every claim, `NAME/figure.png` and `NAME/evidence.npz`
+    for each, and at the end (also when interrupted) `report.html`. With `resume`, claims that `results.json` already
+    has at this scale, seed, precision and corpus are taken from there. A claim whose check raises is *undecided*, and
+    the others go on.
     """
     folder = None if out is None else Path(out)
     finished = _read(folder, setting) if resume and folder is not None else {}
@@ -64,7 +64,7 @@ def _check(claim: Claim, setting: Setting, folder: Path | None) -> Record:
     if folder is not None:
         place = folder / claim.name
         place.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(place / "evidence.npz", **arrays_of(evidence.panels))
+        np.savez_compressed(place / "evidence.npz", allow_pickle=False, **arrays_of(evidence.panels))
         report.figure(evidence.panels, claim.name).savefig(place / "figure.png", dpi=110)
     return record
 

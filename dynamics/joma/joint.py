@@ -1,4 +1,4 @@
-"""Theorem 1 of JoMA: the joint flow of hidden nodes and attention logits, and the logits that its invariants predict."""
+"""Theorem 1 of JoMA: the joint flow of hidden nodes and attention logits, its invariants, and what they predict."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
@@ -169,8 +169,8 @@ def predicted_logits(
         softmax  z = z₀ + r/2T [Σ_k v_k² − (Σ_k ‖v_k‖²) b̄] − (the same at v₀)
 
     with `rate_ratio` r = η_Z/η_W and `b_bar` b̄ = E[b] (softmax only). Several queries that share their nodes obey the
-    linear and the exponential law only summed, `Σ_m z_m²` and `Σ_m z_m`. The softmax law also assumes that b̄ is constant
-    and that `E[g_k b bᵀ] = b̄ E[g_k b]ᵀ` for each node; it holds approximately, in direction more than in size.
+    linear and the exponential law only summed, `Σ_m z_m²` and `Σ_m z_m`. The softmax law also assumes that b̄ is
+    constant and that `E[g_k b bᵀ] = b̄ E[g_k b]ᵀ` for each node; it holds in direction more than in size.
 
     Source: JoMA, Theorem 1. The published softmax form lacks the ½ and the sum over nodes in front of b̄, and so breaks
     the exact conservation of `Σ_l z_l`.

@@ -23,7 +23,7 @@ class LinearActivation(Flow):
     (times `exp(z_l(0) − v_l(0)²/2)` where the logits do not start at `v²/2`); `normaliser` A, a scalar.
     **State:** `v`, shape `(tokens,)`.
 
-    **Assumptions:** (1) stationary back-propagated gradient; (2) batches of one query; (3) identity activation, one node.
+    **Assumptions:** (1) stationary back-propagated gradient; (2) one query; (3) identity activation, one node.
 
     **Closed form:** `erf(v_l/√2) = erf(v_l(0)/√2) + √(2/π) Δ_l t/A`. From zero, `erf(v_l/√2)/Δ_l` is common to all
     tokens. **What must happen:** one token, `winner`, diverges at a finite time towards the sign of its Δ, all others
@@ -75,7 +75,7 @@ class RegularisedClock(Flow):
 
         dv/dτ = Δ ∘ exp((v² − max v²)/2) / A,   dt/dτ = exp(−max v²/2)
 
-    **State:** a `ClockState`, whose `t` tends to the blow-up time and whose other components tend to their values there.
+    **State:** a `ClockState`, whose `t` tends to the blow-up time and whose other components to their values there.
     From zero, `τ = 14 A/max|Δ|` brings the winner to 14, where `t` agrees with `t*` to rounding in float64.
     """
 
@@ -93,7 +93,7 @@ class ManyNodes(Flow):
     """`V̇ = (1/A) diag(exp(½ (V∘V) 1)) Δ`: several nodes with linear activation under exponential attention.
 
     **Fields:** `delta` Δ, shape `(tokens, nodes)`, `Δ_lk = E[g_k x_l]` (times `exp(z_l(0) − ½Σ_k v_lk(0)²)`);
-    `normaliser` A. **State:** `V`, shape `(tokens, nodes)`. **Assumptions:** those of `LinearActivation`, for each node.
+    `normaliser` A. **State:** `V`, shape `(tokens, nodes)`. **Assumptions:** as for `LinearActivation`, for each node.
 
     **Closed form**, for any initial value: row `l` moves along its own `μ_l = Δ_l`, so its component `a` along it obeys
     the scalar equation with rate `‖μ_l‖ exp(‖u_⊥‖²/2)`. From zero, `erf(‖u_l‖/√2) = √(2/π) ‖μ_l‖ t/A`.

@@ -43,12 +43,13 @@ class Mixture(Flow):
     `∫ E[g h'] dt'` of the printed theorem, kept as a state of its own.
 
     **Fields:** `centres` x̄, shape `(clusters, tokens)`; `strength` a_c = P[c] E[g | c], shape `(clusters,)`; `sigma`, a
-    scalar; `activation` φ: `"identity"`, `"relu"`, `"leaky_relu"` (with `slope`), `"square"`, `"erf"` in closed form, or
-    any smooth function, by Gauss–Hermite quadrature with 201 nodes (ReLU itself is not smooth: name it).
+    scalar; `activation` φ: `"identity"`, `"relu"`, `"leaky_relu"` (with `slope`), `"square"`, `"erf"` in closed form,
+    or any smooth function, by Gauss–Hermite quadrature with 201 nodes (ReLU itself is not smooth: name it).
     **State:** a `MixtureState`, with `v ≠ 0` for the two rectifiers.
 
     **Assumptions:** (1) the back-propagated gradient is stationary and constant within a cluster; (2) attention is
-    uniform; (3) clusters are isotropic, here Gaussian. **What must happen:** for a homogeneous φ the norm grows for ever.
+    uniform; (3) clusters are isotropic, here Gaussian. **What must happen:** for a homogeneous φ the norm grows without
+    end.
 
     Source: JoMA, Theorem 3. The printed θ(r) depend on `‖v‖` as well as on r.
     """
@@ -78,7 +79,8 @@ class Mixture(Flow):
 
     def theta1(self, r: Float[Array, " n"], norm: ArrayLike) -> Float[Array, " n"]:
         """θ₁ at pre-activations `r` and a node of length `norm` = ‖v‖."""
-        return norm * self._moments(r, jnp.asarray(norm, r.dtype))[0]
+        norm = jnp.asarray(norm, r.dtype)
+        return norm * self._moments(r, norm)[0]
 
     def theta2(self, r: Float[Array, " n"], norm: ArrayLike) -> Float[Array, " n"]:
         """θ₂ at pre-activations `r` and a node of length `norm` = ‖v‖."""
@@ -86,7 +88,7 @@ class Mixture(Flow):
         return norm**3 * self._moments(r, norm)[1]
 
     def _moments(self, r, norm):
-        """`E[φ'(r+s)]` and `E[s φ'(r+s)]/‖v‖²`, the latter equal to `σ² E[φ''(r+s)]` (Stein), which needs no division."""
+        """`E[φ'(r+s)]` and `E[s φ'(r+s)]/‖v‖²`; the latter is `σ² E[φ''(r+s)]` (Stein), which needs no division."""
         name = _SAME.get(self.activation, self.activation) if callable(self.activation) else self.activation
         spread = self.sigma * norm
         if name == "identity":

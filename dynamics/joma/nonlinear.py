@@ -139,7 +139,7 @@ def _elapsed(s: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " 
 
 
 def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Inverts `_elapsed`: Newton, kept inside a bracket, since the curve is concave only where v and μ agree in sign."""
+    """Inverts `_elapsed` by Newton inside a bracket: the curve is concave only where v and μ agree in sign."""
     scaled = t * jnp.exp(mu**2 / 2)
 
     def residual(s):

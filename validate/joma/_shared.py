@@ -1,6 +1,7 @@
 """What the claims of JoMA share: the paper's name, small random tasks, and training at many learning rates."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,28 +16,27 @@ from ...nets import train
 
 PAPER = "JoMA (Tian et al., ICLR 2024, arXiv 2310.00535)"
 
-FLOW = "gradient flow, t = learning rate × step"
+TIME = "t = learning rate × step"
+FLOW = f"gradient flow, {TIME}"
 ONE_QUERY = "all samples share one query"
 STATIONARY = "the back-propagated gradient g is stationary"
 LINEAR = "identity activation"
 
 
 def four_activations(h: Float[Array, " nodes"]) -> Float[Array, " nodes"]:
-    """Identity, tanh, SiLU and the square in turn: Theorem 1 asks nothing of the activation, not even that it be one."""
+    """Identity, tanh, SiLU and the square in turn: Theorem 1 asks nothing of the activation."""
     kinds = (h, jnp.tanh(h), jax.nn.silu(h), jnp.square(h))
     return jnp.stack([kinds[k % 4][k] for k in range(h.shape[0])])
 
 
 def random_task(
-    key: Key[Array, ""], *, tokens: int = 12, samples: int = 40, classes: int = 5, queries: int = 1
+    rng: np.random.Generator, *, tokens: int = 12, samples: int = 40, classes: int = 5, queries: int = 1
 ) -> nets.Contexts:
     """Random token frequencies and labels: a task without structure, for laws that need none."""
-    x_key, label_key, query_key = jax.random.split(key, 3)
-    x = jax.random.uniform(x_key, (samples, tokens))
-    label = jax.random.randint(label_key, (samples,), 0, classes)
-    return nets.Contexts(
-        x / jnp.sum(x, axis=1, keepdims=True), label, jax.random.randint(query_key, (samples,), 0, queries)
-    )
+    x = rng.random((samples, tokens))
+    x = jnp.asarray(x / x.sum(axis=1, keepdims=True), jnp.result_type(float))
+    label, query = rng.integers(classes, size=samples), rng.integers(queries, size=samples)
+    return nets.Contexts(x, jnp.asarray(label), jnp.asarray(query))
 
 
 def loss_flow(data: PyTree, model: nets.JomaBlock, *, eta_z: ArrayLike = 1.0, loss=nets.cross_entropy) -> GradientFlow:
@@ -45,7 +45,7 @@ def loss_flow(data: PyTree, model: nets.JomaBlock, *, eta_z: ArrayLike = 1.0, lo
     return GradientFlow(jax.tree_util.Partial(lambda d, m: loss(m, d), data), rates)
 
 
-def sgd(learning_rate: ArrayLike, eta_z: ArrayLike = 1.0) -> optax.GradientTransformation:
+def sgd(learning_rate: Any, eta_z: ArrayLike = 1.0) -> optax.GradientTransformation:
     """Gradient descent with `eta_z` times the rate for the attention logits."""
     plain = optax.sgd(learning_rate)
 
@@ -69,7 +69,7 @@ def at_common_time(
     data: PyTree,
     observe: Callable,
     *,
-    optimiser: Callable[[ArrayLike], optax.GradientTransformation] = optax.sgd,
+    optimiser: Callable[[Any], optax.GradientTransformation] = optax.sgd,
     key: Key[Array, ""] | None = None,
 ) -> PyTree:
     """Trains at all `rates` (see `halving_rates`) at once, and observes each at the time `t = rates[0] × steps`.

@@ -11,7 +11,7 @@ from ...dynamics.joma import Mixture, MixtureState
 from ...nets import joma as nets
 from ...nets import train
 from ..claim import Evidence, Setting, claim, identity, limit, panel
-from ._shared import FLOW, ONE_QUERY, PAPER, STATIONARY, sgd
+from ._shared import FLOW, ONE_QUERY, PAPER, STATIONARY, TIME, sgd
 
 CLUSTERS = ("uniform attention", "isotropic Gaussian clusters", "one node")
 ACTIVATIONS = {
@@ -30,8 +30,8 @@ ACTIVATIONS = {
     "joma.theta",
     paper=PAPER,
     kind="statistic",
-    statement="θ₁ = ‖v‖ E[φ'(r+s)] and θ₂ = ‖v‖ E[s φ'(r+s)], in closed form for identity, ReLU, leaky ReLU, square and erf and by "
-    "quadrature for smooth activations, agree with Monte Carlo within five standard errors.",
+    statement="θ₁ = ‖v‖ E[φ'(r+s)] and θ₂ = ‖v‖ E[s φ'(r+s)], in closed form for identity, ReLU, leaky ReLU, "
+    "square and erf and by quadrature for smooth activations, agree with Monte Carlo within five standard errors.",
     source="Theorem 3's coefficients; printed as functions of r alone",
     assumptions=("isotropic Gaussian clusters",),
     control="θ as a function of r alone, taken at ‖v‖ = 1",
@@ -142,7 +142,7 @@ def mixture_training(setting: Setting) -> Evidence:
             ),
             panel(
                 f"one node, {sizes[-1]} samples",
-                ("t = learning rate × step", times[::20]),
+                (TIME, times[::20]),
                 y="v",
                 observed={"trained node": paths[-1][0]},
                 predicted={"Theorem 3": exact},

@@ -12,7 +12,7 @@ from ...nets import joma as nets
 from ...nets import train
 from ..claim import Evidence, Setting, claim, identity, panel, statistic
 from ..metrics import attention_entropy, largest_rise, rebound
-from ._shared import FLOW, PAPER
+from ._shared import PAPER, TIME
 
 MODEL = (
     "the critical-point model v̇ = (μ − v)∘exp(v²/2), proportional to the flow near a critical point",
@@ -25,7 +25,8 @@ MU = np.linspace(1.0, 4.0, 7)
     "joma.implicit_law",
     paper=PAPER,
     kind="identity",
-    statement="v̇ = (μ − v)∘exp(v²/2) has the implicit solution e^{μ²/2} t = ln 1/δ + R(δ; μ), δ = 1 − v/μ, for all times.",
+    statement="v̇ = (μ − v)∘exp(v²/2) has the implicit solution e^{μ²/2} t = ln 1/δ + R(δ; μ), δ = 1 − v/μ, for "
+    "all times.",
     source="Theorem 4; the remainder R makes its leading term exact",
     assumptions=MODEL,
     control="R left out, as in the leading law ln 1/δ = e^{μ²/2} t",
@@ -33,14 +34,14 @@ MU = np.linspace(1.0, 4.0, 7)
 def implicit_law(setting: Setting) -> Evidence:
     flow, zero = NonlinearActivation(MU), jnp.zeros(7)
     log = flow.log_form()
-    ts = jnp.asarray(np.concatenate([np.linspace(0.02, 1, 50), [1.5, 2, 3, 5, 10, 20, 50, 100]]))
-    tight = dict(rtol=setting.bound(1e-11, 1e-6), atol=setting.bound(1e-13, 1e-8))
-    y = solve(log, zero, ts, **tight).ys
-    elapsed = jax.jit(jax.vmap(log.time_to, (0, None)))(y, zero)
-    exact = jax.jit(jax.vmap(flow.exact, (0, None)))(ts, zero)
-    v = solve(flow, zero, ts).ys
-    relative = jnp.abs(elapsed - ts[:, None]) / ts[:, None]
-    leading = jnp.abs(y * jnp.exp(-(flow.mu**2) / 2) - ts[:, None]) / ts[:, None]
+    ts = np.concatenate([np.linspace(0.02, 1, 50), [1.5, 2, 3, 5, 10, 20, 50, 100]])
+    rtol, atol = setting.bound(1e-11, 1e-6), setting.bound(1e-13, 1e-8)
+    y = np.asarray(solve(log, zero, ts, rtol=rtol, atol=atol).ys)
+    elapsed = np.asarray(jax.jit(jax.vmap(log.time_to, (0, None)))(y, zero))
+    exact = np.asarray(jax.jit(jax.vmap(flow.exact, (0, None)))(jnp.asarray(ts, setting.dtype), zero))
+    v = np.asarray(solve(flow, zero, ts).ys)
+    relative = np.abs(elapsed - ts[:, None]) / ts[:, None]
+    leading = np.abs(y * np.exp(-(MU**2) / 2) - ts[:, None]) / ts[:, None]
     return Evidence(
         rows={
             "implicit time of the log-form solution, relative": identity(relative, setting.bound(1e-7, 1e-3)),
@@ -50,18 +51,18 @@ def implicit_law(setting: Setting) -> Evidence:
         panels=[
             panel(
                 "approach to the critical point",
-                ("t = learning rate × step", ts),
+                (TIME, ts),
                 y="1 − v/μ",
-                observed={"solve": jnp.maximum(1 - v / MU, 1e-12)},
-                predicted={"closed form": jnp.maximum(1 - exact / MU, 1e-12)},
+                observed={"solve": np.maximum(1 - v / MU, 1e-12)},
+                predicted={"closed form": np.maximum(1 - exact / MU, 1e-12)},
                 log="y",
             ),
             panel(
                 "error of the implicit time",
-                ("t = learning rate × step", ts),
+                (TIME, ts),
                 y="relative error, worst μ",
-                observed={"with R": jnp.max(relative, axis=1)},
-                control={"without R": jnp.max(leading, axis=1)},
+                observed={"with R": np.max(relative, axis=1)},
+                control={"without R": np.max(leading, axis=1)},
                 log="xy",
             ),
         ],
@@ -72,20 +73,21 @@ def implicit_law(setting: Setting) -> Evidence:
     "joma.lag_law",
     paper=PAPER,
     kind="identity",
-    statement="ln(1/δ_j)/ln(1/δ_k) tends to e^{μ_j²/2}/e^{μ_k²/2}, and ln 1/δ_j = e^{μ_j²/2} (t − τ(μ_j)) with a lag τ that the theorem "
-    "leaves open.",
+    statement="ln(1/δ_j)/ln(1/δ_k) tends to e^{μ_j²/2}/e^{μ_k²/2}, and ln 1/δ_j = e^{μ_j²/2} (t − τ(μ_j)) with a"
+    " lag τ that the theorem leaves open.",
     source="Theorem 4: the ratio holds as t → ∞ only",
     assumptions=(*MODEL, "late times, zero start"),
     control="the ratio read at t = 1; the lag left out at t = 10",
 )
 def lag_law(setting: Setting) -> Evidence:
     flow = LogGap(MU)
-    ts = jnp.asarray([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0])
-    y = jax.jit(jax.vmap(flow.exact, (0, None)))(ts, jnp.zeros(7))
+    ts = np.array([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0])
+    y = np.asarray(jax.jit(jax.vmap(flow.exact, (0, None)))(jnp.asarray(ts, setting.dtype), jnp.zeros(7)))
     speed = np.exp(MU**2 / 2)
-    scaled = np.asarray(y) / speed
+    scaled = y / speed
     ratio = np.abs(scaled[:, :, None] / scaled[:, None, :] - 1).max(axis=(1, 2))
-    lag = NonlinearActivation(MU).lag()
+    lag_of = jax.jit(lambda mu: NonlinearActivation(mu).lag())
+    lag = np.asarray(lag_of(jnp.asarray(MU)))
     # In float64 y = 3e5 has an absolute rounding of 1e-10; in float32 the law is measured relative to its size.
     error = np.abs(y - speed * (ts[:, None] - lag)) / setting.bound(1.0, np.max(speed) * 10)
     return Evidence(
@@ -100,7 +102,7 @@ def lag_law(setting: Setting) -> Evidence:
         panels=[
             panel(
                 "ratio of ln 1/δ to the prediction",
-                ("t = learning rate × step", ts),
+                (TIME, ts),
                 y="(y_j/y_1) / (e^{μ_j²/2}/e^{μ_1²/2})",
                 observed={"closed form, μ = 1 … 4": scaled / scaled[:, :1]},
                 predicted={"Theorem 4": np.ones(7), "with the lag": (ts[:, None] - lag) / (ts[:, None] - lag[0])},
@@ -110,7 +112,7 @@ def lag_law(setting: Setting) -> Evidence:
                 "the lag itself",
                 ("μ", np.linspace(0.1, 6, 60)),
                 y="τ(μ)",
-                predicted={"τ(μ)": NonlinearActivation(jnp.linspace(0.1, 6, 60)).lag()},
+                predicted={"τ(μ)": lag_of(jnp.linspace(0.1, 6, 60))},
             ),
         ],
         remarks=[f"At t = 1 the ratio is off by up to {ratio[0]:.2f}, at t = 10 by {ratio[3]:.3f}."],
@@ -127,21 +129,21 @@ def lag_law(setting: Setting) -> Evidence:
     control="the same check on the flow with attention",
 )
 def no_attention(setting: Setting) -> Evidence:
-    zero, ts = jnp.zeros(7), jnp.linspace(0, 10, 41)
-    v = solve(NonlinearActivation(MU, attention=False), zero, ts).ys
-    attended = jax.jit(jax.vmap(NonlinearActivation(MU).exact, (0, None)))(ts, zero)
-    law = jnp.exp(-ts)[:, None]
+    zero, ts = jnp.zeros(7), np.linspace(0, 10, 41)
+    v = np.asarray(solve(NonlinearActivation(MU, attention=False), zero, ts).ys)
+    attended = jax.jit(jax.vmap(NonlinearActivation(MU).exact, (0, None)))(jnp.asarray(ts, setting.dtype), zero)
+    attended, law = np.asarray(attended), np.exp(-ts)[:, None]
     return Evidence(
         rows={"1 − v/μ − e^{−t}": identity(1 - v / MU - law, setting.bound(1e-9, 1e-5))},
         control={"the same with attention": identity(1 - attended / MU - law, 1e-2)},
         panels=[
             panel(
                 "distance to the critical point",
-                ("t = learning rate × step", ts),
+                (TIME, ts),
                 y="1 − v/μ",
                 observed={"without attention": 1 - v / MU},
                 predicted={"e^{−t}": law[:, 0]},
-                control={"with attention": jnp.maximum(1 - attended / MU, 1e-5)},
+                control={"with attention": np.maximum(1 - attended / MU, 1e-5)},
                 log="y",
             )
         ],
@@ -152,17 +154,17 @@ def no_attention(setting: Setting) -> Evidence:
     "joma.entropy_bounce",
     paper=PAPER,
     kind="statistic",
-    statement="With nonlinear activation the entropy of attention falls and bounces back; without attention, and with linear "
-    "activation under a stationary gradient, it never rises.",
+    statement="With nonlinear activation the entropy of attention falls and bounces back; without attention, and"
+    " with linear activation under a stationary gradient, it never rises.",
     source="Theorem 4's consequence and the paper's Fig. 4",
     assumptions=(*MODEL, "μ ~ U(1, 4)^10", "attention softmax(v²/2): exponential attention, uniform tokens, c = 0"),
     control="the flow with attention never rises; the flow without attention bounces",
 )
 def entropy_bounce(setting: Setting) -> Evidence:
     draws = setting.pick(smoke=40, laptop=300, paper=1000)
-    mu_key, delta_key = jax.random.split(setting.key)
-    mus = jax.random.uniform(mu_key, (draws, 10), minval=1.0, maxval=4.0)
-    deltas = jax.random.normal(delta_key, (draws, 10))
+    rng = setting.rng
+    mus = jnp.asarray(rng.uniform(1, 4, (draws, 10)), setting.dtype)
+    deltas = jnp.asarray(rng.standard_normal((draws, 10)), setting.dtype)
     ts = jnp.asarray(np.concatenate([np.linspace(0, 2, 81), np.linspace(2, 10, 41)[1:]]))
     fractions = jnp.linspace(0, 0.99, 100)
 
@@ -192,7 +194,7 @@ def entropy_bounce(setting: Setting) -> Evidence:
         panels=[
             panel(
                 "nonlinear activation, six draws of μ",
-                ("t = learning rate × step", ts),
+                (TIME, ts),
                 y="entropy of attention (nats)",
                 predicted={"with attention": on[:, :6]},
                 control={"without attention": off[:, :6]},
@@ -211,8 +213,9 @@ def entropy_bounce(setting: Setting) -> Evidence:
     "joma.entropy_bounce_ce",
     paper=PAPER,
     kind="statistic",
-    statement="Under cross-entropy the attention entropy of the real block bounces back with linear activation too: the "
-    "bounce is not a signature of nonlinearity. (Bounce: the entropy rises by 0.01 nats or more after a fall.)",
+    statement="Under cross-entropy the attention entropy of the real block bounces back with linear activation "
+    "too: the bounce is not a signature of nonlinearity. (Bounce: the entropy rises by 0.01 nats or more after a "
+    "fall.)",
     source="measured here; the paper ascribes the bounce to nonlinear activation",
     assumptions=("softmax attention, gradient descent on class-token mixtures, fixed random decoder",),
     control="the same linear block under a stationary gradient",
@@ -265,8 +268,8 @@ def entropy_bounce_ce(setting: Setting) -> Evidence:
             )
         ],
         remarks=[
-            f"With linear activation {np.mean(rise[0] > floor):.0%} of the tasks bounce by more than {floor} nats, by up "
-            f"to {rise[0].max():.2f}. JoMA's slides tell the bounce as a consequence of nonlinear activation; what it "
-            "needs is a gradient that is not stationary."
+            f"With linear activation {np.mean(rise[0] > floor):.0%} of the tasks bounce by more than {floor} nats, by "
+            f"up to {rise[0].max():.2f}. JoMA's slides tell the bounce as a consequence of nonlinear "
+            "activation; what it needs is a gradient that is not stationary."
         ],
     )

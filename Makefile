@@ -1,0 +1,35 @@
+# Each target works alone on a fresh machine with Python and make: it makes its own .venv when there is none.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: verify test test-slow lint notebooks bench clean
+
+verify: .venv/installed
+	$(BIN)/traindyn verify --scale laptop
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# Runs every notebook at the smoke scale from its script, and renders it beside.
+notebooks: .venv/installed
+	cd notebooks && ../$(BIN)/jupytext --to ipynb *.py && ../$(BIN)/jupyter execute --inplace *.ipynb
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/joma.py
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]' --constraint constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv out dist
