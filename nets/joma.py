@@ -68,7 +68,7 @@ class JomaBlock(eqx.Module):
             "tokens": tokens,
             "nodes": nodes,
             "queries": queries,
-            "classes": classes or 1,
+            "classes": 1 if classes is None else classes,
         }.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}.")

@@ -38,7 +38,7 @@ def tokenise(text: str, size: int) -> Tokens:
 
 def frequent_queries(tokens: Tokens, number: int) -> tuple[str, ...]:
     """The `number` most frequent words, `<unk>` not among them."""
-    return tokens.vocabulary[:number]
+    return tokens.vocabulary[:-1][:number]
 
 
 def contexts(tokens: Tokens, queries: tuple[str, ...], *, length: int = 16, least: int = 64) -> Contexts:
@@ -50,6 +50,8 @@ def contexts(tokens: Tokens, queries: tuple[str, ...], *, length: int = 16, leas
     """
     if length < 2:
         raise ValueError(f"length must be at least 2 (a context and the query), got {length}.")
+    if not queries:
+        raise ValueError("queries must hold at least one word, got none.")
     size, xs, labels, numbers = len(tokens.vocabulary), [], [], []
     for number, word in enumerate(queries):
         if word not in tokens.vocabulary:

@@ -122,7 +122,7 @@ class _Loop(eqx.Module):
     def record(self, carry: _Carry) -> PyTree:
         seen = jax.tree.map(jnp.asarray, self.observe(eqx.combine(carry.params, self.static)))
         ok = carry.diverged_at < 0
-        return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan) if eqx.is_inexact_array(x) else x, seen)
+        return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan if eqx.is_inexact_array(x) else jnp.zeros_like(x)), seen)
 
     def update(self, carry: _Carry) -> _Carry:
         batch = self.data

@@ -1,4 +1,4 @@
-"""The command line: `traindyn list`, `traindyn verify`."""
+"""The command line: `traindyn list`, `traindyn verify`, `traindyn cite`."""
 
 import importlib
 import importlib.util
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from . import joma, report
 from .claim import Claim, Setting
 from .corpus import read_corpus
+from .papers import BIBTEX
 from .verify import verify as run_claims
 
 BUILT_IN = (*joma.CLAIMS,)
@@ -47,9 +48,10 @@ def list_claims(more: tuple[str, ...]) -> None:
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True)
 @click.option("--x32", is_flag=True, help="Compute in float32 instead of float64.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Claims checked at a time.")
 @click.option("--resume", is_flag=True, help="Keep the claims that OUT/results.json already has.")
 @_MORE
-def verify(names, scale, seed, corpus, out, x32, resume, more) -> None:
+def verify(names, scale, seed, corpus, out, x32, jobs, resume, more) -> None:
     """Check claims, all or those NAMEd: a claim (joma.exp_invariant) or all of a paper (joma).
 
     Prints a line a claim and writes results.json, report.html and each claim's figure.png and evidence.npz to OUT.
@@ -71,12 +73,20 @@ def verify(names, scale, seed, corpus, out, x32, resume, more) -> None:
             bar.update()
 
         try:
-            records = run_claims(chosen, setting, out=out, resume=resume, on_record=show)
+            records = run_claims(chosen, setting, out=out, resume=resume, jobs=jobs, on_record=show)
         except KeyboardInterrupt:
             click.echo(f"Interrupted. Finished claims are in {out}; --resume goes on from there.", err=True)
             sys.exit(130)
     click.echo(f"\n{report.summary(records)}\nReport: {out / 'report.html'}")
     sys.exit(0 if all(record["passed"] for record in records) else 1)
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+def cite(names: tuple[str, ...]) -> None:
+    """Print the BibTeX entries of the papers behind the claims NAMEd, or of all."""
+    papers = dict.fromkeys(claim.name.split(".")[0] for claim in _choose(BUILT_IN, names))
+    click.echo("\n\n".join(BIBTEX[paper] for paper in papers))
 
 
 def _choose(claims: Sequence[Claim], names: Iterable[str]) -> list[Claim]:

@@ -67,7 +67,8 @@ def fit_order(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"]) ->
     `parameter` and `error` must be positive. **Raises** `ValueError` with fewer than three points, which leave no
     residual; NaN if an error is zero or not finite.
     """
-    x, y = np.log(np.asarray(parameter, float)), np.log(np.maximum(np.asarray(error, float), 0))
+    with np.errstate(divide="ignore"):
+        x, y = np.log(np.asarray(parameter, float)), np.log(np.maximum(np.asarray(error, float), 0))
     if x.shape != y.shape or x.ndim != 1 or x.size < 3:
         raise ValueError(f"parameter and error must have one common shape (n,), n ≥ 3, got {x.shape} and {y.shape}.")
     if not np.all(np.isfinite(y)):

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 COLUMNS = ("claim", "kind", "measured", "bound", "control", "verdict", "s")
 WIDTHS = (26, 9, 24, 17, 8, 9, 6)
@@ -57,6 +58,11 @@ def _draw(axis: Any, data: xr.Dataset) -> None:
     axis.title.set_fontsize(10)
     for which in data.attrs["log"]:
         getattr(axis, f"set_{which}scale")("log")
+        low, high = getattr(axis, f"get_{which}lim")()
+        if high < 100 * low:  # over less than two decades every minor tick would be labelled
+            scale = getattr(axis, f"{which}axis")
+            scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            scale.set_minor_formatter(NullFormatter())
     axis.legend(fontsize=8)
     axis.grid(alpha=0.25)
 

@@ -6,6 +6,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def verify(
     *,
     out: Path | str | None = None,
     resume: bool = False,
+    jobs: int = 1,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
     """Checks each claim and returns one record each, a dictionary ready for JSON (see `record_of`).
@@ -33,34 +35,45 @@ def verify(
     With `out`, the folder gets `results.json`, rewritten after every claim, `NAME/figure.png` and `NAME/evidence.npz`
     for each, and at the end (also when interrupted) `report.html`. With `resume`, claims that `results.json` already
     has at this scale, seed, precision and corpus are taken from there. A claim whose check raises is *undecided*, and
-    the others go on.
+    the others go on. `jobs` claims are checked at a time, in threads: most of their time is compilation.
     """
     folder = None if out is None else Path(out)
     finished = _read(folder, setting) if resume and folder is not None else {}
-    records = []
+    records, workers = [], ThreadPoolExecutor(jobs)
     try:
-        for claim in claims:
-            if claim.name not in finished:
-                records.append(_check(claim, setting, folder))
+        # One thread a claim that is not finished; their results are taken up, and written, in order.
+        waiting = [
+            (claim, None if claim.name in finished else workers.submit(_measure, claim, setting)) for claim in claims
+        ]
+        for claim, result in waiting:
+            if result is None:
+                records.append(finished[claim.name])
+            else:
+                records.append(_keep(claim, setting, folder, *result.result()))
                 if folder is not None:
                     _write(folder / "results.json", records)
-            else:
-                records.append(finished[claim.name])
             on_record(records[-1])
     finally:
+        workers.shutdown(wait=False, cancel_futures=True)
         if folder is not None and records:
             (folder / "report.html").write_text(report.html(records, folder), encoding="utf-8")
     return records
 
 
-def _check(claim: Claim, setting: Setting, folder: Path | None) -> Record:
+def _measure(claim: Claim, setting: Setting) -> tuple[Evidence, float, str]:
     start = time.perf_counter()
     try:
         evidence, failure = claim.check(setting), ""
     except Exception as error:
         evidence = Evidence({}, {})
         failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-    record = record_of(claim, evidence, setting, time.perf_counter() - start, failure)
+    return evidence, time.perf_counter() - start, failure
+
+
+def _keep(
+    claim: Claim, setting: Setting, folder: Path | None, evidence: Evidence, seconds: float, failure: str
+) -> Record:
+    record = record_of(claim, evidence, setting, seconds, failure)
     if folder is not None:
         place = folder / claim.name
         place.mkdir(parents=True, exist_ok=True)

@@ -116,8 +116,11 @@ class ManyNodes(Flow):
     def exact(self, t: ArrayLike, y0: Float[Array, "tokens nodes"]) -> Float[Array, "tokens nodes"]:
         """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such rows are NaN."""
         check_blow_up(self, y0, t)
-        along, start, rate = self._rows(y0)
-        return y0 + along * (_quantile_law(start, rate, t) - start)[:, None]
+        _, start, rate = self._rows(y0)
+        norm, _ = _directions(self.delta)
+        at_rest = jnp.asarray(t, y0.dtype) * jnp.exp(jnp.sum(y0**2, axis=1) / 2) / self.normaliser
+        moved = _quantile_law(start, rate, t) - start
+        return y0 + self.delta * jnp.where(norm > 0, moved / jnp.where(norm > 0, norm, 1.0), at_rest)[:, None]
 
     def blow_up_time(self, y0: Float[Array, "tokens nodes"]) -> Float[Array, " tokens"]:
         """When each row alone would diverge."""
@@ -126,9 +129,7 @@ class ManyNodes(Flow):
 
     def _rows(self, y0):
         check_shape("V0", y0, self.delta.shape)
-        square = jnp.sum(self.delta**2, axis=1)
-        norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)  # a zero row has a gradient too
-        along = self.delta / jnp.where(norm > 0, norm, 1.0)[:, None]
+        norm, along = _directions(self.delta)
         start = jnp.sum(along * y0, axis=1)
         across = y0 - along * start[:, None]
         return along, start, norm * jnp.exp(jnp.sum(across**2, axis=1) / 2) / self.normaliser
@@ -164,16 +165,23 @@ class LinearAttention(Flow):
     def exact(self, t: ArrayLike, y0: LinearAttentionState) -> LinearAttentionState:
         """The state at time `t`."""
         check_shape("V0", y0.v, self.delta.shape)
-        norm = jnp.linalg.norm(self.delta, axis=1)
-        along = self.delta / jnp.where(norm > 0, norm, 1.0)[:, None]
-        start = jnp.sum(along * y0.v, axis=1)
-        grow, mix = jnp.cosh(norm * t), jnp.sinh(norm * t)
-        moved = start * grow + y0.z * mix
-        return LinearAttentionState(y0.v + along * (moved - start)[:, None], y0.z * grow + start * mix)
+        norm, _ = _directions(self.delta)
+        t = jnp.asarray(t, norm.dtype)
+        inner, safe = jnp.sum(self.delta * y0.v, axis=1), jnp.where(norm > 0, norm, 1.0)
+        grow, mix = jnp.cosh(norm * t), jnp.where(norm > 0, jnp.sinh(norm * t) / safe, t)
+        bend = jnp.where(norm > 0, 2 * (jnp.sinh(norm * t / 2) / safe) ** 2, t**2 / 2)  # (cosh − 1)/norm²
+        return LinearAttentionState(y0.v + self.delta * (inner * bend + y0.z * mix)[:, None], y0.z * grow + inner * mix)
 
     def invariants(self, y: LinearAttentionState) -> Float[Array, " tokens"]:
         """`z² − Σ_k v_k²`, Theorem 1."""
         return y.z**2 - jnp.sum(y.v**2, axis=1)
+
+
+def _directions(delta):
+    """The length of each row and its direction; a row of zeros has gradients too."""
+    square = jnp.sum(delta**2, axis=1)
+    norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
+    return norm, delta / jnp.where(norm > 0, norm, 1.0)[:, None]
 
 
 def _quantile_law(a0: Float[Array, " n"], rate: Float[Array, " n"], t: ArrayLike) -> Float[Array, " n"]:
@@ -182,10 +190,13 @@ def _quantile_law(a0: Float[Array, " n"], rate: Float[Array, " n"], t: ArrayLike
     sign = jnp.where(rate < 0, -1.0, 1.0).astype(a0.dtype)
     t = jnp.asarray(t, a0.dtype)
     middle = erf(a0 / math.sqrt(2)) + math.sqrt(2 / math.pi) * rate * t
-    tail = ndtr(-sign * a0) - jnp.abs(rate) * t / math.sqrt(2 * math.pi)
+    tail = ndtr(-sign * a0) - sign * rate * t / math.sqrt(2 * math.pi)
     near, over = jnp.abs(middle) < 0.5, tail <= 0
     inner = math.sqrt(2) * erfinv(jnp.where(near, middle, 0.0))
-    outer = -sign * ndtri(jnp.where(near | over, 0.5, tail))
+    back = ndtr(sign * a0) + sign * rate * t / math.sqrt(2 * math.pi)  # the tail that the row comes out of
+    behind = sign * middle < 0
+    far = ndtri(jnp.where(near | over, 0.5, jnp.where(behind, back, tail)))
+    outer = jnp.where(behind, sign, -sign) * far
     return jnp.where(near, inner, jnp.where(over, jnp.nan, outer))
 
 

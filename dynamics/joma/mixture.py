@@ -100,7 +100,7 @@ class Mixture(Flow):
             slope = 2 / math.sqrt(math.pi) / jnp.sqrt(widened) * jnp.exp(-(r**2) / widened)
             return slope, -2 * self.sigma**2 * r / widened * slope
         if callable(name):
-            r_and_s = r[:, None] + spread * jnp.asarray(_NODES, r.dtype)
+            r_and_s = r[:, None] + spread * jnp.asarray(_NODES, r.dtype)[None]
             weights = jnp.asarray(_WEIGHTS, r.dtype)
             first = jax.grad(lambda u: name(u))
             each = lambda f: jax.vmap(jax.vmap(f))(r_and_s) @ weights

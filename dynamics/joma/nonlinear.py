@@ -128,9 +128,9 @@ class LogGap(Flow):
 def _remainder(delta: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
     """`∫_δ^1 (exp(μ w x − w² x²/2) − 1)/x dx`."""
     half = (1 - delta)[:, None] / 2
-    x = delta[:, None] + half * (1 + jnp.asarray(_NODES, mu.dtype))
+    x = delta[:, None] + half * (1 + jnp.asarray(_NODES, mu.dtype))[None]
     wx = gap[:, None] * x
-    return jnp.sum(half * jnp.asarray(_WEIGHTS, mu.dtype) * jnp.expm1(wx * (mu[:, None] - wx / 2)) / x, axis=1)
+    return jnp.sum(half * jnp.asarray(_WEIGHTS, mu.dtype)[None] * jnp.expm1(wx * (mu[:, None] - wx / 2)) / x, axis=1)
 
 
 def _elapsed(s: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:

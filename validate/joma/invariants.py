@@ -78,15 +78,16 @@ def _predictions(attention: str, v, model, ratios) -> np.ndarray:
     return np.asarray(law(v, jnp.asarray(ratios)))
 
 
-def _logit_panels(attention: str, ts, z, predicted, wrong: tuple[str, np.ndarray]):
+def _law_panels(attention: str, y: str, ts, left, right, wrong: str, wrong_right):
+    """The two sides of the law as they change along the flow."""
     return [
         panel(
             f"{attention} attention, η_Z/η_W = {ratio:g}",
             (TIME, ts),
-            y="z, six of the tokens",
-            observed={"block": z[i, :, :6]},
-            predicted={"Theorem 1": predicted[i, :, :6]},
-            control={wrong[0]: wrong[1][i, :, :6]},
+            y=f"{y} − its start, six of the tokens",
+            observed={"block": (left - left[:, :1])[i, :, :6]},
+            predicted={"Theorem 1": (right - right[:, :1])[i, :, :6]},
+            control={wrong: (wrong_right - wrong_right[:, :1])[i, :, :6]},
         )
         for i, ratio in enumerate(RATIOS)
     ]
@@ -105,7 +106,7 @@ def linear_invariant(setting: Setting) -> Evidence:
     ts, v, z, model = _along_flow(setting, "linear")
     at_zero = eqx.tree_at(lambda m: (m.w, m.z), model, replace_fn=jnp.zeros_like)
     still = eqx.filter_jit(eqx.filter_grad(nets.cross_entropy))(at_zero, random_task(setting.rng)).z
-    ones = np.ones(len(RATIOS))
+    ones, squares = np.ones(len(RATIOS)), np.sum(v**2, axis=-1)
     return Evidence(
         rows={
             "drift of z² − (η_Z/η_W) Σ v², four activations": identity(
@@ -115,15 +116,9 @@ def linear_invariant(setting: Setting) -> Evidence:
         },
         control={
             "drift without η_Z/η_W (0.3 and 2)": identity(_drift("linear", v, z, ones)[1:], 1e-3),
-            "z² − (η_Z/η_W) Σ v², c = 0": identity(z**2 - RATIOS[:, None, None] * np.sum(v**2, axis=-1), 1e-3),
+            "z² − (η_Z/η_W) Σ v², c = 0": identity(z**2 - RATIOS[:, None, None] * squares, 1e-3),
         },
-        panels=_logit_panels(
-            "linear",
-            ts,
-            z,
-            _predictions("linear", v, model, RATIOS),
-            ("η_Z/η_W left out", _predictions("linear", v, model, ones)),
-        ),
+        panels=_law_panels("linear", "z²", ts, z**2, RATIOS[:, None, None] * squares, "η_Z/η_W left out", squares),
         remarks=["A zero start is a fixed point of linear attention, so that “zero init, hence c = 0” says nothing."],
     )
 
@@ -150,12 +145,14 @@ def exp_invariant(setting: Setting) -> Evidence:
             "drift without the ½": identity(_drift("exp", v, z, 2 * RATIOS), 1e-3),
             "drift without η_Z/η_W (0.3 and 2)": identity(_drift("exp", v, z, np.ones(len(RATIOS)))[1:], 1e-3),
         },
-        panels=_logit_panels(
+        panels=_law_panels(
             "exp",
+            "z",
             ts,
             z,
             _predictions("exp", v, model, RATIOS),
-            ("½ left out", _predictions("exp", v, model, 2 * RATIOS)),
+            "½ left out",
+            _predictions("exp", v, model, 2 * RATIOS),
         ),
     )
 
@@ -332,14 +329,16 @@ def softmax_half(setting: Setting) -> Evidence:
 
 
 def _figure_2(data: nets.Contexts, model: nets.JomaBlock):
-    """The run of Fig. 2 and 3: correlation of predicted and real logits with and without b̄, and the relative error."""
+    """The run of Fig. 2 and 3: correlation of predicted and real logits with and without b̄, the relative error, and
+    four components of the first node."""
     run = train(model, nets.cross_entropy, data, optax.sgd(0.1), 2000, observe=lambda m: (m.v, m.z[0]), every=50)
     (v, z), b_bar = run.observed, jnp.mean(data.x, axis=0)
     law = lambda attention, b_bar: jax.vmap(
         lambda v: predicted_logits(attention, v, v0=model.v, z0=model.z[0], temperature=0.5, b_bar=b_bar)
     )(v)
     predicted, nodes_only = law("softmax", b_bar), law("exp", None) - model.z[0]
-    return normalised_correlation(predicted, z), normalised_correlation(nodes_only, z), relative_error(z, predicted)
+    correlations = normalised_correlation(predicted, z), normalised_correlation(nodes_only, z)
+    return *correlations, relative_error(z, predicted), v[:, :4, 0]
 
 
 @claim(
@@ -364,7 +363,7 @@ def softmax_law(setting: Setting) -> Evidence:
 
     data, models = jax.jit(jax.vmap(start))(jax.random.split(setting.key, seeds))
     runs = jax.jit(jax.vmap(jax.vmap(_figure_2), (1, None)))(data, models)  # kinds, seeds, records
-    for kind, floor, with_b, without_b, error in zip(
+    for kind, floor, with_b, without_b, error, node in zip(
         ("gaussian", "random"), (0.95, 0.80), *map(np.asarray, runs), strict=True
     ):
         worst = np.min(with_b[:, 2:], axis=1)
@@ -386,6 +385,12 @@ def softmax_law(setting: Setting) -> Evidence:
                 y="‖predicted z − z‖ / ‖z‖",
                 observed={"relative error, mean": error.mean(0)[1:]},
                 log="y",
+            ),
+            panel(
+                f"{kind}: first node (Fig. 3), one seed",
+                ("step", step[1:]),
+                y="v, components 0 to 3",
+                observed={"trained block": node[0, 1:]},
             ),
         ]
         figures = ", ".join(f"{error[:, s // 50].mean():.2g} (step {s})" for s in (50, 100, 500, 1000, 2000))

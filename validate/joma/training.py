@@ -134,9 +134,9 @@ def adam_breaks(setting: Setting) -> Evidence:
     control="Σ_k v_k² counted twice (the ½ of exponential attention left out)",
 )
 def text_invariant(setting: Setting) -> Evidence:
-    size = setting.pick(smoke=64, laptop=200, paper=1000)
+    size = setting.pick(smoke=64, laptop=128, paper=1000)
     words, nodes = setting.pick(smoke=2, laptop=3, paper=5), setting.pick(smoke=8, laptop=8, paper=16)
-    steps, end, batch, runs = setting.pick(smoke=2048, laptop=4096, paper=16384), 8.0, 32, 4
+    steps, end, batch, runs = setting.pick(smoke=1024, laptop=2048, paper=16384), 8.0, 32, 4
     rates = halving_rates(end / steps, 5)
     tokens = text.tokenise(setting.corpus, size)
     queries = text.frequent_queries(tokens, words)

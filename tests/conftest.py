@@ -1,0 +1,27 @@
+"""float64, and JAX's strict modes, for the whole session: a silent promotion of a dtype or a rank is an error."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+from jaxtyping import config as jaxtyping_config
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def key() -> jax.Array:
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def as_users() -> Iterator[None]:
+    """Switches the shape checking of jaxtyping and beartype off, as it is for users.
+
+    The tests run with it on, where a bad argument never reaches the library's own checks and their messages.
+    """
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)

@@ -1,0 +1,141 @@
+"""Facts of Theorem 4 of JoMA, which the common tests do not know."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from traindyn.dynamics import joma
+
+MU = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
+R_0 = (0.194895, 0.880825, 2.481637, 6.343538, 17.243099, 55.500835, 227.446, 1227.0327, 82150.376, 1.60727e7)
+TAU = (0.171995, 0.534247, 0.805670, 0.858505, 0.757609, 0.616559, 0.497536, 0.411624, 0.306146, 0.244787)
+
+
+def test_lag_has_the_values_of_the_specification():
+    lag = joma.NonlinearActivation(jnp.array(MU)).lag()
+    np.testing.assert_allclose(lag, TAU, atol=6e-7)  # printed to six decimals
+    np.testing.assert_allclose(lag * jnp.exp(jnp.array(MU) ** 2 / 2), R_0, rtol=4e-6)  # the shortest has six digits
+
+
+def test_lag_is_even_in_mu():
+    mu = jnp.array([0.5, 3.0])
+    np.testing.assert_allclose(joma.NonlinearActivation(-mu).lag(), joma.NonlinearActivation(mu).lag(), rtol=1e-14)
+
+
+def test_time_to_one_percent_and_to_one_half_has_the_values_of_the_specification():
+    mu = jnp.array([1.0, 2.0, 3.0, 4.0])
+    flow, zero = joma.NonlinearActivation(mu), jnp.zeros(4)
+    np.testing.assert_allclose(flow.time_to(0.99 * mu, zero), [3.321, 1.476, 0.667, 0.413], atol=5e-4)
+    np.testing.assert_allclose(flow.time_to(0.5 * mu, zero), [0.660, 0.576, 0.472, 0.375], atol=5e-4)
+    off = joma.NonlinearActivation(mu, attention=False)
+    np.testing.assert_allclose(off.time_to(0.99 * mu, zero), np.log(100), rtol=1e-13)
+
+
+def test_exact_and_time_to_are_inverse_from_any_start():
+    mu = jnp.array([4.0, 2.0, -3.0, 1.0, 3.0])
+    v0 = jnp.array([0.0, 3.5, 1.0, -2.0, -4.0])  # among them one past μ, and three on the other side of zero
+    for attention in (True, False):
+        flow = joma.NonlinearActivation(mu, attention=attention)
+        there_and_back = jax.jit(lambda v, f=flow: jax.vmap(f.exact, in_axes=(0, None))(f.time_to(v, v0), v0))
+        for share in (0.1, 0.5, 0.9):
+            v = v0 + share * (mu - v0)
+            each = jnp.diag(there_and_back(v))
+            # t has a relative error of some eps; dv/dt · t is at most some hundreds.
+            np.testing.assert_allclose(each, v, rtol=1e-12, atol=1e-12)
+
+
+def test_exact_solves_the_equation():
+    # From both sides of zero and of μ; dv/dt by forward differentiation of the implicit equation.
+    mu = jnp.array([4.0, 2.0, -3.0, 1.0, 3.0, 0.0])
+    v0 = jnp.array([0.0, 3.5, 1.0, -2.0, -4.0, 2.0])
+    flow = joma.NonlinearActivation(mu)
+    compiled = jax.jit(lambda t: jax.jvp(lambda t: flow.exact(t, v0), (t,), (1.0,)))
+    for t in (0.05, 0.3, 0.8):
+        v, slope = compiled(t)
+        np.testing.assert_allclose(slope, flow(t, v, None), rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(flow.exact(0.0, v0), v0)
+
+
+def test_exact_at_the_critical_point_stays_there():
+    mu = jnp.array([0.0, 1.0, 4.0])
+    np.testing.assert_allclose(joma.NonlinearActivation(mu).exact(0.7, mu), mu, rtol=1e-15)
+
+
+def test_log_form_is_the_same_trajectory():
+    mu, v0 = jnp.array([1.0, -2.0, 4.0]), jnp.array([0.2, 0.5, -0.3])
+    flow = joma.NonlinearActivation(mu)
+    log = flow.log_form()
+    both = jax.jit(lambda t: (log.to_v(log.exact(t, log.to_log(v0))), flow.exact(t, v0)))
+    for t in (0.1, 0.4, 1.0):
+        np.testing.assert_allclose(*both(t), rtol=1e-12)
+    # ẏ = v̇/(μ − v)
+    np.testing.assert_allclose(log(0.0, log.to_log(v0), None), flow(0.0, v0, None) / (mu - v0), rtol=1e-13)
+    np.testing.assert_allclose(log.to_v(log.to_log(v0)), v0, rtol=1e-14)
+
+
+def test_log_form_obeys_the_late_law_where_the_gap_itself_underflows():
+    mu = jnp.array([1.0, 1.5, 2.0, 3.0, 4.0])
+    y = joma.LogGap(mu).exact(100.0, jnp.zeros(5))
+    lag = joma.NonlinearActivation(mu).lag()
+    np.testing.assert_allclose(y, jnp.exp(mu**2 / 2) * (100 - lag), rtol=1e-14)
+    # Theorem 4's leading ratio, which is reached slowly: 1.0012 at this time (4 against 1).
+    assert float(y[4] / y[0] / jnp.exp((16 - 1) / 2)) == pytest.approx(1.0012, abs=1e-4)
+
+
+def test_without_attention_every_gap_is_exp_minus_t():
+    mu = jnp.array([0.5, -2.0, 6.0])
+    off = joma.NonlinearActivation(mu, attention=False)
+    np.testing.assert_allclose(1 - off.exact(2.0, jnp.zeros(3)) / mu, np.exp(-2.0), rtol=1e-14)
+    np.testing.assert_array_equal(off.log_form()(0.0, jnp.zeros(3), None), jnp.ones(3))
+
+
+def test_attention_entropy_bounces_back_and_without_attention_only_falls():
+    mu = jnp.linspace(1.0, 4.0, 10)
+    times = jnp.linspace(0.0, 4.0, 81)
+
+    def entropies(flow):
+        v = jax.jit(jax.vmap(lambda t: flow.exact(t, jnp.zeros(10))))(times)
+        p = jax.nn.softmax(v**2 / 2, axis=1)
+        return -jnp.sum(p * jnp.log(p), axis=1)
+
+    on, off = entropies(joma.NonlinearActivation(mu)), entropies(joma.NonlinearActivation(mu, attention=False))
+    p = jax.nn.softmax(mu**2 / 2)
+    assert float(on[0]) == pytest.approx(np.log(10), rel=1e-14)
+    assert float(on.min()) < 0.5 * float(on[-1])  # falls below half of where it ends
+    assert float(on[-1]) == pytest.approx(-float(jnp.sum(p * jnp.log(p))), abs=0.05)
+    assert jnp.all(jnp.diff(off) < 0)
+
+
+def test_log_form_refuses_to_pass_the_critical_point():
+    flow = joma.LogGap(jnp.array([1.0, 2.0]))
+    with pytest.raises(ValueError, match="v/mu must be below one"):
+        flow.to_log(jnp.array([0.5, 2.0]))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="v/mu must be below one"):
+        eqx.filter_jit(lambda v: flow.to_log(v))(jnp.array([0.5, 2.0]))
+
+
+@pytest.mark.parametrize("flow", (joma.NonlinearActivation(jnp.ones(2)), joma.LogGap(jnp.ones(2))))
+def test_negative_times_are_refused(flow):
+    with pytest.raises(ValueError, match="t must be zero or later"):
+        flow.exact(-1.0, jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    (
+        (lambda: joma.NonlinearActivation(jnp.ones((2, 2))), r"mu must have shape \(tokens\), got \(2, 2\)"),
+        (lambda: joma.NonlinearActivation(1.0), r"mu must have shape \(tokens\), got \(\)"),
+        (
+            lambda: joma.NonlinearActivation(jnp.ones(2)).exact(0.1, jnp.ones(3)),
+            r"v0 must have shape \(2\), got \(3,\)",
+        ),
+        (lambda: joma.NonlinearActivation(jnp.ones(2))(0.1, jnp.ones(3)), r"v must have shape \(2\), got \(3,\)"),
+        (lambda: joma.LogGap(jnp.ones(2)).exact(0.1, jnp.ones(1)), r"y0 must have shape \(2\), got \(1,\)"),
+    ),
+)
+@pytest.mark.usefixtures("as_users")
+def test_wrong_shapes_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,232 @@
+"""The recorded training loop against loops written by hand."""
+
+import warnings
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from traindyn.nets import joma, train
+
+DATA = (jnp.array([[1.0, 2.0], [0.5, -1.0], [-0.3, 0.7]]), jnp.array([1.0, 0.0, -1.0]))
+
+
+def _loss(model, batch):
+    x, y = batch
+    return jnp.mean((jnp.tanh(x @ model["w"]) + model["b"] - y) ** 2)
+
+
+def _model(shift=0.0):
+    return {"w": jnp.array([0.3, -0.2]) + shift, "b": jnp.array(0.1)}
+
+
+def _draw(key):
+    x = jax.random.normal(key, (4, 2))
+    return x, jnp.sin(x[:, 0])
+
+
+def _by_hand(model, rate, steps, data):
+    """Gradient descent, in a Python loop: the models before each step and after the last."""
+    seen = [model]
+    for n in range(steps):
+        slope = jax.grad(_loss)(model, data(n))
+        model = jax.tree.map(lambda p, g: p - rate * g, model, slope)
+        seen.append(model)
+    return seen
+
+
+def _assert_same(a, b, rtol=1e-13):
+    # The same operations in another order: a rounding or two at each of some tens of steps.
+    for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-15)
+
+
+def test_gradient_descent_is_the_loop_by_hand():
+    run = train(_model(), _loss, DATA, optax.sgd(0.1), 7, observe=lambda m: m, every=3)
+    expected = _by_hand(_model(), 0.1, 7, lambda n: DATA)
+    np.testing.assert_array_equal(run.steps, [0, 3, 6])  # and no others: seven is not a multiple of three
+    for i, n in enumerate(run.steps):
+        _assert_same(jax.tree.map(lambda x, i=i: x[i], run.observed), expected[n])
+    _assert_same(run.model, expected[7])
+    assert run.diverged_at == -1
+
+
+def test_sampler_draws_anew_at_each_step_from_the_folded_key(key):
+    run = train(_model(), _loss, _draw, optax.sgd(0.1), 5, key=key)
+    _assert_same(run.model, _by_hand(_model(), 0.1, 5, lambda n: _draw(jax.random.fold_in(key, n)))[-1])
+
+
+def test_optimiser_with_a_state_is_the_loop_by_hand():
+    optimiser, model = optax.adam(0.01), _model()
+    state = optimiser.init(model)
+    with jax.numpy_dtype_promotion("standard"):
+        for _ in range(5):
+            updates, state = optimiser.update(jax.grad(_loss)(model, DATA), state, model)
+            model = optax.apply_updates(model, updates)
+    _assert_same(train(_model(), _loss, DATA, optimiser, 5).model, model)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "recorded"), ((6, 3, [0, 3, 6]), (2, 3, [0]), (0, None, [0]), (4, None, [0, 4]))
+)
+def test_records_are_at_the_multiples_of_every(steps, every, recorded):
+    run = train(_model(), _loss, DATA, optax.sgd(0.1), steps, observe=lambda m: m["b"], every=every)
+    np.testing.assert_array_equal(run.steps, recorded)
+    assert run.observed.shape == (len(recorded),)
+    assert run.observed[0] == 0.1
+
+
+def test_progress_gives_the_same_run(key, capfd):
+    options = {"key": key, "observe": lambda m: m, "every": 3}
+    for steps in (8, 2):
+        plain = train(_model(), _loss, _draw, optax.sgd(0.1), steps, **options)
+        capfd.readouterr()
+        shown = train(_model(), _loss, _draw, optax.sgd(0.1), steps, **options, progress=True)
+        assert "step" in capfd.readouterr().err
+        _assert_same(shown, plain)
+
+
+@pytest.mark.parametrize("data", (DATA, _draw), ids=("fixed", "sampler"))
+def test_batch_of_rates_seeds_and_models_is_as_its_runs_one_by_one(data):
+    def run(rate, seed, shift):
+        return train(_model(shift), _loss, data, optax.sgd(rate), 5, key=seed, observe=lambda m: m["w"], every=2)
+
+    rates, shifts = jnp.array([0.3, 0.1, 0.02]), jnp.array([0.0, 0.5, -1.0])
+    seeds = jax.random.split(jax.random.key(1), 3)
+    together = jax.vmap(run)(rates, seeds, shifts)
+    for i in range(3):
+        _assert_same(jax.tree.map(lambda x, i=i: x[i], together), run(rates[i], seeds[i], shifts[i]))
+    assert len(np.unique(together.observed[:, -1, 0])) == 3
+
+
+def test_new_learning_rate_compiles_nothing_under_jit():
+    run = jax.jit(
+        eqx.debug.assert_max_traces(
+            lambda rate: train(_model(), _loss, DATA, optax.sgd(rate), 5).model["b"], max_traces=1
+        )
+    )
+    for rate in (0.1, 0.2):
+        assert float(run(rate)) == pytest.approx(float(_by_hand(_model(), rate, 5, lambda n: DATA)[-1]["b"]), rel=1e-13)
+
+
+@pytest.mark.parametrize("progress", (False, True))
+def test_callers_model_and_records_stay_valid(progress):
+    model = _model()
+    before = jax.tree.map(np.array, model)
+    runs = [train(model, _loss, DATA, optax.sgd(0.1), 4, observe=lambda m: m, every=2, progress=progress) for _ in "ab"]
+    _assert_same(model, before, rtol=0)
+    _assert_same(runs[0], runs[1], rtol=0)
+    assert jnp.isfinite(_loss(model, DATA))
+
+
+def test_what_is_not_floating_point_is_left_alone():
+    model = {**_model(), "table": jnp.arange(3), "name": "a"}
+    end = train(model, _loss, DATA, optax.sgd(0.1), 3).model
+    np.testing.assert_array_equal(end["table"], [0, 1, 2])
+    assert end["name"] == "a"
+    _assert_same(end["w"], _by_hand(_model(), 0.1, 3, lambda n: DATA)[-1]["w"])
+
+
+# Divergence. w doubles at each step, 1, 2, 4, …, and the loss is not finite once w > 20: at step 5, where w is 32.
+
+
+def _doubling(model, batch):
+    w = model["w"]
+    return jnp.where(w > 20, jnp.inf, -jnp.sum(w**2) / 2)
+
+
+def _watch(model):
+    return {"w": model["w"], "rounded": jnp.round(model["w"]).astype(int)}
+
+
+@pytest.mark.parametrize("progress", (False, True))
+@pytest.mark.parametrize("every", (1, 2))
+def test_divergence_is_reported_with_its_step_and_what_came_before_is_kept(every, progress):
+    with pytest.warns(RuntimeWarning, match="non-finite at step 5 of 9"):
+        run = train(
+            {"w": jnp.array(1.0)},
+            _doubling,
+            None,
+            optax.sgd(1.0),
+            9,
+            observe=_watch,
+            every=every,
+            progress=progress,
+        )
+    assert run.diverged_at == 5
+    assert run.model["w"] == 32  # the model that gave this loss
+    steps = np.arange(0, 10, every)
+    np.testing.assert_array_equal(run.steps, steps)
+    before, after = steps < 5, steps > 5
+    np.testing.assert_array_equal(run.observed["w"][before], 2.0 ** steps[before])
+    np.testing.assert_array_equal(run.observed["rounded"][before], 2 ** steps[before])
+    assert jnp.all(jnp.isnan(run.observed["w"][after]))
+    assert jnp.all(run.observed["rounded"][after] == 0)
+
+
+def test_divergence_in_the_last_update_is_reported():
+    # w = 1e300 squares to infinity only in the update: the loss of step 0 is still finite.
+    loss = lambda m, _: -jnp.sum(m["w"])
+    with pytest.warns(RuntimeWarning, match="non-finite at step 1 of 1"):
+        run = train({"w": jnp.array(1e308)}, loss, None, optax.sgd(1.79e308), 1)
+    assert run.diverged_at == 1
+
+
+def test_divergence_of_one_lane_leaves_the_others_alone():
+    run = jax.vmap(lambda w: train({"w": w}, _doubling, None, optax.sgd(1.0), 6, observe=_watch, every=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # under vmap there is nothing to warn of yet
+        got = run(jnp.array([1.0, 0.1]))
+    np.testing.assert_array_equal(got.diverged_at, [5, -1])
+    np.testing.assert_allclose(got.observed["w"][1], 0.1 * 2.0 ** np.arange(7), rtol=1e-15)
+
+
+# Weight decay
+
+
+@pytest.mark.parametrize("train_decoder", (False, True))
+def test_weight_decay_with_the_mask_reaches_what_is_trained_and_nothing_else(key, train_decoder):
+    block = joma.JomaBlock(4, 3, classes=5, key=key, init_scale=0.5, temperature=0.7, train_decoder=train_decoder)
+    data = joma.class_tokens("random", 4, 5, key=key)
+    decay = optax.chain(optax.add_decayed_weights(0.1, mask=block.trainable()), optax.sgd(0.5))
+    end = train(block, joma.cross_entropy, data, decay, 3).model
+    expected = block
+    for _ in range(3):
+        slope = eqx.filter_grad(joma.cross_entropy)(expected, data)
+        names = ("w", "z") + (("decoder",) if train_decoder else ())
+        for name in names:
+            p, g = getattr(expected, name), getattr(slope, name)
+            expected = eqx.tree_at(lambda m, name=name: getattr(m, name), expected, p - 0.5 * (g + 0.1 * p))
+    _assert_same(jax.tree.leaves(end), jax.tree.leaves(expected))
+    for name in ("u_c", "u_q", "temperature", "normaliser") + (() if train_decoder else ("decoder",)):
+        np.testing.assert_array_equal(getattr(end, name), getattr(block, name))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({"steps": -1}, "steps must be at least 0"),
+        ({"every": 0}, "every at least 1, got steps=3, every=0"),
+        ({"data": _draw}, "key must be given: data is a sampler"),
+        ({"data": {"x": "word"}}, r"data\['x'\] must be an array, got 'word'"),
+        ({"model": {"n": jnp.arange(3)}}, "model must hold at least one floating-point array"),
+    ),
+)
+@pytest.mark.usefixtures("as_users")
+def test_bad_arguments_are_refused(changes, message):
+    arguments = {"model": _model(), "loss": _loss, "data": DATA, "optimiser": optax.sgd(0.1), "steps": 3} | changes
+    with pytest.raises(ValueError, match=message):
+        train(**arguments)
+
+
+def test_loss_that_is_never_finite_stops_at_step_zero():
+    with pytest.warns(RuntimeWarning, match="non-finite at step 0 of 3"):
+        run = train(_model(), lambda m, _: jnp.sum(m["w"]) * jnp.nan, None, optax.sgd(0.1), 3)
+    assert run.diverged_at == 0
+    _assert_same(run.model, _model(), rtol=0)

@@ -1,0 +1,21 @@
+"""Every notebook runs from its script, and its rendered form beside it is of that script."""
+
+from pathlib import Path
+
+import jupytext
+import pytest
+from nbclient import NotebookClient
+
+SCRIPTS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_notebook_runs(script, tmp_path):
+    NotebookClient(jupytext.read(script), timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_rendered_notebook_has_the_same_cells_and_all_outputs(script):
+    source, rendered = jupytext.read(script), jupytext.read(script.with_suffix(".ipynb"))
+    assert [cell.source for cell in source.cells] == [cell.source for cell in rendered.cells]
+    assert all(cell.execution_count for cell in rendered.cells if cell.cell_type == "code")

@@ -1,0 +1,38 @@
+"""The README's code runs as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_examples_run_and_print_what_they_say(tmp_path):
+    first, second, _ = BLOCKS
+    assert len(first.strip().splitlines()) <= 12
+    run = subprocess.run(
+        [sys.executable, "-c", first + second], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    error, drift = run.stdout.strip().split("\n", 1)
+    assert float(error) < 1e-9
+    drifts = [float(x) for x in drift.strip("[] ").split()]
+    assert drifts == sorted(drifts, reverse=True) and 3 < drifts[0] / drifts[2] < 5, "order 1: a quarter of the rate"
+
+
+def test_the_users_own_claim_runs(tmp_path):
+    (tmp_path / "my_claims.py").write_text(BLOCKS[2], encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "traindyn.validate",
+        "verify",
+        "mine",
+        "--claims",
+        "my_claims.py",
+        "--scale",
+        "smoke",
+    ]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "mine.decay" in run.stdout, run.stdout + run.stderr

@@ -1,0 +1,94 @@
+import math
+
+import numpy as np
+import pytest
+
+from traindyn.validate import Evidence, Setting, Verdict, claim, identity, limit, panel, statistic
+
+H = 0.1 * 2.0 ** -np.arange(5)
+GOOD, BAD = identity(0.5, 1.0), identity(2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [(0.9, "holds"), ([-0.2, 1.1], "refuted"), (math.inf, "refuted"), ([0.1, math.nan], "undecided")],
+)
+def test_identity(error, verdict):
+    assert identity(np.asarray(error), 1.0).verdict == verdict
+
+
+def test_limit_takes_the_order_and_its_uncertainty():
+    assert limit(H, 2 * H, 1.0).verdict is Verdict.HOLDS
+    assert limit(H, 2 * H**0.5, 1.0).verdict is Verdict.REFUTED
+    assert limit(H, 2 * H**1.15, 1.0).verdict is Verdict.REFUTED
+    noisy = H**1.08 * np.exp([0.1, -0.1, 0.1, -0.1, 0.1])
+    assert limit(H, noisy, 1.0).verdict is Verdict.UNDECIDED
+    assert limit(H, np.zeros(5), 1.0).verdict is Verdict.UNDECIDED
+
+
+def test_limit_needs_four_values():
+    with pytest.raises(ValueError, match="at least four values"):
+        limit(H[:3], H[:3], 1.0)
+
+
+def test_statistic_holds_only_with_its_whole_interval():
+    samples = np.array([0.9, 1.0, 1.1, 1.0])  # mean 1, Student's 95 % half width 3.182 · 0.0816/2 = 0.130
+    assert statistic(samples, at_least=0.86).verdict is Verdict.HOLDS
+    assert statistic(samples, at_least=0.88).verdict is Verdict.UNDECIDED
+    assert statistic(samples, at_least=1.14).verdict is Verdict.REFUTED
+    assert statistic(samples, at_most=1.14).verdict is Verdict.HOLDS
+
+
+def test_statistic_of_a_quantile_ignores_outliers():
+    samples = np.concatenate([np.linspace(1, 2, 30), [1e6]])
+    row = statistic(samples, at_most=2.0, quantile=0.5)
+    assert row.verdict is Verdict.HOLDS and row.measured == pytest.approx(np.median(samples))
+    assert statistic(samples, at_most=2.0).verdict is not Verdict.HOLDS
+
+
+@pytest.mark.parametrize("bad", [dict(), dict(at_least=0.0, at_most=1.0)])
+def test_statistic_needs_one_side(bad):
+    with pytest.raises(ValueError, match="exactly one"):
+        statistic(np.ones(4), **bad)
+
+
+def test_statistic_needs_three_samples():
+    with pytest.raises(ValueError, match="at least three"):
+        statistic(np.ones(2), at_least=0.0)
+
+
+def test_evidence_holds_if_all_rows_do_and_names_the_first_that_does_not():
+    assert Evidence({"a": GOOD, "b": GOOD}, {}).verdict is Verdict.HOLDS
+    evidence = Evidence({"a": GOOD, "b": BAD}, {})
+    assert evidence.verdict is Verdict.REFUTED and evidence.decisive is BAD
+    assert Evidence({"a": GOOD, "b": identity(math.nan, 1.0)}, {}).verdict is Verdict.UNDECIDED
+    assert Evidence({}, {}).verdict is Verdict.UNDECIDED
+
+
+def test_a_control_is_rejected_only_if_every_row_is_refuted():
+    assert Evidence({"a": GOOD}, {"c": BAD}).control_rejected
+    assert not Evidence({"a": GOOD}, {"c": BAD, "d": GOOD}).control_rejected
+    assert not Evidence({"a": GOOD}, {"c": identity(math.nan, 1.0)}).control_rejected
+    assert not Evidence({"a": GOOD}, {}).control_rejected, "a claim without a control proves nothing"
+
+
+def test_panel_keeps_curves_with_their_roles_and_axes():
+    data = panel(
+        "title", ("t", np.arange(2.0)), y="v", observed={"sgd": np.ones((2, 3))}, predicted={"law": np.ones(2)}
+    )
+    assert data["predicted: law"].dims == ("t",) and data["observed: sgd"].shape == (2, 3)
+    assert {curve.attrs["role"] for curve in data.data_vars.values()} == {"observed", "predicted"}
+    with pytest.raises(ValueError, match="conflicting sizes"):
+        panel("title", ("t", np.arange(2.0)), observed={"sgd": np.ones(3)})
+
+
+@pytest.mark.parametrize(("name", "kind"), [("joma", "identity"), ("joma.x", "proof")])
+def test_claim_checks_its_name_and_kind(name, kind, as_users):
+    with pytest.raises(ValueError, match="must"):
+        claim(name, paper="", kind=kind, statement="", source="", assumptions=(), control="")
+
+
+def test_setting_draws_the_same_for_the_same_seed():
+    assert Setting(seed=3).rng.random() == Setting(seed=3).rng.random() != Setting(seed=4).rng.random()
+    assert Setting("paper").pick(smoke=1, laptop=2, paper=3) == 3
+    assert Setting().bound(1e-10, 1e-4) == 1e-10  # the tests run in float64

@@ -1,0 +1,167 @@
+"""Running claims, the files they leave, and the command line, on small claims made here."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from traindyn.validate import Evidence, Setting, claim, identity, panel, read_corpus, verify
+from traindyn.validate.__main__ import BUILT_IN, main
+
+FIELDS = {
+    "name", "paper", "statement", "kind", "measured", "bound", "passed", "control_rejected", "seconds", "scale", "seed",
+    "dtype", "device", "versions",
+}  # fmt: skip
+HEADER = dict(paper="A paper", kind="identity", statement="a & b", source="eq. 1", assumptions=("none",), control="c")
+
+
+def make(name, error=0.1, control=5.0, calls=None):
+    @claim(name, **HEADER)
+    def check(setting):
+        if calls is not None:
+            calls.append(name)
+        if error is None:
+            raise FloatingPointError("no solution")
+        data = panel("p", ("t", np.arange(3.0)), observed={"o": np.arange(3.0)}, predicted={"p": np.ones((3, 2))})
+        return Evidence({"row": identity(error, 1.0)}, {"wrong": identity(control, 1.0)}, [data])
+
+    return check
+
+
+def test_every_record_has_what_the_json_promises_and_files_match(tmp_path):
+    seen = []
+    records = verify([make("x.good"), make("x.bad", error=2.0)], Setting("smoke"), out=tmp_path, on_record=seen.append)
+    assert json.loads((tmp_path / "results.json").read_text()) == records == seen
+    assert all(set(record) >= FIELDS for record in records)
+    assert [record["passed"] for record in records] == [True, False]
+    arrays = np.load(tmp_path / "x.good" / "evidence.npz")
+    np.testing.assert_array_equal(arrays["0/observed: o"], [0, 1, 2])
+    np.testing.assert_array_equal(arrays["0/x: t"], [0, 1, 2])
+    assert (tmp_path / "x.bad" / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_is_self_contained_and_escapes_its_texts(tmp_path):
+    verify([make("x.good"), make("x.bad", error=2.0)], out=tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 and "a &amp; b" in page
+    assert "1 of 2 claims hold" in page and "http" not in page
+
+
+def test_a_claim_whose_control_is_not_rejected_fails():
+    (record,) = verify([make("x.loose", control=0.5)])
+    assert record["verdict"] == "holds" and not record["control_rejected"] and not record["passed"]
+
+
+def test_a_check_that_raises_is_undecided_and_the_others_go_on(tmp_path):
+    broken, good = verify([make("x.broken", error=None), make("x.good")], out=tmp_path)
+    assert broken["verdict"] == "undecided" and broken["measured"] is None and not broken["passed"]
+    assert "no solution" in broken["failure"] and good["passed"]
+
+
+def test_infinite_figures_are_valid_json(tmp_path):
+    verify([make("x.wild", error=np.inf, control=np.inf)], out=tmp_path)
+    (record,) = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert record["measured"] == "inf" and record["verdict"] == "refuted"
+
+
+def test_an_interrupted_run_keeps_finished_claims_and_resume_goes_on(tmp_path):
+    calls = []
+
+    @claim("x.interrupt", **HEADER)
+    def interrupt(setting):
+        raise KeyboardInterrupt
+
+    first = make("x.first", calls=calls)
+    with pytest.raises(KeyboardInterrupt):
+        verify([first, interrupt], out=tmp_path)
+    assert [r["name"] for r in json.loads((tmp_path / "results.json").read_text())] == ["x.first"]
+    assert "x.first" in (tmp_path / "report.html").read_text()
+
+    records = verify([first, make("x.second", calls=calls)], out=tmp_path, resume=True)
+    assert calls == ["x.first", "x.second"] and [r["name"] for r in records] == ["x.first", "x.second"]
+    verify([first], Setting(seed=1), out=tmp_path, resume=True)
+    assert calls[2:] == ["x.first"], "another seed is another run"
+
+
+def test_resume_runs_again_what_raised(tmp_path):
+    calls = []
+    verify([make("x.a", error=None, calls=calls)], out=tmp_path)
+    verify([make("x.a", calls=calls)], out=tmp_path, resume=True)
+    assert calls == ["x.a", "x.a"]
+
+
+OWN = """
+from traindyn.validate import Evidence, claim, identity
+
+@claim("own.half", paper="Mine", kind="identity", statement="1/2 + 1/2 = 1", source="arithmetic", assumptions=(), control="1/3")
+def half(setting):
+    return Evidence({{"sum": identity(0.5 + 0.5 - {target}, 1e-15)}}, {{"thirds": identity(2 / 3 - 1, 1e-15)}})
+
+CLAIMS = (half,)
+"""
+
+
+def run(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+@pytest.mark.parametrize(("target", "status", "word"), [(1, 0, "holds"), (2, 1, "refuted")])
+def test_a_users_own_claim_from_a_file_and_the_exit_status(tmp_path, target, status, word):
+    module = tmp_path / "own.py"
+    module.write_text(OWN.format(target=target))
+    result = run("verify", "own", "--claims", module, "--scale", "smoke", "--out", tmp_path / "out")
+    assert result.exit_code == status, result.output
+    assert "own.half" in result.output and word in result.output
+    assert "own.half" in run("list", "--claims", module).output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["no_such_claim"], "no claim is named"),
+        (["--scale", "huge"], "huge"),
+        (["--seed", "-1"], "-1"),
+        (["--claims", "no_such_module"], "cannot take claims"),
+        (["--corpus", "/no/such/file"], "cannot be read"),
+    ],
+)
+def test_bad_arguments_end_with_status_2_and_say_why(args, message):
+    result = run("verify", *args)
+    assert result.exit_code == 2 and message in result.output
+
+
+def test_two_claims_of_one_name_are_refused(tmp_path):
+    module = tmp_path / "own.py"
+    module.write_text(OWN.format(target=1).replace("(half,)", "(half, half)"))
+    result = run("list", "--claims", module)
+    assert result.exit_code == 2 and "same name" in result.output
+
+
+def test_list_names_every_claim_once():
+    lines = run("list").output.splitlines()
+    assert len(lines) == len(BUILT_IN) == len({line.split()[0] for line in lines})
+
+
+def test_cite_prints_an_entry_for_every_paper_and_for_a_claim():
+    everything = run("cite").output
+    for paper in {claim.name.split(".")[0] for claim in BUILT_IN}:
+        entry = run("cite", paper).output
+        assert entry.startswith("@") and entry.strip() in everything
+    assert run("cite", "joma.erf_law").output == run("cite", "joma").output
+    assert run("cite", "nothing").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "empty"), (b"\xff\xfe\x00\x01", "not UTF-8"), (b"a\0b", "null characters")]
+)
+def test_bad_corpora_say_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "corpus"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_corpus(path)
+
+
+def test_the_default_corpus_needs_no_file():
+    text, name = read_corpus()
+    assert name == "pydoc_data.topics" and len(text.split()) > 10_000
