@@ -136,6 +136,12 @@ class JomaBlock(eqx.Module):
             mask = eqx.tree_at(lambda m: m.decoder, mask, self.train_decoder)
         return mask
 
+    def rates(self, *, eta_w: ArrayLike = 1.0, eta_z: ArrayLike = 1.0) -> "JomaBlock":
+        """The same module with the learning-rate multiplier of each leaf, as `GradientFlow(loss, rates)` takes it:
+        `eta_z` for the logits, `eta_w` for the rest of what is trained, zero for what is fixed."""
+        rates = jax.tree.map(lambda trained: eta_w if trained else 0.0, self.trainable())
+        return eqx.tree_at(lambda m: m.z, rates, eta_z)
+
 
 class Contexts(NamedTuple):
     """Samples of one block's task: token frequencies `x`, the `label` to predict, and the number of the `query`."""

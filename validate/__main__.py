@@ -1,7 +1,6 @@
 """The command line: `traindyn list`, `traindyn verify`, `traindyn cite`."""
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
@@ -48,7 +47,7 @@ def list_claims(more: tuple[str, ...]) -> None:
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True)
 @click.option("--x32", is_flag=True, help="Compute in float32 instead of float64.")
-@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Claims checked at a time.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Claims checked at a time.  [default: 2 on a CPU, else 1]")
 @click.option("--resume", is_flag=True, help="Keep the claims that OUT/results.json already has.")
 @_MORE
 def verify(names, scale, seed, corpus, out, x32, jobs, resume, more) -> None:
@@ -63,6 +62,7 @@ def verify(names, scale, seed, corpus, out, x32, jobs, resume, more) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--corpus") from error
     jax.config.update("jax_enable_x64", not x32)
+    jobs = jobs or (2 if jax.default_backend() == "cpu" and len(chosen) > 1 else 1)
     setting = Setting(scale, seed, text, corpus_name)
     click.echo(report.header())
     with tqdm(total=len(chosen), unit="claim", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -116,13 +116,9 @@ def _all_claims(modules: Iterable[str]) -> list[Claim]:
 def _claims_of(name: str) -> Sequence[Claim]:
     try:
         if name.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(name).stem, name)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(name)
-        return module.CLAIMS
+            sys.path.insert(0, str(Path(name).resolve().parent))  # for the worker processes too
+            name = Path(name).stem
+        return importlib.import_module(name).CLAIMS
     except (ImportError, OSError, AttributeError) as error:
         raise click.BadParameter(f"cannot take claims from {name}: {error}", param_hint="--claims") from error
 

@@ -6,6 +6,7 @@ must be rejected, and the arrays behind them. Table, JSON, figure and report are
 
 import dataclasses
 import enum
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -214,6 +215,14 @@ class Claim:
     assumptions: tuple[str, ...]
     control: str
     check: Callable[[Setting], Evidence]
+
+    def __reduce__(self):
+        """Travels to another process as the name it has in its module."""
+        return _find, (self.check.__module__, self.check.__qualname__)
+
+
+def _find(module: str, name: str) -> Claim:
+    return getattr(importlib.import_module(module), name)
 
 
 def claim(

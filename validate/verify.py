@@ -1,12 +1,17 @@
 """Runs claims one after another and keeps what each one found, so that an interrupted run loses nothing."""
 
+import contextlib
 import dataclasses
+import itertools
 import json
+import multiprocessing
+import os
 import platform
+import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,29 +40,48 @@ def verify(
     With `out`, the folder gets `results.json`, rewritten after every claim, `NAME/figure.png` and `NAME/evidence.npz`
     for each, and at the end (also when interrupted) `report.html`. With `resume`, claims that `results.json` already
     has at this scale, seed, precision and corpus are taken from there. A claim whose check raises is *undecided*, and
-    the others go on. `jobs` claims are checked at a time, in threads: most of their time is compilation.
+    the others go on. `jobs` claims are checked at a time, each in a process of its own; such claims must stand at the
+    top level of a module that can be imported.
     """
     folder = None if out is None else Path(out)
     finished = _read(folder, setting) if resume and folder is not None else {}
-    records, workers = [], ThreadPoolExecutor(jobs)
+    records, claims = [], list(claims)
+    open_claims = [claim for claim in claims if claim.name not in finished]
     try:
-        # One thread a claim that is not finished; their results are taken up, and written, in order.
-        waiting = [
-            (claim, None if claim.name in finished else workers.submit(_measure, claim, setting)) for claim in claims
-        ]
-        for claim, result in waiting:
-            if result is None:
-                records.append(finished[claim.name])
-            else:
-                records.append(_keep(claim, setting, folder, *result.result()))
-                if folder is not None:
-                    _write(folder / "results.json", records)
-            on_record(records[-1])
+        with _workers(jobs) as apply:
+            measured = apply(_measure, open_claims, itertools.repeat(setting))
+            for claim in claims:
+                if claim.name in finished:
+                    records.append(finished[claim.name])
+                else:
+                    records.append(_keep(claim, setting, folder, *next(measured)))
+                    if folder is not None:
+                        _write(folder / "results.json", records)
+                on_record(records[-1])
     finally:
-        workers.shutdown(wait=False, cancel_futures=True)
         if folder is not None and records:
             (folder / "report.html").write_text(report.html(records, folder), encoding="utf-8")
     return records
+
+
+@contextlib.contextmanager
+def _workers(jobs: int) -> Iterator[Callable[..., Iterator]]:
+    """`map`, over that many processes; their results come in order."""
+    if jobs == 1:
+        yield map
+        return
+    options = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_platforms")}
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (options,))
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker(options: dict[str, Any]) -> None:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # an interrupt is the parent's to report
+    for name, value in options.items():
+        jax.config.update(name, value)
 
 
 def _measure(claim: Claim, setting: Setting) -> tuple[Evidence, float, str]:

@@ -156,12 +156,13 @@ def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n
             lower, upper = jnp.where(r < 0, s, lower), jnp.where(r > 0, s, upper)
             wx = gap * jnp.exp(-s)
             new = s - r / jnp.exp(wx * (mu - wx / 2))
-            new = jnp.where((new >= lower) & (new <= upper), new, (lower + upper) / 2)
-            return new, lower, upper, jnp.abs(new - s), count + 1
+            inside = (new >= lower) & (new <= upper)
+            change = jnp.where(inside, jnp.abs(new - s), jnp.inf)
+            return jnp.where(inside, new, (lower + upper) / 2), lower, upper, change, count + 1
 
-        def unfinished(carry):
+        def unfinished(carry):  # Newton squares the error: after a small step the next would be below rounding
             s, _, _, change, count = carry
-            return jnp.any(change > 4 * jnp.finfo(s.dtype).eps * s) & (count < 64)
+            return jnp.any(change > 0.1 * jnp.sqrt(jnp.finfo(s.dtype).eps) * s) & (count < 64)
 
         s = jnp.clip(s, lower, upper)
         return jax.lax.while_loop(unfinished, step, (s, lower, upper, jnp.full_like(s, jnp.inf), 0))[0]

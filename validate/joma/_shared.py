@@ -41,8 +41,7 @@ def random_task(
 
 def loss_flow(data: PyTree, model: nets.JomaBlock, *, eta_z: ArrayLike = 1.0, loss=nets.cross_entropy) -> GradientFlow:
     """The gradient flow of the real network's loss, through autodiff, with `eta_z` times the rate for the logits."""
-    rates = eqx.tree_at(lambda m: m.z, jax.tree.map(lambda _: 1.0, eqx.filter(model, eqx.is_inexact_array)), eta_z)
-    return GradientFlow(jax.tree_util.Partial(lambda d, m: loss(m, d), data), rates)
+    return GradientFlow(jax.tree_util.Partial(lambda d, m: loss(m, d), data), model.rates(eta_z=eta_z))
 
 
 def sgd(learning_rate: Any, eta_z: ArrayLike = 1.0) -> optax.GradientTransformation:

@@ -101,19 +101,21 @@ def mixture_training(setting: Setting) -> Evidence:
     end, steps = 2.0, 100
     times = jnp.linspace(0, end, steps + 1)
 
-    def trained(key, size):
-        x, cluster = nets.gaussian_clusters(centres, sigma, size // 3, key=key)
-        model = nets.JomaBlock(
-            4, 1, attention="linear", activation=jax.scipy.special.erf, embeddings=jnp.eye(5), key=key
-        )
-        # Uniform attention is linear attention whose logits stay at one.
-        model = eqx.tree_at(lambda m: (m.w, m.z), model, (jnp.append(start, 0.0)[:, None], jnp.ones((1, 4))))
+    model = nets.JomaBlock(
+        4, 1, attention="linear", activation=jax.scipy.special.erf, embeddings=jnp.eye(5), key=setting.key
+    )
+    # Uniform attention is linear attention whose logits stay at one.
+    model = eqx.tree_at(lambda m: (m.w, m.z), model, (jnp.append(start, 0.0)[:, None], jnp.ones((1, 4))))
+
+    def trained(noise):
+        cluster = jnp.arange(noise.shape[0]) % 3
+        x = centres[cluster] + sigma * noise
         data = (x, gradient[cluster][:, None])
         descent = sgd(end / steps, eta_z=0.0)
         return train(model, nets.stationary_loss, data, descent, steps, observe=lambda m: m.v[:, 0], every=10).observed
 
-    keys = jax.random.split(setting.key, seeds)
-    paths = [jax.jit(jax.vmap(lambda key, size=size: trained(key, size)))(keys) for size in sizes]
+    rng, over_seeds = setting.rng, jax.jit(jax.vmap(trained))
+    paths = [over_seeds(jnp.asarray(rng.standard_normal((seeds, size, 4)), setting.dtype)) for size in sizes]
 
     # The flow is read at the same learning rate (Euler), so that what is left is the sampling error alone.
     flow, y0 = Mixture(centres, gradient / 3, sigma, activation="erf"), MixtureState(start, jnp.zeros(()))

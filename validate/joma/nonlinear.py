@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import special
 
 from ...dynamics import solve
 from ...dynamics.joma import LinearActivation, LogGap, ManyNodes, NonlinearActivation
@@ -225,11 +226,13 @@ def entropy_bounce_ce(setting: Setting) -> Evidence:
     steps = setting.pick(smoke=1000, laptop=2000, paper=20000)
     samples, classes, tokens, every, floor = 200, 10, 20, steps // 100, 0.01
 
-    def start(key, attention, activation=lambda h: h):
-        """Data, block, and the gradient at a uniform output, `D (1[y=k] − 1/K)`, which the stationary runs keep."""
-        data_key, model_key, sample_key = jax.random.split(key, 3)
-        probability = jax.nn.softmax(2.0 * jax.random.normal(data_key, (classes, tokens)))
-        data = nets.ClassMixture(probability, length=4, batch=samples)(sample_key)
+    def task(rng):
+        probability = special.softmax(2.0 * rng.standard_normal((classes, tokens)), axis=1)
+        label = rng.integers(classes, size=samples)
+        return nets.Contexts(rng.multinomial(4, probability[label]) / 4, label, np.zeros(samples, int))
+
+    def start(key, data, attention, activation=lambda h: h):
+        """The block, and the gradient at a uniform output, `D (1[y=k] − 1/K)`, which the stationary runs keep."""
         model = nets.JomaBlock(
             tokens,
             20,
@@ -237,35 +240,37 @@ def entropy_bounce_ce(setting: Setting) -> Evidence:
             attention=attention,
             activation=activation,
             embeddings=jnp.eye(tokens + 1),
-            key=model_key,
+            key=key,
         )
         assert model.decoder is not None
         back = (jax.nn.one_hot(data.label, classes) - 1 / classes) @ model.decoder.T
-        return data, eqx.tree_at(lambda m: m.z, model, replace_fn=jnp.zeros_like), (data.x, back)
+        return eqx.tree_at(lambda m: m.z, model, replace_fn=jnp.zeros_like), (data.x, back)
 
     def run(model, loss, data, rate):
         observe = lambda m: attention_entropy(m.z[0])
         return train(model, loss, data, optax.sgd(rate), steps, observe=observe, every=every).observed
 
-    def cross_entropy(key, relu):
-        data, model, _ = start(key, "softmax", lambda h: jnp.where(relu, jax.nn.relu(h), h))
+    def cross_entropy(key, data, activation):
+        model, _ = start(key, data, "softmax", activation)
         return run(model, nets.cross_entropy, data, 1.0)
 
-    def stationary(key, attention):
-        _, model, (x, g) = start(key, attention)
+    def stationary(key, data, attention):
+        model, (x, g) = start(key, data, attention)
         # Up to 0.95 of the blow-up time that Theorem 2 gives for exponential attention.
         flow = ManyNodes(x.T @ g / samples)
         end = 0.95 * jnp.min(flow.blow_up_time(jnp.zeros_like(flow.delta)))
         return run(model, nets.stationary_loss, (x, g), end * (1.0 if attention == "exp" else 3.0) / steps)
 
-    keys = jax.random.split(setting.key, seeds)
-    curves = {
-        "linear activation, cross-entropy": jax.vmap(lambda key: cross_entropy(key, jnp.asarray(False))),
-        "ReLU, cross-entropy": jax.vmap(lambda key: cross_entropy(key, jnp.asarray(True))),
-        "linear, stationary gradient, softmax attention": jax.vmap(lambda key: stationary(key, "softmax")),
-        "control: linear, stationary gradient, exp attention": jax.vmap(lambda key: stationary(key, "exp")),
+    keys, rng = jax.random.split(setting.key, seeds), setting.rng
+    data = jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs)), *(task(rng) for _ in range(seeds)))
+    data = data._replace(x=data.x.astype(setting.dtype))
+    runs = {
+        "linear activation, cross-entropy": lambda key, data: cross_entropy(key, data, "identity"),
+        "ReLU, cross-entropy": lambda key, data: cross_entropy(key, data, "relu"),
+        "linear, stationary gradient, softmax attention": lambda key, data: stationary(key, data, "softmax"),
+        "control: linear, stationary gradient, exp attention": lambda key, data: stationary(key, data, "exp"),
     }
-    curves = {name: np.asarray(jax.jit(over_seeds)(keys)).T for name, over_seeds in curves.items()}
+    curves = {name: np.asarray(jax.jit(jax.vmap(run_one))(keys, data)).T for name, run_one in runs.items()}
     linear, relu, soft, control = (np.asarray(largest_rise(jnp.asarray(curve))) for curve in curves.values())
     return Evidence(
         rows={
