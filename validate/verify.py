@@ -49,12 +49,12 @@ def verify(
     open_claims = [claim for claim in claims if claim.name not in finished]
     try:
         with _workers(jobs) as apply:
-            measured = apply(_measure, open_claims, itertools.repeat(setting))
+            checked = apply(_check, open_claims, itertools.repeat(setting), itertools.repeat(folder))
             for claim in claims:
                 if claim.name in finished:
                     records.append(finished[claim.name])
                 else:
-                    records.append(_keep(claim, setting, folder, *next(measured)))
+                    records.append(next(checked))
                     if folder is not None:
                         _write(folder / "results.json", records)
                 on_record(records[-1])
@@ -84,25 +84,19 @@ def _start_worker(options: dict[str, Any]) -> None:
         jax.config.update(name, value)
 
 
-def _measure(claim: Claim, setting: Setting) -> tuple[Evidence, float, str]:
+def _check(claim: Claim, setting: Setting, folder: Path | None) -> Record:
     start = time.perf_counter()
     try:
         evidence, failure = claim.check(setting), ""
     except Exception as error:
         evidence = Evidence({}, {})
         failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-    return evidence, time.perf_counter() - start, failure
-
-
-def _keep(
-    claim: Claim, setting: Setting, folder: Path | None, evidence: Evidence, seconds: float, failure: str
-) -> Record:
-    record = record_of(claim, evidence, setting, seconds, failure)
+    record = record_of(claim, evidence, setting, time.perf_counter() - start, failure)
     if folder is not None:
         place = folder / claim.name
         place.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(place / "evidence.npz", allow_pickle=False, **arrays_of(evidence.panels))
-        report.figure(evidence.panels, claim.name).savefig(place / "figure.png", dpi=110)
+        report.figure(evidence.panels, claim.name).savefig(place / "figure.png", dpi=100)
     return record
 
 

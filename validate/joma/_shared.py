@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
-from ...dynamics import GradientFlow
+from ...dynamics import GradientFlow, solve
 from ...nets import joma as nets
 from ...nets import train
 
@@ -41,7 +41,21 @@ def random_task(
 
 def loss_flow(data: PyTree, model: nets.JomaBlock, *, eta_z: ArrayLike = 1.0, loss=nets.cross_entropy) -> GradientFlow:
     """The gradient flow of the real network's loss, through autodiff, with `eta_z` times the rate for the logits."""
-    return GradientFlow(jax.tree_util.Partial(lambda d, m: loss(m, d), data), model.rates(eta_z=eta_z))
+    return GradientFlow(jax.tree_util.Partial(loss, batch=data), model.rates(eta_z=eta_z))
+
+
+@jax.jit
+def _nodes_and_logits(models: nets.JomaBlock):
+    return jax.vmap(lambda m: (m.v, m.z))(models)
+
+
+def along_flow(
+    data: PyTree, model: nets.JomaBlock, ts: np.ndarray, *, eta_z: float = 1.0, loss=nets.cross_entropy, **options
+) -> tuple[np.ndarray, np.ndarray]:
+    """The nodes `(times, tokens, nodes)` and logits `(times, queries, tokens)` of the real block along its gradient
+    flow. Calls that differ in numbers only share one compilation."""
+    v, z = _nodes_and_logits(solve(loss_flow(data, model, eta_z=eta_z, loss=loss), model, ts, **options).ys)
+    return np.asarray(v), np.asarray(z)
 
 
 def sgd(learning_rate: Any, eta_z: ArrayLike = 1.0) -> optax.GradientTransformation:

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...dynamics import solve
 from ...dynamics.joma import invariants, predicted_logits
 from ...nets import joma as nets
 from ...nets import train
@@ -18,10 +17,10 @@ from ._shared import (
     PAPER,
     STATIONARY,
     TIME,
+    along_flow,
     at_common_time,
     four_activations,
     halving_rates,
-    loss_flow,
     random_task,
 )
 
@@ -45,14 +44,8 @@ def _along_flow(setting: Setting, attention: str):
     """The real block along its gradient flow at each of `RATIOS`: times, nodes `(ratios, times, tokens, nodes)`, logits
     `(ratios, times, tokens)`, and the model at the start."""
     data, model, ts = random_task(setting.rng), _block(setting, attention), np.linspace(0, 20, 21)
-
-    @jax.jit
-    @jax.vmap
-    def run(ratio):
-        return jax.vmap(lambda m: (m.v, m.z[0]))(solve(loss_flow(data, model, eta_z=ratio), model, ts).ys)
-
-    v, z = run(jnp.asarray(RATIOS))
-    return ts, np.asarray(v), np.asarray(z), model
+    v, z = map(np.stack, zip(*(along_flow(data, model, ts, eta_z=ratio) for ratio in RATIOS), strict=True))
+    return ts, v, z[:, :, 0], model
 
 
 def _drift(attention: str, v, z, ratios) -> np.ndarray:
@@ -214,19 +207,17 @@ def gd_invariant(setting: Setting) -> Evidence:
 )
 def query_sum(setting: Setting) -> Evidence:
     data, ts = random_task(setting.rng, queries=3), np.linspace(0, 20, 21)
+    attentions = setting.pick(smoke=("exp",), laptop=("exp", "linear"), paper=("exp", "linear"))
 
     def drifts(attention):
         model = _block(setting, attention, queries=3)
 
-        @jax.jit
-        def run(model):
-            of = lambda m: (invariants(attention, m.v, m.z), invariants(attention, m.v, m.z[:1]))
-            return jax.vmap(of)(solve(loss_flow(data, model), model, ts).ys)
-
-        return tuple(path - path[0] for path in map(np.asarray, run(model)))
+        v, z = along_flow(data, model, ts)
+        law = jax.jit(jax.vmap(lambda v, z: invariants(attention, v, z)))
+        return tuple(path - path[0] for path in (np.asarray(law(v, z)), np.asarray(law(v, z[:, :1]))))
 
     rows, control, panels = {}, {}, []
-    for name, (summed, alone) in {name: drifts(name) for name in ("exp", "linear")}.items():
+    for name, (summed, alone) in {name: drifts(name) for name in attentions}.items():
         rows[f"{name}: drift of the sum over queries"] = identity(summed, setting.bound(1e-10, 2e-5))
         control[f"{name}: drift of one query alone"] = identity(alone, 1e-2)
         panels.append(
@@ -252,12 +243,11 @@ def query_sum(setting: Setting) -> Evidence:
 )
 def softmax_sum(setting: Setting) -> Evidence:
     data, model, ts = random_task(setting.rng), _block(setting, "softmax"), np.linspace(0, 20, 21)
-    observe = lambda m: (m.v, m.z[0], jnp.mean(jax.vmap(m.attend)(data.x), axis=0))
-    run = jax.jit(lambda model: jax.vmap(observe)(solve(loss_flow(data, model), model, ts).ys))
-    v, z, b = map(np.asarray, run(model))
+    v, z = along_flow(data, model, ts)
+    z, b_bar = z[:, 0], np.mean(jax.jit(jax.vmap(model.attend))(data.x), axis=0)
     descent = train(model, nets.cross_entropy, data, optax.sgd(0.01), 2000, observe=lambda m: m.z[0], every=100)
     gd_z = np.asarray(descent.observed)
-    printed = 0.5 * np.sum(v**2, -1) - np.sum(v**2, (-2, -1))[:, None] * b[0]
+    printed = 0.5 * np.sum(v**2, -1) - np.sum(v**2, (-2, -1))[:, None] * b_bar
     drift = lambda z: np.sum(z - z[0], axis=-1)
     return Evidence(
         rows={
@@ -300,17 +290,16 @@ def softmax_half(setting: Setting) -> Evidence:
     x, g = jnp.asarray(rng.dirichlet(np.full(10, 2.0), 1), dtype), jnp.asarray(rng.standard_normal((1, 3)), dtype)
     model = nets.JomaBlock(10, 3, attention="softmax", init_scale=0.0, key=setting.key)
     ts = 0.05 * 2.0 ** np.arange(setting.pick(smoke=5, laptop=6, paper=6))
-    flow = loss_flow((x, g), model, loss=nets.stationary_loss)
+    rtol, atol = setting.bound(1e-10, 1e-6), setting.bound(1e-15, 1e-12)
+    v, z = along_flow((x, g), model, ts, loss=nets.stationary_loss, rtol=rtol, atol=atol)
 
     @jax.jit
-    def run(model):
-        rtol, atol = setting.bound(1e-10, 1e-6), setting.bound(1e-15, 1e-12)
-        v, z = jax.vmap(lambda m: (m.v, m.z[0]))(solve(flow, model, ts, rtol=rtol, atol=atol).ys)
+    def errors(v, z):
         predict = jax.vmap(lambda v: predicted_logits("softmax", v, v0=model.v, z0=model.z[0], b_bar=x[0]))
         printed = 0.5 * jnp.sum(v**2, -1) - jnp.sum(v**2, (-2, -1))[:, None] * x[0]
         return relative_error(z, predict(v)), relative_error(z, printed)
 
-    error, wrong = map(np.asarray, run(model))
+    error, wrong = map(np.asarray, errors(v, z[:, 0]))
     return Evidence(
         rows={"order in t of the relative error of z": limit(ts, error, 2.0)},
         control={"printed form: order in t": limit(ts, wrong, 2.0)},
