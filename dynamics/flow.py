@@ -70,7 +70,7 @@ class SolveError(RuntimeError):
 def solve(
     flow: Flow,
     y0: PyTree,
-    ts: Float[ArrayLike, " times"] | Sequence[float],
+    ts: Float[ArrayLike, " times"] | Sequence[float | int],
     *,
     solver: dfx.AbstractSolver | None = None,
     stepsize_controller: dfx.AbstractStepSizeController | None = None,
@@ -102,7 +102,8 @@ def solve(
 
     **Raises** `ValueError` for a bad `y0`, `ts` or option, and for a time past the `blow_up_time` of the flow;
     `SolveError` when the solution blows up or the steps run out. It says where, and holds the solution. Inside `jit`
-    the last two are runtime errors of Equinox. With `throw=False` they are data: read `result`.
+    these are runtime errors of Equinox, best read under `eqx.filter_jit`. With `throw=False` the last two are data:
+    read `result`.
     """
     if stepsize_controller is not None and (rtol is not None or atol is not None):
         raise ValueError("rtol and atol would be ignored: they belong inside the stepsize_controller that was given.")

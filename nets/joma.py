@@ -82,6 +82,7 @@ class JomaBlock(eqx.Module):
             embeddings = jnp.linalg.qr(jax.random.normal(embed_key, (tokens + queries,) * 2, dtype))[0]
         elif embeddings.ndim != 2 or embeddings.shape[1] != tokens + queries:
             raise ValueError(f"embeddings must have shape (embed, {tokens + queries}), got {embeddings.shape}.")
+        embeddings = jnp.asarray(embeddings, dtype)
         self.u_c, self.u_q = embeddings[:, :tokens], embeddings[:, tokens:]
         # One draw for all: a random draw takes longer to compile than anything else here.
         in_w, in_z = embeddings.shape[0] * nodes, queries * tokens

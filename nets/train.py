@@ -21,8 +21,8 @@ class Run(NamedTuple):
 
     - `model`: the trained model.
     - `steps`, shape `(records,)`: the steps recorded, `0, every, 2·every, …`.
-    - `observed`: what `observe` returned there, with a leading axis `records`. NaN (zero, for integers) from the
-      divergence on.
+    - `observed`: what `observe` returned there, with a leading axis `records`. NaN (zero, for integers) after a
+      divergence.
     - `diverged_at`: the step whose loss was not finite, or −1. The model is the one that gave this loss.
     """
 

@@ -168,7 +168,8 @@ def predicted_logits(
         exp      z = z₀ + r/2T (Σ_k v_k² − Σ_k v₀_k²)
         softmax  z = z₀ + r/2T [Σ_k v_k² − (Σ_k ‖v_k‖²) b̄] − (the same at v₀)
 
-    with `rate_ratio` r = η_Z/η_W and `b_bar` b̄ = E[b] (softmax only). Several queries that share their nodes obey the
+    with `rate_ratio` r = η_Z/η_W and `b_bar` b̄ = E[b] (softmax only). A linear logit that crosses zero, as it can where
+    `r Σ v₀² > z₀²`, keeps its sign here and so is right in size only. Several queries that share their nodes obey the
     linear and the exponential law only summed, `Σ_m z_m²` and `Σ_m z_m`. The softmax law also assumes that b̄ is
     constant and that `E[g_k b bᵀ] = b̄ E[g_k b]ᵀ` for each node; it holds in direction more than in size.
 

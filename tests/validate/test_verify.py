@@ -94,7 +94,9 @@ def test_resume_runs_again_what_raised(tmp_path):
 OWN = """
 from traindyn.validate import Evidence, claim, identity
 
-@claim("own.half", paper="Mine", kind="identity", statement="1/2 + 1/2 = 1", source="arithmetic", assumptions=(), control="1/3")
+@claim(
+    "own.half", paper="Mine", kind="identity", statement="1 is two halves", source="", assumptions=(), control="thirds"
+)
 def half(setting):
     return Evidence({{"sum": identity(0.5 + 0.5 - {target}, 1e-15)}}, {{"thirds": identity(2 / 3 - 1, 1e-15)}})
 
@@ -145,7 +147,7 @@ def test_list_names_every_claim_once():
 
 def test_cite_prints_an_entry_for_every_paper_and_for_a_claim():
     everything = run("cite").output
-    for paper in {claim.name.split(".")[0] for claim in BUILT_IN}:
+    for paper in {each.name.split(".")[0] for each in BUILT_IN}:
         entry = run("cite", paper).output
         assert entry.startswith("@") and entry.strip() in everything
     assert run("cite", "joma.erf_law").output == run("cite", "joma").output

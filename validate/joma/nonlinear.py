@@ -229,7 +229,7 @@ def entropy_bounce_ce(setting: Setting) -> Evidence:
     def task(rng):
         probability = special.softmax(2.0 * rng.standard_normal((classes, tokens)), axis=1)
         label = rng.integers(classes, size=samples)
-        return nets.Contexts(rng.multinomial(4, probability[label]) / 4, label, np.zeros(samples, int))
+        return rng.multinomial(4, probability[label]) / 4, label
 
     def start(key, data, attention, activation=lambda h: h):
         """The block, and the gradient at a uniform output, `D (1[y=k] − 1/K)`, which the stationary runs keep."""
@@ -262,8 +262,8 @@ def entropy_bounce_ce(setting: Setting) -> Evidence:
         return run(model, nets.stationary_loss, (x, g), end * (1.0 if attention == "exp" else 3.0) / steps)
 
     keys, rng = jax.random.split(setting.key, seeds), setting.rng
-    data = jax.tree.map(lambda *xs: jnp.asarray(np.stack(xs)), *(task(rng) for _ in range(seeds)))
-    data = data._replace(x=data.x.astype(setting.dtype))
+    x, label = map(np.stack, zip(*(task(rng) for _ in range(seeds)), strict=True))
+    data = nets.Contexts(jnp.asarray(x, setting.dtype), jnp.asarray(label), jnp.zeros(label.shape, int))
     runs = {
         "linear activation, cross-entropy": lambda key, data: cross_entropy(key, data, "identity"),
         "ReLU, cross-entropy": lambda key, data: cross_entropy(key, data, "relu"),
