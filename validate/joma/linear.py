@@ -323,9 +323,7 @@ def low_rank(setting: Setting) -> Evidence:
                 log="xy",
             )
         ],
-        remarks=[
-            f"sr(V) itself is still {float(mean(of_v)[at]):.2f} at 1e-4 and {float(mean(of_v)[-1]):.2f} at 1e-{decades}."
-        ],
+        remarks=[f"sr(V) itself is still {mean(of_v)[at]:.2f} at 1e-4 and {mean(of_v)[-1]:.2f} at 1e-{decades}."],
     )
 
 

@@ -77,8 +77,8 @@ def gd_to_flow(setting: Setting) -> Evidence:
     "joma.adam_breaks",
     paper=PAPER,
     kind="statistic",
-    statement="Adam breaks the exponential invariant: at learning rate 1e-3, after 20 000 steps (5000 at smoke scale), it "
-    "is off by more than one.",
+    statement="Adam breaks the exponential invariant: at learning rate 1e-3, after 20 000 steps (at smoke scale 5000), "
+    "it is off by more than one.",
     source="Theorem 1 is a law of gradient flow, not of other optimisers",
     assumptions=("exponential attention, full batch", ONE_QUERY),
     control="gradient descent at the same learning rate and number of steps",
