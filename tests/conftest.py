@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import jax
 import pytest
 from jaxtyping import config as jaxtyping_config
 
+hypothesis.settings.register_profile("compiled", deadline=None)  # the first example of a test compiles
+hypothesis.settings.load_profile("compiled")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,7 @@ def test_the_examples_run_and_print_what_they_say(tmp_path):
     error, drift = run.stdout.strip().split("\n", 1)
     assert float(error) < 1e-9
     drifts = [float(x) for x in drift.strip("[] ").split()]
-    assert drifts == sorted(drifts, reverse=True) and 3 < drifts[0] / drifts[2] < 5, "order 1: a quarter of the rate"
+    assert all(3 < larger / smaller < 6 for larger, smaller in pairwise(drifts)), "about a quarter at half the rate"
 
 
 def test_the_users_own_claim_runs(tmp_path):

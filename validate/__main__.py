@@ -116,8 +116,12 @@ def _all_claims(modules: Iterable[str]) -> list[Claim]:
 def _claims_of(name: str) -> Sequence[Claim]:
     try:
         if name.endswith(".py"):
-            sys.path.insert(0, str(Path(name).resolve().parent))  # for the worker processes too
-            name = Path(name).stem
+            path = Path(name).resolve()
+            sys.path.insert(0, str(path.parent))  # for the worker processes too
+            module = importlib.import_module(path.stem)
+            if Path(module.__file__ or "") != path:
+                raise ImportError(f"a module named {path.stem} is there already; rename the file.")
+            return module.CLAIMS
         return importlib.import_module(name).CLAIMS
     except (ImportError, OSError, AttributeError) as error:
         raise click.BadParameter(f"cannot take claims from {name}: {error}", param_hint="--claims") from error

@@ -110,7 +110,7 @@ def run(*args):
 
 @pytest.mark.parametrize(("target", "status", "word"), [(1, 0, "holds"), (2, 1, "refuted")])
 def test_a_users_own_claim_from_a_file_and_the_exit_status(tmp_path, target, status, word):
-    module = tmp_path / "own.py"
+    module = tmp_path / f"own_{word}.py"
     module.write_text(OWN.format(target=target))
     result = run("verify", "own", "--claims", module, "--scale", "smoke", "--out", tmp_path / "out")
     assert result.exit_code == status, result.output
@@ -134,10 +134,16 @@ def test_bad_arguments_end_with_status_2_and_say_why(args, message):
 
 
 def test_two_claims_of_one_name_are_refused(tmp_path):
-    module = tmp_path / "own.py"
+    module = tmp_path / "own_twice.py"
     module.write_text(OWN.format(target=1).replace("(half,)", "(half, half)"))
     result = run("list", "--claims", module)
     assert result.exit_code == 2 and "same name" in result.output
+
+
+def test_a_file_whose_name_is_taken_is_refused(tmp_path):
+    (tmp_path / "json.py").write_text(OWN.format(target=1))
+    result = run("list", "--claims", tmp_path / "json.py")
+    assert result.exit_code == 2 and "rename the file" in result.output
 
 
 def test_list_names_every_claim_once():
