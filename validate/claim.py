@@ -66,7 +66,7 @@ def identity(error: Real[ArrayLike, "..."], at_most: float) -> Row:
     """The largest absolute entry of an error must not exceed a bound derived from the tolerances. An infinite error is
     refuted; NaN is undecided, for nothing was measured."""
     measured = float(np.max(np.abs(np.asarray(error))))
-    return Row(measured, (measured, measured), at_most, (0.0, at_most), f"{measured:.2g}", f"≤ {at_most:.2g}")
+    return Row(measured, (measured, measured), at_most, (0.0, at_most), f"{measured:.2g}", f"≤ {at_most:.3g}")
 
 
 def limit(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"], order: float, tolerance: float = 0.1) -> Row:
