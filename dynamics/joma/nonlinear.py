@@ -157,7 +157,7 @@ def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n
             wx = gap * jnp.exp(-s)
             new = s - r / jnp.exp(wx * (mu - wx / 2))
             inside = (new >= lower) & (new <= upper)
-            change = jnp.where(inside, jnp.abs(new - s), jnp.inf)
+            change = jnp.where(inside, jnp.abs(new - s), upper - lower)
             return jnp.where(inside, new, (lower + upper) / 2), lower, upper, change, count + 1
 
         def unfinished(carry):  # Newton squares the error: after a small step the next would be below rounding
