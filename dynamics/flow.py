@@ -88,7 +88,8 @@ def solve(
     **Arguments:** `flow`, any `(t, y, args) -> dy/dt`; `y0`, a PyTree of floating-point arrays, or an Equinox module,
     whose other leaves are left alone; `ts`, shape `(times,)`, increasing, from zero on.
 
-    - `solver`: by default `Tsit5`, and `Kvaerno5` for a flow that says it is `stiff`, as `v̇ = (μ−v)∘exp(v²/2)` does.
+    - `solver`: by default `Tsit5`, and `Kvaerno5` (in float32 `Kvaerno3`) for a flow that says it is `stiff`, as
+      `v̇ = (μ−v)∘exp(v²/2)` does.
       An explicit method gets the values of a stiff flow right and its gradients silently wrong.
     - `rtol`, `atol`: by default 1e-10, 1e-12 for a float64 state and 1e-5, 1e-7 for a float32 one, in the max norm: the
       usual root mean square hides the one row that is about to blow up.
@@ -96,9 +97,10 @@ def solve(
       of `ts`, since `Kvaerno5` interpolates at third order only.
     - `progress`: shows a bar.
 
-    **Returns** Diffrax's `Solution`: `ts` as asked for and `ys` with a leading axis `times`; `stats["t_stop"]` is the
-    time that was reached. An event stops a solution that blows up in finite time, once the time in which it would grow
-    by its own size falls below `√eps · t`: the remaining `ys` are infinite.
+    **Returns** Diffrax's `Solution`: `ts` as asked for and `ys` with a leading axis `times`; `stats["t_stop"]` and
+    `stats["y_stop"]` are the time and state that were reached. An event stops a solution that blows up in finite time,
+    once it has at least doubled and the time in which it would grow by its own size is below `√eps · t`: the remaining
+    `ys` are infinite.
 
     **Raises** `ValueError` for a bad `y0`, `ts` or option, and for a time past the `blow_up_time` of the flow;
     `SolveError` when the solution blows up or the steps run out. It says where, and holds the solution. Inside `jit`

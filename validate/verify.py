@@ -56,7 +56,9 @@ def verify(
                 else:
                     records.append(next(checked))
                     if folder is not None:
-                        _write(folder / "results.json", records)
+                        done = {record["name"] for record in records}
+                        kept = [record for name, record in finished.items() if name not in done]
+                        _write(folder / "results.json", records + kept)
                 on_record(records[-1])
     finally:
         if folder is not None and records:

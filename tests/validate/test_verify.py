@@ -84,6 +84,13 @@ def test_an_interrupted_run_keeps_finished_claims_and_resume_goes_on(tmp_path):
     assert calls[2:] == ["x.first"], "another seed is another run"
 
 
+def test_resume_keeps_finished_claims_that_come_later_or_were_not_asked_for(tmp_path):
+    names = lambda: {record["name"] for record in json.loads((tmp_path / "results.json").read_text())}
+    verify([make("x.b"), make("x.c")], out=tmp_path)
+    verify([make("x.a"), make("x.b")], out=tmp_path, resume=True)
+    assert names() == {"x.a", "x.b", "x.c"}
+
+
 def test_resume_runs_again_what_raised(tmp_path):
     calls = []
     verify([make("x.a", error=None, calls=calls)], out=tmp_path)
