@@ -20,7 +20,7 @@ from ._checks import as_float, concrete, require
 
 
 class Flow(eqx.Module):
-    """An autonomous ordinary differential equation whose parameters are PyTree leaves.
+    """An ordinary differential equation whose parameters are PyTree leaves.
 
     Calling a flow is its vector field in Diffrax's signature, so `diffrax.ODETerm(flow)` works as it is. Beside it a
     flow may define

@@ -3,11 +3,13 @@
 from . import joma as joma
 from . import metrics as metrics
 from .claim import Claim as Claim
+from .claim import Erratum as Erratum
 from .claim import Evidence as Evidence
 from .claim import Row as Row
 from .claim import Setting as Setting
 from .claim import Verdict as Verdict
 from .claim import claim as claim
+from .claim import heatmap as heatmap
 from .claim import identity as identity
 from .claim import limit as limit
 from .claim import panel as panel

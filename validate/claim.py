@@ -123,14 +123,15 @@ class Evidence:
     """What a check measured.
 
     `rows`: each by name, the most telling first; all must hold. `control`: the same checks against a prediction that is
-    wrong in one place; all must be refuted. `panels`: the arrays behind them, one picture each (see `panel`).
-    `remarks`: findings that no bound expresses.
+    wrong in one place; all must be refuted. `panels`: the arrays behind them, one picture each (see `panel`,
+    `heatmap`). `remarks`: findings that no bound expresses. `errata`: published statements that it decides against.
     """
 
     rows: Mapping[str, Row]
     control: Mapping[str, Row]
     panels: Sequence[xr.Dataset] = ()
     remarks: Sequence[str] = ()
+    errata: Sequence[Erratum] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -170,6 +171,40 @@ def panel(
         dims = (name,) if array.ndim == 1 else (name, f"{role} {label} line")
         curves[f"{role}: {label}"] = xr.Variable(dims, array, {"role": role, "label": label})
     return xr.Dataset(curves, {name: np.asarray(values)}, {"title": title, "y": y, "log": log, "x": name})
+
+
+def heatmap(
+    title: str,
+    x: tuple[str, ArrayLike],
+    y: tuple[str, ArrayLike],
+    z: Real[ArrayLike, "ny nx"],
+    *,
+    z_label: str = "",
+    limits: tuple[float, float] | None = None,
+    log: str = "",
+) -> xr.Dataset:
+    """One picture of evidence: values over two axes, each `(label, values)`, whose values are numbers or words.
+
+    Cells are drawn of equal size, whatever the spacing of the axes. `limits` fixes the colour scale, so that maps side
+    by side compare; `log="z"` makes it logarithmic.
+    """
+    (x_name, x_values), (y_name, y_values) = x, y
+    variable = xr.Variable((y_name, x_name), np.asarray(z), {"role": "map", "label": z_label})
+    attributes = {"title": title, "x": x_name, "y": y_name, "log": log}
+    coordinates = {y_name: np.asarray(y_values), x_name: np.asarray(x_values)}
+    return xr.Dataset({f"map: {z_label}": variable}, coordinates, attributes | ({"limits": limits} if limits else {}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Erratum:
+    """A statement that is misprinted or false as published: `where`, as `printed`, as `corrected`, and the measured
+    figures that decide between the two, with the correction and as printed."""
+
+    where: str
+    printed: str
+    corrected: str
+    error_corrected: str
+    error_printed: str
 
 
 @dataclasses.dataclass(frozen=True)

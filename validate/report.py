@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 import xarray as xr
 from matplotlib import colormaps
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -24,14 +25,15 @@ _COLOURS = {"observed": "tab:blue", "predicted": "black", "control": "tab:red"}
 
 
 def figure(panels: Sequence[xr.Dataset], title: str = "") -> Figure:
-    """One axis a panel: observations as points, predictions as lines, controls dotted."""
+    """One axis a panel: observations as points, predictions as lines, controls dotted; maps as cells."""
     columns = min(len(panels), 3) or 1
     rows = -(-len(panels) // columns) or 1
     picture = Figure(figsize=(4.6 * columns, 3.6 * rows), layout="constrained")
     picture.suptitle(title)
     axes = picture.subplots(rows, columns, squeeze=False).ravel()
     for axis, data in zip(axes, panels, strict=False):
-        _draw(axis, data)
+        (first, *_) = data.data_vars.values()
+        _draw_map(axis, data, first) if first.attrs["role"] == "map" else _draw(axis, data)
     for axis in axes[len(panels) :]:
         axis.axis("off")
     return picture
@@ -65,6 +67,22 @@ def _draw(axis: Any, data: xr.Dataset) -> None:
             scale.set_minor_formatter(NullFormatter())
     axis.legend(fontsize=8)
     axis.grid(alpha=0.25)
+
+
+def _draw_map(axis: Any, data: xr.Dataset, cells: xr.DataArray) -> None:
+    low, high = data.attrs.get("limits", (None, None))
+    norm = (LogNorm if data.attrs["log"] == "z" else Normalize)(low, high)
+    image = axis.imshow(cells.values, origin="lower", aspect="auto", norm=norm, cmap="viridis", interpolation="nearest")
+    axis.figure.colorbar(image, ax=axis, label=cells.attrs["label"])
+    for which in "xy":
+        values = data.coords[data.attrs[which]].values
+        words = values.dtype.kind == "U"
+        every = -(-len(values) // (40 if words else 8))
+        labels = [str(v) if words else f"{v:.3g}" for v in values[::every]]
+        turned = {"rotation": 90} if words and which == "x" else {}
+        getattr(axis, f"set_{which}ticks")(range(0, len(values), every), labels, fontsize=7 if words else 9, **turned)
+    axis.set(title=data.attrs["title"], xlabel=data.attrs["x"], ylabel=data.attrs["y"])
+    axis.title.set_fontsize(10)
 
 
 def header() -> str:
@@ -165,6 +183,15 @@ against a prediction that is wrong in one place, is refuted. Finite checks are e
 {% for remark in r.remarks %}<p>{{ remark }}</p>{% endfor %}
 {% if r.failure %}<pre>{{ r.failure }}</pre>{% endif %}
 {% endfor %}
+{% if records | selectattr('errata') | list %}
+<h2 id="errata">Errata</h2>
+<p>Statements that do not hold as published, and the measurement that decides: the same check on both forms.</p>
+<div class="scroll"><table>
+<tr><th>where</th><th>as printed</th><th>as corrected</th><th>printed</th><th>corrected</th><th>figure</th></tr>
+{% for r in records %}{% for e in r.errata %}<tr><td>{{ e.where }}</td><td>{{ e.printed }}</td><td>{{ e.corrected }}</td>
+<td>{{ e.error_printed }}</td><td>{{ e.error_corrected }}</td><td><a href="#{{ r.name }}">{{ r.name }}</a></td></tr>
+{% endfor %}{% endfor %}</table></div>
+{% endif %}
 {% set r = records[0] %}
 <footer><p>Scale {{ r.scale }}, seed {{ r.seed }}, {{ r.dtype }} on {{ r.device }}, corpus {{ r.corpus }}.
 {% for name, number in r.versions.items() %}{{ name }} {{ number }}{{ ', ' if not loop.last }}{% endfor %}.</p></footer>

@@ -134,6 +134,7 @@ def record_of(claim: Claim, evidence: Evidence, setting: Setting, seconds: float
         "source": claim.source,
         "assumptions": list(claim.assumptions),
         "remarks": list(evidence.remarks),
+        "errata": [dataclasses.asdict(erratum) for erratum in evidence.errata],
         "corpus": setting.corpus_name,
         "failure": failure,
     }

@@ -1,0 +1,172 @@
+"""The reversal curse: two models whose weights from A to B say nothing of those from B to A, and their closed forms.
+
+A sentence is (first entity, relation, last entity); the last entity is to be predicted. Time is
+`t = learning_rate × step`, and the loss is a mean over N training sentences.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from ._checks import as_float, check_shape, concrete
+from .flow import Flow
+from .scan_snap.decoder import Decoder, logit_gap
+
+
+class Bilinear(Flow):
+    """The bilinear model `p(y|x) ∝ exp(v_xᵀ Θ v_y)`, softmax over all m tokens, in the only directions that it moves in:
+
+        Θ = Θ₀ + Vᵀ C V,   Ċ = (1/N) Σ_pairs e_x (e_y − p(·|x))ᵀ,   logits = V Θ₀ Vᵀ + G C G,   G = V Vᵀ
+
+    Gradient flow `Θ̇ = −∇L` of the mean cross-entropy of N pairs, exactly, for any fixed vectors V, shape `(m, width)`.
+    `symmetric` keeps Θ symmetric, `Θ̇ = −(∇L + ∇Lᵀ)/2`: the control that has no reversal curse.
+
+    **Fields:** `gram` G, shape `(m, m)`; `pairs`, shape `(N, 2)`, the trained (x, y); `start` V Θ₀ Vᵀ, shape `(m, m)`,
+    zero by default. **State:** C, shape `(m, m)`, zero at time zero.
+
+    **Closed form** where the vectors are orthonormal, G = I (random ones as width → ∞), from zero: each row is a
+    `OneLayer` of M = m outputs, and a row that no pair begins with stays uniform.
+
+    **What must happen:** for v ~ N(0, I/width) and (y, x) untrained, `L_rev(t)/L_rev(0) ≥ (L(t)/L(0))^ε` for any ε
+    once the width is large enough (`separation_exponent`); with `symmetric`, L_rev falls as L does.
+
+    Source: Zhu et al. (arXiv 2405.04669), section 3, Theorems 1 and 2. **Raises** `ValueError` for bad shapes, no pairs,
+    or a pair of tokens that do not exist.
+    """
+
+    gram: Float[Array, "tokens tokens"] = eqx.field(converter=as_float)
+    pairs: Int[Array, "pairs 2"] = eqx.field(converter=jnp.asarray)
+    start: Float[Array, "tokens tokens"] | None = None
+    symmetric: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        check_shape("gram", self.gram, ("tokens", "tokens"), {"tokens": self.gram.shape[0]})
+        if self.start is not None:
+            check_shape("start", self.start, self.gram.shape)
+        check_shape("pairs", self.pairs, ("pairs", 2))
+        if self.pairs.shape[0] == 0:
+            raise ValueError("pairs must hold at least one pair, got none.")
+        if concrete(self.pairs):
+            tokens, last = np.asarray(self.pairs), self.gram.shape[0] - 1
+            if tokens.min() < 0 or tokens.max() > last:
+                raise ValueError(f"pairs must be tokens from 0 to {last}, got {tokens.min()} to {tokens.max()}.")
+
+    @classmethod
+    def of(
+        cls,
+        vectors: Float[ArrayLike, "tokens width"],
+        pairs: Int[ArrayLike, "pairs 2"],
+        theta: Float[ArrayLike, "width width"] | None = None,
+        *,
+        symmetric: bool = False,
+    ) -> "Bilinear":
+        """The flow for the tokens' `vectors` V and the initial weights `theta` Θ₀, by default zero."""
+        v = as_float(vectors)
+        start = None if theta is None else v @ jnp.asarray(theta, v.dtype) @ v.T
+        return cls(v @ v.T, jnp.asarray(pairs), start, symmetric)
+
+    def logits(self, c: Float[Array, "tokens tokens"]) -> Float[Array, "tokens tokens"]:
+        """The logits of every token (columns) after every token (rows)."""
+        logits = self.gram @ c @ self.gram
+        return logits if self.start is None else logits + self.start
+
+    def loss(self, c: Float[Array, "tokens tokens"], pairs: Int[Array, "n 2"] | None = None) -> Float[Array, ""]:
+        """The mean `−ln p(y|x)` of the trained pairs, or of others: the reversal loss is that of the untrained
+        reversals."""
+        pairs = self.pairs if pairs is None else pairs
+        logits = self.logits(c)[pairs[:, 0]]
+        own = jnp.take_along_axis(logits, pairs[:, 1:], axis=1)
+        others = jnp.where(jnp.arange(logits.shape[1])[None] == pairs[:, 1:], -jnp.inf, logits - own)
+        return jnp.mean(jax.nn.softplus(jax.nn.logsumexp(others, axis=1)))  # keeps its digits as p → 1
+
+    def __call__(self, t: ArrayLike, y: Float[Array, "tokens tokens"], args: Any = None) -> Float[Array, "tokens tokens"]:
+        x, target = (jax.nn.one_hot(self.pairs[:, i], self.gram.shape[0], dtype=y.dtype) for i in (0, 1))
+        logits = (x @ self.gram) @ y @ self.gram
+        p = jax.nn.softmax(logits if self.start is None else logits + x @ self.start, axis=1)
+        p = p * (1 - target)  # 1 − p(y|x) as the sum of the others, which rounding does not eat
+        push = x.T @ (target * jnp.sum(p, axis=1, keepdims=True) - p) / self.pairs.shape[0]
+        return (push + push.T) / 2 if self.symmetric else push
+
+
+def separation_exponent(
+    loss: Float[Array, "times *batch"], reversal_loss: Float[Array, "times *batch"]
+) -> Float[Array, "*batch"]:
+    """The least ε ≥ 0 at which `L_rev(t)/L_rev(0) ≥ (L(t)/L(0))^ε` at all times recorded, the first being zero.
+
+    For a training loss that stays below its start, as under gradient flow. About zero where the reversal is not
+    learned, one where it is learned as the rest is.
+
+    Source: Zhu et al. (arXiv 2405.04669), Theorem 1, which bounds this number. By it, as L reaches c,
+    `L_rev ≥ L_rev(0) (c/L(0))^ε` (Theorem 2).
+    """
+    fallen = jnp.log(loss / loss[:1])
+    ratio = jnp.log(reversal_loss / reversal_loss[:1]) / jnp.where(fallen < 0, fallen, 1)
+    return jnp.max(jnp.where(fallen < 0, jnp.maximum(ratio, 0), 0), axis=0)
+
+
+class OneLayer(Flow):
+    """The one-layer transformer of Scan and Snap on sentences of three tokens: one row of its decoder,
+
+        Ḋ = (η M/N) / (k e^D + M − k)
+
+    where D is the logit of each of the k `targets` that training sentences complete the row's first entity with, less
+    that of the other M − k tokens.
+
+    The context is the first entity alone, so that its attention is 1 whatever Z is: Z never moves, the relation is
+    ignored, and row A of Y sees only sentences that begin with A. One gap describes each row:
+
+    - reversal: A→B trained, k = 1: `seen` → 1. Row B, if no sentence begins with B, stays zero: `p(A|B←) = 1/M` always.
+    - chain of thought, A→B and B→C trained, A⇝C not: k = 1. `p(C|A⇝)` is `unseen` and falls below 1/M, while two steps,
+      A→B→C, succeed with `seen²`.
+    - chain of thought, A⇝C trained as well: k = 2, for row A has the targets B and C. `seen` → ½ each and no more.
+
+    **Fields:** `outputs` M, `sentences` N in training, `eta` η_Y, `targets` k. **State:** D, any shape, ≥ 0.
+
+    **Closed form:** `k (e^D − 1) + (M − k) D = M η t/N` from zero.
+
+    Source: Zhu et al. (arXiv 2405.04669), section 4, Theorems 3 and 4, which bound these probabilities as t → ∞; in
+    closed form for all t here. **Raises** `ValueError` unless `outputs > targets ≥ 1`.
+    """
+
+    outputs: Float[Array, "*batch"] = eqx.field(converter=as_float)
+    sentences: Float[Array, "*batch"] = eqx.field(converter=as_float)
+    eta: Float[Array, "*batch"] = eqx.field(converter=as_float, default=1.0)
+    targets: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        if self.targets < 1 or (concrete(self.outputs) and not np.all(np.asarray(self.outputs) > self.targets)):
+            raise ValueError(
+                f"targets must be at least 1 and below outputs, got targets={self.targets}, outputs={self.outputs}."
+            )
+
+    def __call__(self, t: ArrayLike, y: Float[Array, "*batch"], args: Any = None) -> Float[Array, "*batch"]:
+        k = self.targets
+        return self.eta * self.outputs / self.sentences / (k * jnp.exp(y) + self.outputs - k)
+
+    def exact(self, t: ArrayLike, y0: Float[ArrayLike, "*batch"] = 0.0) -> Float[Array, "*batch"]:
+        """The gap at the time `t`."""
+        m, k = self.outputs, self.targets
+        others, y0 = (m - k) / k, jnp.asarray(y0, m.dtype)
+        passed = m * self.eta / self.sentences * jnp.asarray(t, m.dtype) / k
+        return logit_gap(passed + jnp.expm1(y0) + others * y0, others)
+
+    def visits(self, number: int) -> Float[Array, " number_and_one"]:
+        """The gap after 0, 1, …, `number` visits by stochastic gradient descent at the learning rate η, one sentence a
+        step: `M h*`, exactly. For scalar fields and one target; with two the gap depends on their order.
+
+        **Raises** `ValueError` for more than one target."""
+        if self.targets != 1:
+            raise ValueError(f"targets must be 1 for visits, got {self.targets}.")
+        return self.outputs * Decoder(self.outputs, 1.0, self.eta).visits(number)
+
+    def seen(self, gap: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+        """The probability of each target, `e^D/(k e^D + M − k)`. What it lacks to 1/k is `(M − k)/k` times `unseen`."""
+        return 1 / (self.targets + (self.outputs - self.targets) * jnp.exp(-jnp.asarray(gap, self.outputs.dtype)))
+
+    def unseen(self, gap: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+        """The probability of each other token, `1/(k e^D + M − k)`."""
+        return jnp.exp(-jnp.asarray(gap, self.outputs.dtype)) * self.seen(gap)

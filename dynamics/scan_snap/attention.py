@@ -1,0 +1,151 @@
+"""Attention alone, the decoder being far ahead of it: Lemma 4, its scalar form on symmetric data, and Theorem 4.
+
+All of these hold to the extent that η_Z ≪ η_Y: the decoder keeps a memory of the attention it was trained under, which
+fades like a logarithm.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .._checks import as_float, check_shape
+from ..flow import Flow
+from .decoder import Decoder
+from .flow import ScanSnap
+from .frozen import backprop_coefficients
+
+
+class SlowAttention(Flow):
+    """Lemma 4: the attention of tier A with the decoder in closed form,
+
+        ż_m = (η_Z/K) γ(t) Σ_{ψ(n)=m} f_n ∘ Σ_{n'≠n} β_nn' (f_n f_nᵀ − I) f_n'
+
+    **Fields:** `scan`, the full flow (its tier is taken to be A). **State:** `z`, shape `(queries, tokens)`.
+
+    **What must happen:** distinct tokens rise, with `ż_l/ż_l' = f_nl²/f_nl'²` (Theorem 3), a single common token
+    falls (Theorem 2). Source: Lemma 4, whose print lacks the 1/K.
+    """
+
+    scan: ScanSnap
+
+    @property
+    def decoder(self) -> Decoder:
+        return Decoder(self.scan.outputs, self.scan.probability.shape[0], self.scan.eta_y)
+
+    def __call__(
+        self, t: ArrayLike, y: Float[Array, "queries tokens"], args: Any = None
+    ) -> Float[Array, "queries tokens"]:
+        f = self.scan.features(y)
+        _, beta = backprop_coefficients(f, self.scan.outputs)
+        pull = jnp.sum(beta * (f @ f.T), axis=1, keepdims=True) * f - beta @ f
+        z = jax.ops.segment_sum(f * pull, self.scan.query, self.scan.queries)
+        return self.scan.eta_z / f.shape[0] * self.decoder.gamma(t) * z
+
+    def xi(self, t: ArrayLike, z: Float[Array, "queries tokens"]) -> Float[Array, " classes"]:
+        """`ξ_n = γ Σ_{n'≠n} β_nn' f_n·f_n'`, positive: distinct tokens grow by `ż_l = (η_Z/K) f_nl² ξ_n`."""
+        f = self.scan.features(z)
+        _, beta = backprop_coefficients(f, self.scan.outputs)
+        return self.decoder.gamma(t) * jnp.sum(beta * (f @ f.T), axis=1)
+
+
+class SymmetricAttention(Flow):
+    """One class stands for all: one query, the same common tokens and like distinct tokens in each of K classes.
+
+        distinct: ż_l = (η_Z/K) f_l² ξ,  ξ = γβ(K−1)ρ          common: ż_l = −η_Z γβ(K−1)(1−ρ) f_l²,   ρ = Σ_common f_l²
+
+    | tier | `outputs` | β | decoder |
+    |---|---|---|---|
+    | B | K (default) | `K/((K−1)²(1−ρ))` | M = K and η = (1−ρ) η_Y, at the ρ of the time |
+    | A | M > K | `q₁E' − q₀(1 − (K−2−(K−1)ρ)E')`, `E' = ρ/((1−ρ)(1+(K−1)ρ))` | M, η_Y |
+
+    **Fields:** `common` and `distinct`, weights in proportion to `P(l|n)`; `classes` K; `outputs`; `eta_y`, `eta_z`.
+    **State:** `z` of the common tokens, then of the distinct ones of one class, shape `(tokens,)`.
+
+    **What must happen:** tier B snaps by `e^{2z}`: see `law`. Source: derived here for tier B; Lemma 4 for tier A.
+    """
+
+    common: Float[Array, " common"] = eqx.field(converter=as_float)
+    distinct: Float[Array, " distinct"] = eqx.field(converter=as_float)
+    classes: int = eqx.field(static=True)
+    outputs: int | None = eqx.field(static=True, default=None)
+    eta_y: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
+    eta_z: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
+
+    def __check_init__(self):
+        check_shape("common", self.common, ("common",))
+        check_shape("distinct", self.distinct, ("distinct",))
+        if self.classes < 2:
+            raise ValueError(f"classes must be at least 2, got {self.classes}.")
+        if self.outputs is not None and self.outputs <= self.classes:
+            raise ValueError(f"outputs must exceed classes = {self.classes}, or be None, got {self.outputs}.")
+
+    def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
+        square, rho, k = self.features(y) ** 2, self.rho(y), self.classes
+        if self.outputs is None:
+            beta, decoder = k / ((k - 1) ** 2 * (1 - rho)), Decoder(k, k, (1 - rho) * self.eta_y)
+        else:
+            m, e = self.outputs, rho / ((1 - rho) * (1 + (k - 1) * rho))
+            beta = m / (m - 1) * e + m / (m - 1) ** 2 * (1 - e * (k - 2 - (k - 1) * rho))
+            decoder = Decoder(m, k, self.eta_y)
+        strength = self.eta_z * decoder.gamma(t) * beta * (k - 1)
+        is_common = jnp.arange(square.shape[0]) < self.common.shape[0]
+        return jnp.where(is_common, -(1 - rho), rho / k) * strength * square
+
+    def features(self, z: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """`f` of one class, over its own tokens."""
+        weights = jnp.concatenate([self.common, self.distinct]) * jnp.exp(z - jnp.max(z))
+        return weights / jnp.linalg.norm(weights)
+
+    def rho(self, z: Float[Array, " tokens"]) -> Float[Array, ""]:
+        """`ρ = f_n·f_n'`: the common tokens' part of `‖f‖² = 1`."""
+        return jnp.sum(self.features(z)[: self.common.shape[0]] ** 2)
+
+    def law(self, t: ArrayLike) -> Float[Array, ""]:
+        """`−z_c ≈ ½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀))`: the scan-and-snap law of tier B for one common token, as
+        long as ρ is small. Scanning up to `t = 2K ln K/((1−ρ₀)η_Y)`, then growth like ½ ln ln t."""
+        k, rho = self.classes, self.rho(jnp.zeros(self.common.shape[0] + self.distinct.shape[0], self.common.dtype))
+        h = Decoder(k, k, (1 - rho) * self.eta_y).exact(t)
+        return jnp.log1p(self.eta_z / self.eta_y * k**2 * (k - 1) * h**2 * rho / (1 - rho)) / 2
+
+
+class PhaseTransition(Flow):
+    """Theorem 4's premise, `ż = −(η_Z/C₀) γ(t) e^{4z}`, for the one common token, C₀ = ρ₀⁴/K.
+
+    **Fields:** `decoder`, whose `eta` is η_Y; `eta_z`; `c0`. **State:** `z`, a scalar, from zero.
+
+    **Closed form:** `−z = B(t) = ¼ ln(1 + 4Γ/C₀)`, `Γ = (η_Z/η_Y) K (M−1)² h²/2`. **What must happen:** B grows like
+    `ln t` before `decoder.logarithmic_from()`, like ¼ ln ln² t after it. At a fixed ratio larger rates give a larger B;
+    at a fixed η_Z a larger η_Y gives a smaller one.
+
+    Source: Theorem 4 and eq. 14 of the paper, which lacks the offset `−¼ ln C₀`; the slides lack the ¼ as well.
+    The premise itself is heuristic: Lemma 4's own exponent lies near 3.
+    """
+
+    decoder: Decoder
+    eta_z: Float[Array, ""] = eqx.field(converter=as_float)
+    c0: Float[Array, ""] = eqx.field(converter=as_float)
+
+    def __call__(self, t: ArrayLike, y: Float[Array, ""], args: Any = None) -> Float[Array, ""]:
+        return -self.eta_z / self.c0 * self.decoder.gamma(t) * jnp.exp(4 * y)
+
+    def exact(self, t: ArrayLike, y0: Float[ArrayLike, ""] = 0.0) -> Float[Array, ""]:
+        """`z` at the time `t`, from any start: `e^{−4z}` grows by `4Γ/C₀`."""
+        y0 = jnp.asarray(y0, self.c0.dtype)
+        return y0 - jnp.log1p(4 * self.eta_z / self.c0 * jnp.exp(4 * y0) * self.decoder.gamma_integral(t)) / 4
+
+    def early(self, t: ArrayLike) -> Float[Array, ""]:
+        """B while h is linear: `¼ ln(1 + 2 (M−1)² η_Y η_Z t²/(K M² C₀))`. Scanning."""
+        d = self.decoder
+        time = jnp.asarray(t, self.c0.dtype)
+        square = 2 * (d.outputs - 1) ** 2 * d.eta * self.eta_z * time**2 / (d.classes * d.outputs**2)
+        return jnp.log1p(square / self.c0) / 4
+
+    def late(self, t: ArrayLike) -> Float[Array, ""]:
+        """B once h is a logarithm: `¼ ln(1 + 2K (M−1)²/M² (η_Z/η_Y) ln²(Mη_Y t/K)/C₀)`. Snapping."""
+        d = self.decoder
+        log = jnp.log(d.outputs * d.eta * jnp.asarray(t, self.c0.dtype) / d.classes)
+        square = 2 * d.classes * ((d.outputs - 1) / d.outputs) ** 2 * self.eta_z / d.eta * log**2
+        return jnp.log1p(square / self.c0) / 4

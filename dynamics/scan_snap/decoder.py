@@ -1,0 +1,121 @@
+"""The decoder of Scan and Snap while attention stands still: one scalar equation, its closed form and its clock.
+
+    ḣ = (η/K) / (M − 1 + e^{Mh}),      e^{Mh} + (M − 1) M h = M η t/K + 1      (h(0) = 0)
+
+A class that is visited moves its own column of the decoder along `ζ_n = M/(M−1) (e_n − 1/M)` and no other.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from .._checks import as_float, require
+from ..flow import Flow
+
+
+def logit_gap(k: Float[ArrayLike, "*batch"], others: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+    """The root `x ≥ 0` of `e^x − 1 + others·x = k`, for `k ≥ 0` and `others > 0`.
+
+    The gap between the logit that is pushed up and the `others` that are pushed down: every cross-entropy flow on
+    orthogonal inputs ends in this equation. By Newton's method from above, which converges for any size of `k`; the
+    Lambert form `x = c/a − W(e^{c/a}/a)`, `c = k+1`, `a = others`, overflows beyond c/a = 709. Differentiable in both.
+    """
+    k, others = jnp.broadcast_arrays(as_float(k), jnp.asarray(others, as_float(k).dtype))
+    # Both bounds lie above the root, and on a convex function Newton stays above it.
+    start = jax.lax.stop_gradient(jnp.minimum(jnp.log1p(k), k / (others + 1)))
+
+    def step(x):
+        return x - (jnp.expm1(x) + others * x - k) / (jnp.exp(x) + others)
+
+    fixed = jax.lax.fori_loop(0, 10, lambda _, x: jax.lax.stop_gradient(step(x)), start)
+    return step(fixed)  # the last step carries the derivative: that of a root is one Newton step from it
+
+
+class Decoder(Flow):
+    """`ḣ = (η/K) / (M − 1 + e^{Mh})`: the logits of one class, `w_n = (M−1) h ζ_n`, its attention standing still.
+
+    **Fields:** `outputs` M, the width of the softmax; `classes` K, drawn equally often, so that a class has been
+    visited `s = t/K` times; `eta` η_Y. All may be arrays, for a sweep. **State:** `h`, of any shape.
+
+    **Assumptions:** the decoder of tier A (preconditioned), or orthogonal inputs, `FᵀF = I`. Tier B follows the same
+    law with M = K and η = (1−ρ) η_Y.
+
+    **Closed form:** `e^{Mh} + (M−1) M h = M η t/K + 1` from zero. **What must happen:** h grows linearly up to
+    `t = K ln M/η`, then like its logarithm; γ, the size of the gradient that reaches attention, rises and falls.
+
+    Source: Scan and Snap (arXiv 2305.16380), Lemmas 5 to 9.
+    """
+
+    outputs: Float[Array, "*batch"]
+    classes: Float[Array, "*batch"]
+    eta: Float[Array, "*batch"]
+
+    def __init__(self, outputs: ArrayLike, classes: ArrayLike = 1, eta: ArrayLike = 1.0):
+        """Numbers take the dtype of whatever is an array. **Raises** `ValueError` for fewer than two outputs."""
+        dtype = jnp.result_type(float, outputs, classes, eta)
+        self.outputs, self.classes, self.eta = (jnp.asarray(x, dtype) for x in (outputs, classes, eta))
+        message = f"outputs must be at least 2, got {outputs}."
+        self.outputs = require(self.outputs, jnp.all(self.outputs >= 2), message)
+
+    def __call__(self, t: ArrayLike, y: Float[Array, "*batch"], args: Any = None) -> Float[Array, "*batch"]:
+        return self.eta / self.classes / (self.outputs - 1 + jnp.exp(self.outputs * y))
+
+    def exact(self, t: ArrayLike, y0: Float[ArrayLike, "*batch"] = 0.0) -> Float[Array, "*batch"]:
+        """`h` at the time `t`."""
+        m, x0 = self.outputs, self.outputs * jnp.asarray(y0, self.outputs.dtype)
+        k = m * self.eta * jnp.asarray(t, m.dtype) / self.classes
+        return logit_gap(k + jnp.expm1(x0) + (m - 1) * x0, m - 1) / m
+
+    def visits(self, number: int) -> Float[Array, " number_and_one"]:
+        """`h*` after 0, 1, …, `number` visits of the class by stochastic gradient descent with one sample a step:
+
+            h*(s) = h*(s−1) + η / (M − 1 + e^{M h*(s−1)})
+
+        exactly, where `exact` is the limit of small η: `0 ≤ h* − h ≤ 2η/M` (Lemmas 5 and 7). For scalar fields.
+        """
+
+        def visit(h, _):
+            new = h + self.eta / (self.outputs - 1 + jnp.exp(self.outputs * h))
+            return new, new
+
+        zero = jnp.zeros((), self.outputs.dtype)
+        return jnp.concatenate([zero[None], jax.lax.scan(visit, zero, length=number)[1]])
+
+    def gamma(self, t: ArrayLike) -> Float[Array, "*batch"]:
+        """`γ = (M−1)² h / (M − 1 + e^{Mh})`: the gradient that reaches attention, over ζ_n's part of it."""
+        h, m = self.exact(t), self.outputs
+        return (m - 1) ** 2 * h / (m - 1 + jnp.exp(m * h))
+
+    def gamma_integral(self, t: ArrayLike) -> Float[Array, "*batch"]:
+        """`∫₀ᵗ γ = (K/η) (M−1)² h²/2`, exactly."""
+        return self.classes / self.eta * (self.outputs - 1) ** 2 * self.exact(t) ** 2 / 2
+
+    def peak(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
+        """When γ is largest, and how large: at `x = Mh = 1 + W((M−1)/e)`, which is `x = 1 + u`, `u e^u = (M−1)/e`."""
+        m = self.outputs
+        x = 1 + _lambert((m - 1) / math.e)
+        t = self.classes / self.eta * (jnp.expm1(x) + (m - 1) * x) / m
+        return t, (m - 1) ** 2 * jnp.exp(-x) / m
+
+    def linear_until(self) -> Float[Array, "*batch"]:
+        """`t₀' = K ln M/η`: until about here `h = ηt/(KM)` and `γ = ηt/K`."""
+        return self.classes * jnp.log(self.outputs) / self.eta
+
+    def logarithmic_from(self) -> Float[Array, "*batch"]:
+        """`t₀ = 2K ln M/η`: from about here `h = ln(Mηt/K)/M` and `γ = K ln(Mηt/K)/(ηt)`. It depends on η_Y and not on
+        η_Z: a larger attention rate makes the phase transition stronger, not earlier."""
+        return 2 * self.linear_until()
+
+
+def _lambert(z: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """The principal branch of Lambert's W for z > 0, by Newton's method in `u + ln u = ln z`."""
+    log = jnp.log(z)
+    start = jnp.where(z > math.e, log - jnp.log(jnp.maximum(log, 1.0)), z / (1 + z))
+
+    def step(_, u):
+        return u * (1 + log - jnp.log(u)) / (1 + u)
+
+    return jax.lax.fori_loop(0, 12, step, start)

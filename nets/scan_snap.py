@@ -1,0 +1,322 @@
+"""The one-layer transformer of Scan and Snap, in its own parameters and in (Y, Z), and its sequence classes.
+
+A sequence is `length − 1` contextual tokens and a query, its last token; the next token is to be predicted. A class n
+is one next token: its query ψ(n), and how often each contextual token occurs, `P(l|n)`. A token that occurs in one
+class only is *distinct*, the others are *common*.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from .joma import AnyKey, Contexts
+from .joma import cross_entropy as cross_entropy
+
+
+class YZTransformer(eqx.Module):
+    """One attention layer and a decoder, as two matrices that are trained independently:
+
+        c = softmax over the context of z_q + ln x,   f = c/‖c‖₂,   logits = Yᵀ f
+
+    **Trained:** `y`, shape `(tokens, outputs)`, and `z`, shape `(queries, tokens)`, the attention logits of each query.
+    Only rows and columns of contextual tokens are kept: the others are never read. `normalise=False` leaves the ℓ2
+    normalisation out, `f = c`.
+
+    Source: Scan and Snap (arXiv 2305.16380), section 3; `Y = U W_Vᵀ Uᵀ` and `Z = U W_Q W_Kᵀ Uᵀ/√d`, whose √d the
+    slides leave out.
+    """
+
+    y: Float[Array, "tokens outputs"]
+    z: Float[Array, "queries tokens"]
+    normalise: bool = eqx.field(static=True, default=True)
+
+    def __init__(
+        self,
+        tokens: int,
+        queries: int,
+        outputs: int,
+        *,
+        init_scale: ArrayLike = 0.0,
+        normalise: bool = True,
+        dtype: Any = None,
+        key: AnyKey | None = None,
+    ):
+        """Initial values uniform on `[−init_scale, init_scale]`, by default zero, as the theory starts.
+
+        **Raises** `ValueError` for a size below one, and for an `init_scale` without a key.
+        """
+        for name, size in {"tokens": tokens, "queries": queries, "outputs": outputs}.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        dtype = jnp.result_type(float) if dtype is None else dtype
+        if key is None:
+            if isinstance(init_scale, int | float) and init_scale != 0:
+                raise ValueError(f"key must be given for random initial values, init_scale={init_scale}.")
+            self.y, self.z = jnp.zeros((tokens, outputs), dtype), jnp.zeros((queries, tokens), dtype)
+        else:
+            draw = jax.random.uniform(key, (tokens * (outputs + queries),), dtype, -1, 1)
+            draw = draw * jnp.asarray(init_scale, dtype)
+            self.y = draw[: tokens * outputs].reshape(tokens, outputs)
+            self.z = draw[tokens * outputs :].reshape(queries, tokens)
+        self.normalise = normalise
+
+    def attend(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " tokens"]:
+        """The attention c that `query` pays to all positions of each token, for frequencies or counts `x`."""
+        z = jnp.where(x > 0, self.z[query], -jnp.inf)
+        weights = x * jnp.exp(z - jax.lax.stop_gradient(jnp.max(z, initial=jnp.finfo(z.dtype).min)))
+        total = jnp.sum(weights)
+        return weights / jnp.where(total > 0, total, 1)
+
+    def features(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " tokens"]:
+        """What the decoder sees: `f = c/‖c‖`."""
+        c = self.attend(x, query)
+        return c / jnp.sqrt(jnp.sum(c**2)) if self.normalise else c
+
+    def __call__(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " outputs"]:
+        """The logits of the next token, for one context: frequencies or counts `x` and the number of its query."""
+        return self.features(x, query) @ self.y
+
+    def rates(self, *, eta_y: ArrayLike = 1.0, eta_z: ArrayLike = 1.0) -> "YZTransformer":
+        """The same module with the learning-rate multiplier of each matrix, as `GradientFlow(loss, rates)` takes it."""
+        return eqx.tree_at(lambda m: (m.y, m.z), self, (eta_y, eta_z))
+
+
+class OneLayerTransformer(eqx.Module):
+    """The same network in its original parameters, on sequences of tokens whose last one is the query:
+
+        b = softmax_t(u_qᵀ W_Q W_Kᵀ u_t / √d),   logits = U W_V Uᵀ LN(Xᵀ b)
+
+    with `LN(v) = v/‖v‖₂`, no residual, no positions, and the query not among its own keys.
+
+    **Fields:** `u` the embeddings, shape `(vocabulary, embed)`; `w_q`, `w_k`, `w_v`, shape `(embed, embed)`.
+
+    With orthonormal embeddings that stay fixed, training W_V is training Y. Training W_Q and W_K both is *not* training
+    Z: their product moves along another flow.
+
+    Source: Scan and Snap, section 3.
+    """
+
+    u: Float[Array, "vocabulary embed"]
+    w_q: Float[Array, "embed embed"]
+    w_k: Float[Array, "embed embed"]
+    w_v: Float[Array, "embed embed"]
+
+    def __call__(self, sequence: Int[Array, " length"]) -> Float[Array, " vocabulary"]:
+        """The logits of the token after `sequence`, which must have two tokens at least."""
+        if sequence.shape[0] < 2:
+            raise ValueError(f"sequence must have at least 2 tokens (context and query), got {sequence.shape[0]}.")
+        context = self.u[sequence[:-1]]
+        scores = context @ (self.w_k @ (self.w_q.T @ self.u[sequence[-1]])) / self.u.shape[1] ** 0.5
+        x = jnp.zeros(self.u.shape[0], context.dtype).at[sequence[:-1]].add(jax.nn.softmax(scores))
+        return self.u @ (self.w_v @ (self.u.T @ (x / jnp.sqrt(jnp.sum(x**2)))))
+
+    def yz(self) -> tuple[Float[Array, "vocabulary vocabulary"], Float[Array, "vocabulary vocabulary"]]:
+        """`Y = U W_Vᵀ Uᵀ` and `Z = U W_Q W_Kᵀ Uᵀ/√d`."""
+        return self.u @ self.w_v.T @ self.u.T, self.u @ self.w_q @ self.w_k.T @ self.u.T / self.u.shape[1] ** 0.5
+
+
+def sgd(
+    learning_rate: ArrayLike, *, eta_y: ArrayLike = 1.0, eta_z: ArrayLike = 1.0, momentum: ArrayLike | None = None
+) -> optax.GradientTransformation:
+    """Gradient descent on a `YZTransformer` with `eta_y` and `eta_z` times the learning rate for Y and Z; with
+    `momentum` β as a heavy ball, whose effective rate is `1/(1−β)` times larger."""
+    descent = optax.sgd(learning_rate, momentum)  # pyright: ignore[reportArgumentType]
+
+    def update(updates, state, params=None):
+        updates, state = descent.update(updates, state, params)
+        scale = lambda eta: lambda x: x * jnp.asarray(eta, x.dtype)
+        updates = eqx.tree_at(lambda m: m.y, updates, replace_fn=scale(eta_y))
+        return eqx.tree_at(lambda m: m.z, updates, replace_fn=scale(eta_z)), state
+
+    return optax.GradientTransformation(descent.init, update)
+
+
+class SequenceClasses(eqx.Module):
+    """The paper's data: for each class a next token, its query ψ(n), and the distribution `P(l|n)` of its context.
+
+    **Fields:** `probability`, shape `(classes, vocabulary)`; `query` and `next_token`, token numbers, shape
+    `(classes,)`, classes being equally frequent. Made from them: `keys`, the tokens that occur in a context, `queries`,
+    those that are a query, and `query_number`, the place of each class's query among `queries`. Contexts (`expected`,
+    `contexts`) are written in these smaller numberings, with the class as label; sequences in token numbers.
+
+    **Raises** `ValueError` for a table with negative entries or rows that do not sum to one (a class without tokens
+    among them), numbers outside the vocabulary, more classes than tokens, a next token shared by two classes, and a
+    query among its own keys. The values must be known: build it outside `jit`.
+
+    Source: Scan and Snap (arXiv 2305.16380), section 3.
+    """
+
+    probability: Float[Array, "classes vocabulary"]
+    query: Int[Array, " classes"]
+    next_token: Int[Array, " classes"]
+    keys: Int[Array, " tokens"]
+    queries: Int[Array, " queries"]
+    query_number: Int[Array, " classes"]
+
+    def __init__(
+        self,
+        probability: Float[ArrayLike, "classes vocabulary"],
+        query: Int[ArrayLike, " classes"],
+        next_token: Int[ArrayLike, " classes"] | None = None,
+    ):
+        """`next_token` is by default the first tokens of the vocabulary, as in the paper."""
+        p, psi = np.asarray(probability), np.asarray(query)
+        if p.ndim != 2 or 0 in p.shape:
+            raise ValueError(f"probability must have shape (classes, vocabulary), none of them zero, got {p.shape}.")
+        classes, vocabulary = p.shape
+        if classes > vocabulary:
+            raise ValueError(f"probability has more next tokens ({classes} classes) than tokens ({vocabulary}).")
+        _check_distributions(p)
+        following = np.arange(classes) if next_token is None else np.asarray(next_token)
+        for name, numbers in {"query": psi, "next_token": following}.items():
+            if numbers.shape != (classes,):
+                raise ValueError(f"{name} must have shape ({classes},), one token a class, got {numbers.shape}.")
+            if numbers.min() < 0 or numbers.max() >= vocabulary:
+                missing = numbers[(numbers < 0) | (numbers >= vocabulary)][0]
+                raise ValueError(f"{name} maps to the token {missing}, which is not among the {vocabulary} tokens.")
+        if len(set(following.tolist())) < classes:
+            raise ValueError("next_token must differ from class to class.")
+        own = np.flatnonzero(p[np.arange(classes), psi] > 0)
+        if own.size:
+            raise ValueError(
+                f"query is among its own keys: token {psi[own[0]]} is the query of class {own[0]} and has "
+                f"probability {p[own[0], psi[own[0]]]:.3g} in its context."
+            )
+        dtype = p.dtype if np.issubdtype(p.dtype, np.floating) else jnp.result_type(float)
+        self.probability = jnp.asarray(probability, dtype)
+        self.query, self.next_token = jnp.asarray(psi), jnp.asarray(following)
+        self.keys = jnp.asarray(np.flatnonzero((p > 0).any(axis=0)))
+        queries, number = np.unique(psi, return_inverse=True)
+        self.queries, self.query_number = jnp.asarray(queries), jnp.asarray(number)
+
+    @property
+    def table(self) -> Float[Array, "classes tokens"]:
+        """`P(l|n)` over the contextual tokens alone."""
+        return self.probability[:, self.keys]
+
+    def expected(self) -> Contexts:
+        """The limit of long sequences, exactly: one context a class, its frequencies being the probabilities."""
+        return Contexts(self.table, jnp.arange(self.query.shape[0]), self.query_number)
+
+    def contexts(self, batch: int, length: int) -> "ContextSampler":
+        """A sampler for `train` of `batch` sequences of `length` tokens (the query is one), as frequencies."""
+        return ContextSampler(self, batch, length)
+
+    def sequences(self, batch: int, length: int) -> "SequenceSampler":
+        """A sampler of `(sequence, next token)`, shapes `(batch, length)` and `(batch,)`, in token numbers."""
+        return SequenceSampler(self, batch, length)
+
+    def network(self, *, outputs: int | None = None, **options: Any) -> YZTransformer:
+        """A `YZTransformer` of matching sizes; by default its softmax is over the whole vocabulary."""
+        classes, vocabulary = self.probability.shape
+        outputs = vocabulary if outputs is None else outputs
+        if outputs < classes:
+            raise ValueError(f"outputs must be at least the number of classes, {classes}, got {outputs}.")
+        options.setdefault("dtype", self.probability.dtype)
+        return YZTransformer(self.keys.shape[0], self.queries.shape[0], outputs, **options)
+
+
+class _Sampler(eqx.Module):
+    """Classes drawn uniformly, then tokens by inverting the class's distribution function on its own tokens, so that
+    the cost does not depend on the size of the vocabulary."""
+
+    support: Int[Array, "classes most"]
+    cumulative: Float[Array, "classes most"]
+    classes: SequenceClasses
+    batch: int = eqx.field(static=True)
+    length: int = eqx.field(static=True)
+
+    def __init__(self, classes: SequenceClasses, batch: int, length: int):
+        if length < 2:
+            raise ValueError(f"length must be at least 2 (a context and the query), got {length}.")
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, got {batch}.")
+        table = np.asarray(classes.table)
+        order = np.argsort(table == 0, axis=1, kind="stable")[:, : np.max(np.sum(table > 0, axis=1))]
+        cumulative = np.cumsum(np.take_along_axis(table, order, axis=1), axis=1)
+        cumulative[cumulative >= cumulative[:, -1:]] = 1  # rounding must not leave a gap below one
+        self.support, self.cumulative = jnp.asarray(order), jnp.asarray(cumulative, table.dtype)
+        self.classes, self.batch, self.length = classes, batch, length
+
+    def _draw(self, key: AnyKey) -> tuple[Int[Array, " batch"], Float[Array, "batch context"]]:
+        label_key, token_key = jax.random.split(key)
+        label = jax.random.randint(label_key, (self.batch,), 0, self.support.shape[0])
+        return label, jax.random.uniform(token_key, (self.batch, self.length - 1), self.cumulative.dtype)
+
+
+class ContextSampler(_Sampler):
+    """`(key) -> Contexts`: made by `SequenceClasses.contexts`."""
+
+    def __call__(self, key: AnyKey) -> Contexts:
+        label, u = self._draw(key)
+        below = jnp.sum(u[:, :, None] < self.cumulative[label][:, None, :], axis=1)
+        counts = jnp.diff(below, axis=1, prepend=0)
+        x = jnp.zeros((self.batch, self.classes.keys.shape[0]), u.dtype)
+        rows = jnp.arange(self.batch)[:, None]
+        x = x.at[rows, self.support[label]].add(counts.astype(u.dtype) / (self.length - 1))
+        return Contexts(x, label, self.classes.query_number[label])
+
+
+class SequenceSampler(_Sampler):
+    """`(key) -> (sequence, next token)`: made by `SequenceClasses.sequences`."""
+
+    def __call__(self, key: AnyKey) -> tuple[Int[Array, "batch length"], Int[Array, " batch"]]:
+        label, u = self._draw(key)
+        place = jnp.sum(u[:, :, None] >= self.cumulative[label][:, None, :], axis=2)
+        context = self.classes.keys[jnp.take_along_axis(self.support[label], place, axis=1)]
+        sequence = jnp.concatenate([context, self.classes.query[label][:, None]], axis=1)
+        return sequence, self.classes.next_token[label]
+
+
+def distinct_and_common(
+    classes: int,
+    queries: int = 1,
+    *,
+    distinct: Float[ArrayLike, " distinct"] | None = None,
+    common: Float[ArrayLike, " common"] | None = None,
+    dtype: Any = None,
+) -> SequenceClasses:
+    """The paper's generator: every class has the same common tokens and distinct tokens of its own.
+
+    `distinct`, `common`: their weights, by default `linspace(0.1, 1, 10)` and ten ones; a class draws each token in
+    proportion to its weight. ψ gives each query the same number of consecutive classes. The vocabulary is the common
+    tokens, the distinct ones class by class, the queries, and the next tokens.
+
+    **Raises** `ValueError` for sizes below one, classes that the queries do not divide, and weights that are not
+    positive.
+    """
+    distinct = np.linspace(0.1, 1, 10) if distinct is None else np.asarray(distinct, float)
+    common = np.ones(10) if common is None else np.asarray(common, float)
+    if queries < 1 or classes < 1 or classes % queries:
+        raise ValueError(f"classes must be a multiple of queries, both at least 1, got {classes} and {queries}.")
+    for name, weights in {"distinct": distinct, "common": common}.items():
+        if weights.ndim != 1 or not np.all(weights > 0):
+            raise ValueError(f"{name} must be positive weights of shape ({name},), got {weights}.")
+    if distinct.size + common.size == 0:
+        raise ValueError("distinct and common must not both be empty: a class needs tokens.")
+    c, d = common.size, distinct.size
+    contextual = c + classes * d
+    p = np.zeros((classes, contextual + queries + classes))
+    p[:, :c] = common
+    for n in range(classes):
+        p[n, c + n * d : c + (n + 1) * d] = distinct
+    p = (p / p.sum(axis=1, keepdims=True)).astype(jnp.result_type(float) if dtype is None else dtype)
+    psi = contextual + np.arange(classes) // (classes // queries)
+    return SequenceClasses(p, psi, contextual + queries + np.arange(classes))
+
+
+def _check_distributions(p: np.ndarray) -> None:
+    if not np.all(p >= 0):
+        n, token = np.argwhere(~(p >= 0))[0]
+        raise ValueError(f"probability must not be negative or NaN, got {p[n, token]} for class {n}, token {token}.")
+    sums = p.sum(axis=1)
+    if np.any(sums == 0):
+        raise ValueError(f"probability leaves class {np.argmin(sums)} empty: all its entries are zero.")
+    worst = int(np.argmax(np.abs(sums - 1)))
+    if abs(sums[worst] - 1) > 1e-5:
+        raise ValueError(f"each row of probability must sum to one, got {sums[worst]:.6g} for class {worst}.")
