@@ -119,6 +119,18 @@ def statistic(
 
 
 @dataclasses.dataclass(frozen=True)
+class Erratum:
+    """A statement that is misprinted or false as published: `where`, as `printed`, as `corrected`, and the measured
+    figures that decide between the two, with the correction and as printed."""
+
+    where: str
+    printed: str
+    corrected: str
+    error_corrected: str
+    error_printed: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Evidence:
     """What a check measured.
 
@@ -193,18 +205,6 @@ def heatmap(
     attributes = {"title": title, "x": x_name, "y": y_name, "log": log}
     coordinates = {y_name: np.asarray(y_values), x_name: np.asarray(x_values)}
     return xr.Dataset({f"map: {z_label}": variable}, coordinates, attributes | ({"limits": limits} if limits else {}))
-
-
-@dataclasses.dataclass(frozen=True)
-class Erratum:
-    """A statement that is misprinted or false as published: `where`, as `printed`, as `corrected`, and the measured
-    figures that decide between the two, with the correction and as printed."""
-
-    where: str
-    printed: str
-    corrected: str
-    error_corrected: str
-    error_printed: str
 
 
 @dataclasses.dataclass(frozen=True)
