@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ._checks import as_float, check_shape, concrete
 from .flow import Flow
@@ -23,7 +23,8 @@ class Bilinear(Flow):
         Θ = Θ₀ + Vᵀ C V,   Ċ = (1/N) Σ_pairs e_x (e_y − p(·|x))ᵀ,   logits = V Θ₀ Vᵀ + G C G,   G = V Vᵀ
 
     Gradient flow `Θ̇ = −∇L` of the mean cross-entropy of N pairs, exactly, for any fixed vectors V, shape `(m, width)`.
-    `symmetric` keeps Θ symmetric, `Θ̇ = −(∇L + ∇Lᵀ)/2`: the control that has no reversal curse.
+    `symmetric` keeps Θ symmetric, `Θ̇ = −(∇L + ∇Lᵀ)/2`: the control that has no reversal curse. (A leaf, so that both
+    share a compilation.)
 
     **Fields:** `gram` G, shape `(m, m)`; `pairs`, shape `(N, 2)`, the trained (x, y); `start` V Θ₀ Vᵀ, shape `(m, m)`,
     zero by default. **State:** C, shape `(m, m)`, zero at time zero.
@@ -41,7 +42,7 @@ class Bilinear(Flow):
     gram: Float[Array, "tokens tokens"] = eqx.field(converter=as_float)
     pairs: Int[Array, "pairs 2"] = eqx.field(converter=jnp.asarray)
     start: Float[Array, "tokens tokens"] | None = None
-    symmetric: bool = eqx.field(static=True, default=False)
+    symmetric: Bool[Array, ""] = eqx.field(converter=jnp.asarray, default=False)
 
     def __check_init__(self):
         check_shape("gram", self.gram, ("tokens", "tokens"), {"tokens": self.gram.shape[0]})
@@ -62,12 +63,13 @@ class Bilinear(Flow):
         pairs: Int[ArrayLike, "pairs 2"],
         theta: Float[ArrayLike, "width width"] | None = None,
         *,
-        symmetric: bool = False,
+        symmetric: Bool[ArrayLike, ""] = False,
     ) -> "Bilinear":
         """The flow for the tokens' `vectors` V and the initial weights `theta` Θ₀, by default zero."""
         v = as_float(vectors)
         start = None if theta is None else v @ jnp.asarray(theta, v.dtype) @ v.T
-        return cls(v @ v.T, jnp.asarray(pairs), start, symmetric)
+        start = None if start is None else jnp.where(symmetric, (start + start.T) / 2, start)
+        return cls(v @ v.T, jnp.asarray(pairs), start, jnp.asarray(symmetric))
 
     def logits(self, c: Float[Array, "tokens tokens"]) -> Float[Array, "tokens tokens"]:
         """The logits of every token (columns) after every token (rows)."""
@@ -83,13 +85,15 @@ class Bilinear(Flow):
         others = jnp.where(jnp.arange(logits.shape[1])[None] == pairs[:, 1:], -jnp.inf, logits - own)
         return jnp.mean(jax.nn.softplus(jax.nn.logsumexp(others, axis=1)))  # keeps its digits as p → 1
 
-    def __call__(self, t: ArrayLike, y: Float[Array, "tokens tokens"], args: Any = None) -> Float[Array, "tokens tokens"]:
+    def __call__(
+        self, t: ArrayLike, y: Float[Array, "tokens tokens"], args: Any = None
+    ) -> Float[Array, "tokens tokens"]:
         x, target = (jax.nn.one_hot(self.pairs[:, i], self.gram.shape[0], dtype=y.dtype) for i in (0, 1))
         logits = (x @ self.gram) @ y @ self.gram
         p = jax.nn.softmax(logits if self.start is None else logits + x @ self.start, axis=1)
         p = p * (1 - target)  # 1 − p(y|x) as the sum of the others, which rounding does not eat
         push = x.T @ (target * jnp.sum(p, axis=1, keepdims=True) - p) / self.pairs.shape[0]
-        return (push + push.T) / 2 if self.symmetric else push
+        return jnp.where(self.symmetric, (push + push.T) / 2, push)
 
 
 def separation_exponent(

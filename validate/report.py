@@ -188,8 +188,10 @@ against a prediction that is wrong in one place, is refuted. Finite checks are e
 <p>Statements that do not hold as published, and the measurement that decides: the same check on both forms.</p>
 <div class="scroll"><table>
 <tr><th>where</th><th>as printed</th><th>as corrected</th><th>printed</th><th>corrected</th><th>figure</th></tr>
-{% for r in records %}{% for e in r.errata %}<tr><td>{{ e.where }}</td><td>{{ e.printed }}</td><td>{{ e.corrected }}</td>
-<td>{{ e.error_printed }}</td><td>{{ e.error_corrected }}</td><td><a href="#{{ r.name }}">{{ r.name }}</a></td></tr>
+{% for r in records %}{% for e in r.errata %}
+<tr><td>{{ e.where }}</td><td>{{ e.printed }}</td><td>{{ e.corrected }}</td>
+<td>{{ e.error_printed }}</td><td>{{ e.error_corrected }}</td>
+<td><a href="#{{ r.name }}">{{ r.name }}</a></td></tr>
 {% endfor %}{% endfor %}</table></div>
 {% endif %}
 {% set r = records[0] %}

@@ -112,7 +112,9 @@ class SymmetricAttention(Flow):
 
 
 class PhaseTransition(Flow):
-    """Theorem 4's premise, `ż = −(η_Z/C₀) γ(t) e^{4z}`, for the one common token, C₀ = ρ₀⁴/K.
+    """Theorem 4's premise, `ż = −(η_Z/C₀) γ(t) e^{4z}`, for the one common token.
+
+    `C₀ = 1/(Kρ²)` with ρ = f_n·f_n' at the start: the paper's `ρ₀⁴/K`, whose ρ₀ is the norm `‖c_n‖/c_n,common`.
 
     **Fields:** `decoder`, whose `eta` is η_Y; `eta_z`; `c0`. **State:** `z`, a scalar, from zero.
 

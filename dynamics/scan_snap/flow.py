@@ -79,12 +79,14 @@ class ScanSnap(Flow):
         p = require(p, xp.all(xp.asarray(p) >= 0), "probability must not be negative or NaN.")
         sums = xp.sum(xp.asarray(p), axis=1)
         p = require(p, xp.all(xp.abs(sums - 1) < 1e-5), f"each row of probability must sum to one, got {sums}.")
-        self.query = jnp.zeros(classes, int) if query is None else jnp.asarray(query)
+        self.query = jnp.asarray(np.zeros(classes, int) if query is None else query)
         check_shape("query", self.query, (classes,))
+        xp = np if concrete(self.query) else jnp
+        numbers = xp.asarray(self.query)
         if queries is None:
-            queries = int(np.max(np.asarray(self.query))) + 1 if concrete(self.query) else classes
-        inside = (self.query >= 0) & (self.query < queries)
-        p = require(p, jnp.all(inside), f"query must be below queries = {queries} and not negative, got {self.query}.")
+            queries = int(numbers.max()) + 1 if concrete(self.query) else classes
+        inside = (numbers >= 0) & (numbers < queries)
+        p = require(p, xp.all(inside), f"query must be below queries = {queries} and not negative, got {numbers}.")
         self.outputs, self.queries = classes if outputs is None else outputs, queries
         if self.outputs < max(classes, 2):
             raise ValueError(f"outputs must be at least 2 and the number of classes, {classes}, got {self.outputs}.")

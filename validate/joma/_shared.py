@@ -1,6 +1,5 @@
-"""What the claims of JoMA share: the paper's name, small random tasks, and training at many learning rates."""
+"""What the claims of JoMA share: the paper's name, small random tasks, the flow of the block and its descent."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -8,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Key, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ...dynamics import GradientFlow, solve
 from ...nets import joma as nets
-from ...nets import train
 
 PAPER = "JoMA (Tian et al., ICLR 2024, arXiv 2310.00535)"
 
@@ -67,35 +65,3 @@ def sgd(learning_rate: Any, eta_z: ArrayLike = 1.0) -> optax.GradientTransformat
         return eqx.tree_at(lambda m: m.z, updates, replace_fn=lambda z: z * jnp.asarray(eta_z, z.dtype)), state
 
     return optax.GradientTransformation(plain.init, update)
-
-
-def halving_rates(smallest: float, number: int) -> np.ndarray:
-    """`number` learning rates, each twice the one before."""
-    return smallest * 2.0 ** np.arange(number)
-
-
-def at_common_time(
-    rates: np.ndarray,
-    steps: int,
-    model: nets.JomaBlock,
-    loss: Callable,
-    data: PyTree,
-    observe: Callable,
-    *,
-    optimiser: Callable[[Any], optax.GradientTransformation] = optax.sgd,
-    key: Key[Array, ""] | None = None,
-) -> PyTree:
-    """Trains at all `rates` (see `halving_rates`) at once, and observes each at the time `t = rates[0] × steps`.
-
-    All lanes take `steps` steps, so that one compilation serves them, and each is read off at its own step number.
-    """
-    every = steps // 2 ** (len(rates) - 1)
-    if every * 2 ** (len(rates) - 1) != steps:
-        raise ValueError(f"steps must be a multiple of 2^(rates − 1) = {2 ** (len(rates) - 1)}, got {steps}.")
-
-    def lane(rate):
-        return train(model, loss, data, optimiser(rate), steps, key=key, observe=observe, every=every).observed
-
-    seen = jax.vmap(lane)(jnp.asarray(rates))
-    record = jnp.asarray([2 ** (len(rates) - 1 - i) for i in range(len(rates))])
-    return jax.tree.map(lambda x: x[jnp.arange(len(rates)), record], seen)

@@ -10,6 +10,7 @@ from ...dynamics.joma import invariants, predicted_logits
 from ...nets import joma as nets
 from ...nets import train
 from ..claim import Evidence, Setting, claim, identity, limit, panel, statistic
+from ..descent import at_common_time, halving_rates
 from ..metrics import normalised_correlation, relative_error
 from ._shared import (
     FLOW,
@@ -18,9 +19,7 @@ from ._shared import (
     STATIONARY,
     TIME,
     along_flow,
-    at_common_time,
     four_activations,
-    halving_rates,
     random_task,
 )
 

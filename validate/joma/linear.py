@@ -20,8 +20,9 @@ from ...dynamics.joma import (
 )
 from ...nets import joma as nets
 from ..claim import Evidence, Setting, claim, identity, limit, panel
+from ..descent import at_common_time, halving_rates
 from ..metrics import stable_rank
-from ._shared import FLOW, LINEAR, ONE_QUERY, PAPER, STATIONARY, TIME, along_flow, at_common_time, halving_rates
+from ._shared import FLOW, LINEAR, ONE_QUERY, PAPER, STATIONARY, TIME, along_flow
 
 DELTA = np.array([1.0, 0.8, 0.5, 0.1, -0.3, -0.9])
 ONE_NODE = (FLOW, STATIONARY, ONE_QUERY, LINEAR, "one node, exponential attention")

@@ -12,7 +12,8 @@ from ...dynamics.joma import invariants
 from ...nets import joma as nets
 from ...nets import text, train
 from ..claim import Evidence, Setting, claim, identity, limit, panel, statistic
-from ._shared import ONE_QUERY, PAPER, at_common_time, four_activations, halving_rates, loss_flow, random_task, sgd
+from ..descent import at_common_time, halving_rates
+from ._shared import ONE_QUERY, PAPER, four_activations, loss_flow, random_task, sgd
 
 
 def _trainable(model: Any) -> Any:
