@@ -136,13 +136,28 @@ def sgd(
     return optax.GradientTransformation(descent.init, update)
 
 
+def precondition(contexts: Contexts) -> optax.GradientTransformation:
+    """Turns the gradient of Y, `F R` for the features F of `contexts`, one a class, into `F (FᵀF)⁻¹ R`: chained before
+    `sgd`, it trains the decoder that the paper's theory assumes, in which classes do not mix."""
+
+    def update(updates, state, params=None):
+        f = jax.vmap(params.features)(contexts.x, contexts.query)
+        gram = f @ f.T
+        y = f.T @ jnp.linalg.solve(gram, jnp.linalg.solve(gram, f @ updates.y))
+        return eqx.tree_at(lambda m: m.y, updates, y), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 class SequenceClasses(eqx.Module):
     """The paper's data: for each class a next token, its query ψ(n), and the distribution `P(l|n)` of its context.
 
     **Fields:** `probability`, shape `(classes, vocabulary)`; `query` and `next_token`, token numbers, shape
-    `(classes,)`, classes being equally frequent. Made from them: `keys`, the tokens that occur in a context, `queries`,
-    those that are a query, and `query_number`, the place of each class's query among `queries`. Contexts (`expected`,
-    `contexts`) are written in these smaller numberings, with the class as label; sequences in token numbers.
+    `(classes,)`, classes being equally frequent. Made from them: `keys`, the tokens that occur in a context, and
+    `table`, `P(l|n)` over these alone; `queries`, the tokens that are a query, and `query_number`, the place of each
+    class's query among them; `support` and `cumulative`, each class's own tokens and their distribution function.
+    Contexts (`expected`, `contexts`) are written in these smaller numberings, with the class as label; sequences in
+    token numbers.
 
     **Raises** `ValueError` for a table with negative entries or rows that do not sum to one (a class without tokens
     among them), numbers outside the vocabulary, more classes than tokens, a next token shared by two classes, and a
@@ -157,6 +172,9 @@ class SequenceClasses(eqx.Module):
     keys: Int[Array, " tokens"]
     queries: Int[Array, " queries"]
     query_number: Int[Array, " classes"]
+    table: Float[Array, "classes tokens"]
+    support: Int[Array, "classes most"]
+    cumulative: Float[Array, "classes most"]
 
     def __init__(
         self,
@@ -187,17 +205,16 @@ class SequenceClasses(eqx.Module):
                 f"query is among its own keys: token {psi[own[0]]} is the query of class {own[0]} and has "
                 f"probability {p[own[0], psi[own[0]]]:.3g} in its context."
             )
-        dtype = p.dtype if np.issubdtype(p.dtype, np.floating) else jnp.result_type(float)
-        self.probability = jnp.asarray(probability, dtype)
-        self.query, self.next_token = jnp.asarray(psi), jnp.asarray(following)
-        self.keys = jnp.asarray(np.flatnonzero((p > 0).any(axis=0)))
+        p = p if np.issubdtype(p.dtype, np.floating) else p.astype(jnp.result_type(float))
+        keys = np.flatnonzero((p > 0).any(axis=0))
         queries, number = np.unique(psi, return_inverse=True)
-        self.queries, self.query_number = jnp.asarray(queries), jnp.asarray(number)
-
-    @property
-    def table(self) -> Float[Array, "classes tokens"]:
-        """`P(l|n)` over the contextual tokens alone."""
-        return self.probability[:, self.keys]
+        table = p[:, keys]
+        support = np.argsort(table == 0, axis=1, kind="stable")[:, : np.max(np.sum(table > 0, axis=1))]
+        cumulative = np.cumsum(np.take_along_axis(table, support, axis=1), axis=1)
+        cumulative[cumulative >= cumulative[:, -1:]] = 1  # rounding must not leave a gap below one
+        self.probability, self.table, self.cumulative = (jnp.asarray(x) for x in (p, table, cumulative))
+        self.query, self.next_token, self.keys = (jnp.asarray(x) for x in (psi, following, keys))
+        self.queries, self.query_number, self.support = (jnp.asarray(x) for x in (queries, number, support))
 
     def expected(self) -> Contexts:
         """The limit of long sequences, exactly: one context a class, its frequencies being the probabilities."""
@@ -225,28 +242,21 @@ class _Sampler(eqx.Module):
     """Classes drawn uniformly, then tokens by inverting the class's distribution function on its own tokens, so that
     the cost does not depend on the size of the vocabulary."""
 
-    support: Int[Array, "classes most"]
-    cumulative: Float[Array, "classes most"]
     classes: SequenceClasses
     batch: int = eqx.field(static=True)
     length: int = eqx.field(static=True)
 
-    def __init__(self, classes: SequenceClasses, batch: int, length: int):
-        if length < 2:
-            raise ValueError(f"length must be at least 2 (a context and the query), got {length}.")
-        if batch < 1:
-            raise ValueError(f"batch must be at least 1, got {batch}.")
-        table = np.asarray(classes.table)
-        order = np.argsort(table == 0, axis=1, kind="stable")[:, : np.max(np.sum(table > 0, axis=1))]
-        cumulative = np.cumsum(np.take_along_axis(table, order, axis=1), axis=1)
-        cumulative[cumulative >= cumulative[:, -1:]] = 1  # rounding must not leave a gap below one
-        self.support, self.cumulative = jnp.asarray(order), jnp.asarray(cumulative, table.dtype)
-        self.classes, self.batch, self.length = classes, batch, length
+    def __check_init__(self):
+        if self.length < 2:
+            raise ValueError(f"length must be at least 2 (a context and the query), got {self.length}.")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}.")
 
     def _draw(self, key: AnyKey) -> tuple[Int[Array, " batch"], Float[Array, "batch context"]]:
         label_key, token_key = jax.random.split(key)
-        label = jax.random.randint(label_key, (self.batch,), 0, self.support.shape[0])
-        return label, jax.random.uniform(token_key, (self.batch, self.length - 1), self.cumulative.dtype)
+        cumulative = self.classes.cumulative
+        label = jax.random.randint(label_key, (self.batch,), 0, cumulative.shape[0])
+        return label, jax.random.uniform(token_key, (self.batch, self.length - 1), cumulative.dtype)
 
 
 class ContextSampler(_Sampler):
@@ -254,11 +264,11 @@ class ContextSampler(_Sampler):
 
     def __call__(self, key: AnyKey) -> Contexts:
         label, u = self._draw(key)
-        below = jnp.sum(u[:, :, None] < self.cumulative[label][:, None, :], axis=1)
+        below = jnp.sum(u[:, :, None] < self.classes.cumulative[label][:, None, :], axis=1)
         counts = jnp.diff(below, axis=1, prepend=0)
         x = jnp.zeros((self.batch, self.classes.keys.shape[0]), u.dtype)
         rows = jnp.arange(self.batch)[:, None]
-        x = x.at[rows, self.support[label]].add(counts.astype(u.dtype) / (self.length - 1))
+        x = x.at[rows, self.classes.support[label]].add(counts.astype(u.dtype) / (self.length - 1))
         return Contexts(x, label, self.classes.query_number[label])
 
 
@@ -267,8 +277,8 @@ class SequenceSampler(_Sampler):
 
     def __call__(self, key: AnyKey) -> tuple[Int[Array, "batch length"], Int[Array, " batch"]]:
         label, u = self._draw(key)
-        place = jnp.sum(u[:, :, None] >= self.cumulative[label][:, None, :], axis=2)
-        context = self.classes.keys[jnp.take_along_axis(self.support[label], place, axis=1)]
+        place = jnp.sum(u[:, :, None] >= self.classes.cumulative[label][:, None, :], axis=2)
+        context = self.classes.keys[jnp.take_along_axis(self.classes.support[label], place, axis=1)]
         sequence = jnp.concatenate([context, self.classes.query[label][:, None]], axis=1)
         return sequence, self.classes.next_token[label]
 
