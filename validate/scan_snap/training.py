@@ -10,7 +10,7 @@ from ...nets import train
 from ..claim import Erratum, Evidence, Setting, claim, heatmap, identity, limit, panel
 from ..descent import at_common_time, halving_rates
 from ..metrics import entropy
-from ._shared import ASSUMED, LONG, OWN, PAPER, SYMMETRIC, TIERS, TIME, follow, log_times, reference, scan_flow
+from ._shared import ASSUMED, CLASSES, LONG, OWN, PAPER, SYMMETRIC, TIERS, TIME, follow, log_times, reference, scan_flow
 
 NAMES = {
     "A": "A, preconditioned decoder",
@@ -134,7 +134,9 @@ def finite_length(setting: Setting) -> Evidence:
 
     @jax.jit
     def run(data, keys):
-        model, z = data.network(outputs=5), lambda m: m.z[0, OWN]
+        model = data.network(outputs=CLASSES)
+        # The common token, and the mean over classes of each distinct one.
+        z = lambda m: jnp.append(m.z[0, 0], jnp.mean(m.z[0, 1:].reshape(CLASSES, -1), axis=0))
 
         def descend(source, key=None):
             optimiser = nets.sgd(1.0, eta_z=eta_z)
