@@ -37,4 +37,5 @@ def check_shape(name: str, x: Array, shape: tuple[int | str, ...], sizes: dict[s
     sizes = sizes or {}
     wanted = tuple(sizes.get(s, s) if isinstance(s, str) else s for s in shape)
     if x.ndim != len(wanted) or any(isinstance(w, int) and w != n for w, n in zip(wanted, x.shape, strict=True)):
-        raise ValueError(f"{name} must have shape ({', '.join(map(str, wanted))}), got {x.shape}.")
+        form = ", ".join(map(str, wanted)) + ("," if len(wanted) == 1 else "")
+        raise ValueError(f"{name} must have shape ({form}), got {x.shape}.")

@@ -152,8 +152,8 @@ class Contexts(NamedTuple):
     query: Int[Array, " samples"]
 
 
-def cross_entropy(model: JomaBlock, batch: Contexts) -> Float[Array, ""]:
-    """Mean cross-entropy of the block's output against the labels, in nats."""
+def cross_entropy(model: Callable[[Array, Array], Array], batch: Contexts) -> Float[Array, ""]:
+    """Mean cross-entropy, in nats, of `model(x, query)` against the labels: of the block, or any network of contexts."""
     logits = jax.vmap(model)(batch.x, batch.query)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.label))
 

@@ -5,6 +5,7 @@ is one next token: its query ψ(n), and how often each contextual token occurs, 
 class only is *distinct*, the others are *common*.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -288,8 +289,8 @@ def distinct_and_common(
     classes: int,
     queries: int = 1,
     *,
-    distinct: Float[ArrayLike, " distinct"] | None = None,
-    common: Float[ArrayLike, " common"] | None = None,
+    distinct: Float[ArrayLike, " distinct"] | Sequence[float] | None = None,
+    common: Float[ArrayLike, " common"] | Sequence[float] | None = None,
     dtype: Any = None,
 ) -> SequenceClasses:
     """The paper's generator: every class has the same common tokens and distinct tokens of its own.

@@ -47,7 +47,7 @@ def _draw(axis: Any, data: xr.Dataset) -> None:
         role = curve.attrs["role"]
         lines = curve.values.reshape(len(x), -1)
         style = dict(_STYLES[role])
-        if role == "observed" and len(x) > 60:
+        if role == "observed" and np.isfinite(lines[:, 0]).sum() > 60:
             style |= {"linestyle": "-", "marker": "none", "linewidth": 2.5, "alpha": 0.5}
         for i, line in enumerate(lines.T):
             if lines.shape[1] > 1:

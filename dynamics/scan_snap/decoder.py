@@ -16,7 +16,8 @@ from .._checks import as_float, require
 from ..flow import Flow
 
 
-def logit_gap(k: Float[ArrayLike, "*batch"], others: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+@jax.jit
+def logit_gap(k: Float[ArrayLike, "*batch"], others: ArrayLike) -> Float[Array, "*batch"]:
     """The root `x ≥ 0` of `e^x − 1 + others·x = k`, for `k ≥ 0` and `others > 0`.
 
     The gap between the logit that is pushed up and the `others` that are pushed down: every cross-entropy flow on
@@ -110,6 +111,7 @@ class Decoder(Flow):
         return 2 * self.linear_until()
 
 
+@jax.jit
 def _lambert(z: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """The principal branch of Lambert's W for z > 0, by Newton's method in `u + ln u = ln z`."""
     log = jnp.log(z)

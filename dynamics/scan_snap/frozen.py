@@ -50,7 +50,7 @@ class SymmetricDecoder(Flow):
 
     **Fields:** `rho`, `classes` K, `outputs` M ≥ K, `eta` η_Y. **State:** a `SymmetricLogits`.
 
-    **Closed form:** for M = K, `exact`. **What must happen:** for M > K the part of the gradient that separates tokens
+    **Closed form:** for M = K, `from_zero`. **What must happen:** for M > K the part of the gradient that separates tokens
     starts at β ≈ 1/M, far below the β ≈ E' of the preconditioned decoder. Source: derived here.
     """
 
@@ -69,11 +69,11 @@ class SymmetricDecoder(Flow):
         wrong = (k - 1) * other + (m - k) * rest
         return SymmetricLogits(self.eta / k * wrong, -self.eta / k * other)
 
-    def exact(self, t: ArrayLike, y0: SymmetricLogits | None = None) -> SymmetricLogits:
-        """The state at `t` from zero, for M = K: `a_n = (K−1) h_ρ/(1−ρ) ζ_n`. Raises `ValueError` for M > K or another
-        start, which have no closed form."""
-        if self.outputs != self.classes or (y0 is not None and bool(jnp.any(jnp.stack(y0) != 0))):
-            raise ValueError("exact needs outputs = classes (tier B) and a start from zero.")
+    def from_zero(self, t: ArrayLike) -> SymmetricLogits:
+        """The state at `t` from zero, for M = K: `a_n = (K−1) h_ρ/(1−ρ) ζ_n`. Raises `ValueError` for M > K, which has
+        no closed form."""
+        if self.outputs != self.classes:
+            raise ValueError(f"from_zero needs outputs = classes = {self.classes} (tier B), got {self.outputs}.")
         k = self.classes
         h = Decoder(k, k, (1 - self.rho) * self.eta).exact(t)
         own = (k - 1) * h / (1 - self.rho)

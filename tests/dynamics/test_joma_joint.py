@@ -140,7 +140,7 @@ def test_predicted_logits_of_softmax_obey_the_law_where_its_assumption_holds():
         ),
         (lambda x, g: joma.Joint(x[0], g), r"x must have shape \(samples, tokens\), got \(5,\)"),
         (lambda x, g: joma.Joint(x, g[1:]), r"g must have shape \(8, nodes\), got \(7, 3\)"),
-        (lambda x, g: joma.Joint(x, g, query=jnp.zeros(3, int)), r"query must have shape \(8\), got \(3,\)"),
+        (lambda x, g: joma.Joint(x, g, query=jnp.zeros(3, int)), r"query must have shape \(8,\), got \(3,\)"),
     ),
 )
 @pytest.mark.usefixtures("as_users")
@@ -155,9 +155,9 @@ def test_bad_arguments_of_joint_are_refused(make, message):
         ("quadratic", {}, "attention must be one of"),
         ("softmax", {}, "b_bar must be given for softmax attention, and for no other"),
         ("exp", {"b_bar": jnp.ones(2)}, "b_bar must be given for softmax attention, and for no other"),
-        ("softmax", {"b_bar": jnp.ones(3)}, r"b_bar must have shape \(2\), got \(3,\)"),
+        ("softmax", {"b_bar": jnp.ones(3)}, r"b_bar must have shape \(2,\), got \(3,\)"),
         ("exp", {"v0": jnp.ones((2, 2))}, r"v0 must have shape \(2, 3\), got \(2, 2\)"),
-        ("exp", {"z0": jnp.ones((1, 2))}, r"z0 must have shape \(2\), got \(1, 2\)"),
+        ("exp", {"z0": jnp.ones((1, 2))}, r"z0 must have shape \(2,\), got \(1, 2\)"),
         ("exp", {"v": jnp.ones(2)}, r"v must have shape \(tokens, nodes\), got \(2,\)"),
     ),
 )

@@ -125,7 +125,7 @@ def test_a_node_of_length_zero_has_a_finite_field_and_gradient(name):
     ("make", "message"),
     (
         (lambda: _mixture("relu", centres=jnp.ones(2)), r"centres must have shape \(clusters, tokens\), got \(2,\)"),
-        (lambda: _mixture("relu", strength=jnp.ones(2)), r"strength must have shape \(1\), got \(2,\)"),
+        (lambda: _mixture("relu", strength=jnp.ones(2)), r"strength must have shape \(1,\), got \(2,\)"),
         (lambda: _mixture("relu", sigma=jnp.ones(2)), r"sigma must have shape \(\), got \(2,\)"),
         (
             lambda: joma.Mixture(jnp.ones((1, 2)), jnp.ones(1), activation="swish"),
@@ -133,7 +133,7 @@ def test_a_node_of_length_zero_has_a_finite_field_and_gradient(name):
         ),
         (
             lambda: _mixture("relu")(0.0, joma.MixtureState(jnp.ones(3), jnp.array(0.0)), None),
-            r"v must have shape \(2\), got \(3,\)",
+            r"v must have shape \(2,\), got \(3,\)",
         ),
     ),
 )

@@ -285,7 +285,7 @@ def symmetric_decoder(setting: Setting) -> Evidence:
     zero = SymmetricLogits(jnp.zeros((), setting.dtype), jnp.zeros((), setting.dtype))
     small = {tier: SymmetricDecoder(rho, CLASSES, outputs) for tier, outputs in (("B", CLASSES), ("C", OUTPUTS))}
     scalars = solve(small["C"], zero, ts).ys
-    closed = jax.jit(lambda d, ts: jax.vmap(d.exact)(ts))
+    closed = jax.jit(lambda d, ts: jax.vmap(d.from_zero)(ts))
     times = jnp.asarray(ts, setting.dtype)
     b = closed(small["B"], times)
     plain_rate = closed(SymmetricDecoder(0.0, CLASSES, CLASSES), times)

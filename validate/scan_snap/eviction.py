@@ -121,10 +121,6 @@ def eviction(setting: Setting) -> Evidence:
     z = np.asarray(models.z)[0, -1]
     own = 16 + 6 * np.arange(CLASSES)[:, None] + np.arange(6)
     ranks = [stats.spearmanr(z[n // 2, own[n]], DISTINCT).statistic for n in range(CLASSES)]  # pyright: ignore
-    needed = [
-        [next((b for b, e in zip(BUDGETS, row[of["highest score"]], strict=True) if e < 0.01), CONTEXT) for row in rows]
-        for rows in excess
-    ]
     times = np.array(TIMES[1:])
     exact = setting.bound(1e-12, 1e-5)
     return Evidence(
@@ -162,13 +158,6 @@ def eviction(setting: Setting) -> Evidence:
                 observed={name: mass[i, 1:] for i, name in enumerate(SETTINGS)},
                 control={"uniform, 16/127": np.full(len(times), 16 / CONTEXT)},
                 log="x",
-            ),
-            panel(
-                "fewest keys that cost less than 0.01 nats",
-                (TIME, times),
-                y="B, by score, of 8, 16, 32, 64, 127",
-                observed={name: np.array(needed[i][1:]) for i, name in enumerate(SETTINGS)},
-                log="xy",
             ),
         ],
         remarks=[

@@ -114,7 +114,7 @@ def phase_diagram(setting: Setting) -> Evidence:
         },
         control={"exponents of the fastest moment of attention": identity(powers["attention"][0] - target, 0.1)},
         panels=[
-            *maps,
+            *maps[:2],
             panel(
                 "two moments, η_Y = " + words[0],
                 ("η_Z/η_Y", rates / rates[0]),
@@ -124,6 +124,7 @@ def phase_diagram(setting: Setting) -> Evidence:
                 control={"attention fastest, theory": rates[0] * found["attention"][0, 0]},
                 log="xy",
             ),
+            *maps[2:],
         ],
         remarks=[
             f"η_Y × snap time lies in {_range(found['gradient'][0] * rates[:, None])} over the whole grid in theory, "

@@ -67,6 +67,7 @@ def three_tiers(setting: Setting) -> Evidence:
     errors = {tier: of(tier, tier) for tier in TIERS}
     heavy = of("heavy ball", "B")
     step = np.unique(np.round(np.geomspace(1, steps / every, 25)).astype(int))
+    laws, long = (np.stack([of_tier[tier][:, 0] for tier in TIERS], axis=1) for of_tier in (flows, curves))
     rows = {f"order in the learning rate, tier {tier}": limit(rates, error, 1.0) for tier, error in errors.items()}
     return Evidence(
         rows=rows | {"order, tier B by heavy ball 0.9": limit(slow_rates, heavy, 1.0)},
@@ -87,11 +88,11 @@ def three_tiers(setting: Setting) -> Evidence:
         ]
         + [
             panel(
-                "the common token: three tiers are three laws",
-                (TIME, ts),
+                "the common token, tiers A, B, C (dark to light): three laws",
+                (TIME, np.append(ts, step * every)),
                 y="−z_common",
-                predicted={"tier B": -flows["B"][:, 0], "tier C (real network)": -flows["C"][:, 0]},
-                control={"tier A (paper)": -flows["A"][:, 0]},
+                observed={"descent": _padded(-long[step], len(ts), before=True)},
+                predicted={"flow": _padded(-laws, len(step), before=False)},
                 log="xy",
             ),
             panel(
@@ -100,7 +101,7 @@ def three_tiers(setting: Setting) -> Evidence:
                 y="relative error of z",
                 observed={f"tier {tier}": error for tier, error in errors.items()},
                 predicted={"order 1": errors["B"][0] * rates / rates[0]},
-                control={"real network against tier A": of("C", "A")},
+                control={"C against A's flow": of("C", "A")},
                 log="xy",
             ),
         ],
@@ -372,7 +373,7 @@ def figure_6(setting: Setting) -> Evidence:
         control={"table with its axes exchanged": identity(tight_swapped, 0.02)},
         panels=[
             panel(
-                f"{n} queries: entropy over distinct tokens",
+                f"queries: {n}; entropy over distinct tokens",
                 ("η_Y/η_Z", np.array(FACTORS)),
                 y="nats; η_Z = 0.5, 1, 2, 3 from the top",
                 observed={f"ours, {seeds} seeds": mean[i].T},

@@ -1,0 +1,181 @@
+"""Facts of Scan and Snap, which the common tests do not know."""
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from scipy import special
+
+from traindyn.dynamics import scan_snap
+
+EPS = np.finfo(float).eps
+
+
+@hypothesis.given(k=st.floats(-200, 300), others=st.floats(-3, 8))
+def test_logit_gap_is_the_root_for_any_size(k, others):
+    k, others = 10.0**k, 10.0**others
+    x = float(scan_snap.logit_gap(jnp.asarray(k), jnp.asarray(others)))
+    # The residual that one rounding of x leaves, on either side of the equation.
+    scale = max(k, np.expm1(x), others * x)
+    assert abs(np.expm1(x) + others * x - k) <= 8 * EPS * max(1.0, x) * scale
+
+
+def test_logit_gap_agrees_with_lamberts_w_and_goes_on_where_that_overflows():
+    a, c = 9.0, np.geomspace(2, 5000, 30)
+    lambert = np.real(c / a - special.lambertw(np.exp(c / a) / a))
+    np.testing.assert_allclose(scan_snap.logit_gap(jnp.asarray(c - 1), a), lambert, rtol=1e-13)
+    assert np.isfinite(float(scan_snap.logit_gap(jnp.asarray(1e9), a)))
+
+
+def test_logit_gap_has_the_derivatives_of_the_root():
+    k, a = 7.0, 3.0
+    x = float(scan_snap.logit_gap(jnp.asarray(k), jnp.asarray(a)))
+    by_k, by_a = jax.grad(scan_snap.logit_gap, (0, 1))(jnp.asarray(k), jnp.asarray(a))
+    np.testing.assert_allclose((by_k, by_a), (1 / (np.exp(x) + a), -x / (np.exp(x) + a)), rtol=1e-13)
+
+
+@pytest.mark.parametrize("m", (2.0, 10.0, 1000.0))
+def test_decoder_peak_integral_and_recursion(m):
+    decoder = scan_snap.Decoder(m, 3.0, 0.7)
+    t, largest = decoder.peak()
+    around = decoder.gamma(t)
+    assert float(around) == pytest.approx(float(largest), rel=1e-12)
+    assert all(decoder.gamma(t * f) < largest for f in (0.99, 1.01))
+    ts = np.linspace(0, 50, 20001)
+    quadrature = np.trapezoid(jax.vmap(decoder.gamma)(jnp.asarray(ts)), ts)
+    assert float(decoder.gamma_integral(50.0)) == pytest.approx(quadrature, rel=1e-6)
+    discrete = decoder.visits(300)
+    smooth = jax.vmap(decoder.exact)(3.0 * jnp.arange(301.0))  # t = K s
+    assert jnp.all(discrete >= smooth - EPS) and jnp.all(discrete - smooth <= 2 * 0.7 / m)
+    assert float(discrete[1]) == pytest.approx(0.7 / m)
+
+
+def test_peak_has_the_values_of_the_paper_s_scale():
+    decoder = scan_snap.Decoder(1000.0)
+    t, largest = decoder.peak()
+    assert float(largest) == pytest.approx(4.416, abs=5e-4)
+    assert float(t / decoder.linear_until()) == pytest.approx(0.816, abs=5e-4)
+    assert float(decoder.logarithmic_from()) == pytest.approx(2 * np.log(1000), rel=1e-12)
+
+
+def _random_flow(**options):
+    rng = np.random.default_rng(0)
+    table = jnp.asarray(rng.dirichlet(np.ones(6), size=4)).at[:, 5].set(0.0)
+    table = table / table.sum(axis=1, keepdims=True)
+    flow = scan_snap.ScanSnap(table, jnp.array([0, 1, 1, 0]), outputs=7, eta_y=0.8, eta_z=0.3, **options)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    return flow, scan_snap.YZ(normal(6, 7), normal(2, 6))
+
+
+@pytest.mark.parametrize("normalise", (True, False))
+def test_plain_flow_descends_its_loss_at_its_rates(normalise):
+    flow, y = _random_flow(normalise=normalise)
+    slope, dy = jax.grad(flow.loss)(y), flow(0.0, y)
+    np.testing.assert_allclose(dy.y, -0.8 * slope.y, atol=1e-14)
+    np.testing.assert_allclose(dy.z, -0.3 * slope.z, atol=1e-14)
+    # A token that never occurs is not attended to and does not move.
+    assert jnp.all(dy.z[:, 5] == 0) and jnp.all(flow.attention(y.z)[:, 5] == 0)
+    np.testing.assert_allclose(dy.y.sum(axis=1), 0, atol=1e-14)
+    np.testing.assert_allclose(dy.z.sum(axis=1), 0, atol=1e-14)
+
+
+def test_preconditioned_decoder_moves_each_class_alone():
+    flow, y = _random_flow(preconditioned=True)
+    f, residual = flow.features(y.z), flow.residual(y)
+    np.testing.assert_allclose(f @ flow(0.0, y).y, 0.8 / 4 * residual, atol=1e-14)
+
+
+def test_residual_keeps_its_digits_in_float32():
+    flow = scan_snap.ScanSnap(jnp.eye(2, dtype=jnp.float32), outputs=2)
+    logits = jnp.array([[20.0, 0.0], [0.0, 20.0]], jnp.float32)
+    residual = flow.residual(scan_snap.YZ(logits, flow.zero().z))
+    np.testing.assert_allclose(residual[0, 0], np.exp(-20) / (1 + np.exp(-20)), rtol=1e-6)
+
+
+def test_symmetric_attention_is_lemma_4_on_symmetric_data():
+    k, m, common, distinct = 4, 50, 0.6, np.array([0.4, 0.7, 1.0])
+    table = np.zeros((k, 1 + 3 * k))
+    table[:, 0] = common
+    for n in range(k):
+        table[n, 1 + 3 * n : 4 + 3 * n] = distinct
+    table /= table.sum(axis=1, keepdims=True)
+    slow = scan_snap.SlowAttention(scan_snap.ScanSnap(table, outputs=m, eta_z=0.4))
+    small = scan_snap.SymmetricAttention(jnp.array([common]), jnp.asarray(distinct), k, m, eta_z=0.4)
+    z = jnp.array([-0.5, 0.1, 0.2, 0.3])
+    full = jnp.concatenate([z[:1], jnp.tile(z[1:], k)])[None]
+    np.testing.assert_allclose(small(30.0, z), slow(30.0, full)[0, :4], rtol=1e-12)
+    # ξ is what moves distinct tokens: ż_l = (η_Z/K) f_l² ξ.
+    f = slow.scan.features(full)[0, 1:4]
+    np.testing.assert_allclose(small(30.0, z)[1:], 0.4 / k * f**2 * slow.xi(30.0, full)[0], rtol=1e-12)
+
+
+def test_two_scalars_are_the_full_decoder_in_tiers_b_and_c():
+    k, rho = 3, 0.25
+    f = jnp.eye(k, k + 1) * np.sqrt(1 - rho)
+    f = f.at[:, k].set(np.sqrt(rho))
+    for outputs in (k, 8):
+        small = scan_snap.SymmetricDecoder(rho, k, outputs, 0.9)
+        y = scan_snap.SymmetricLogits(jnp.array(0.8), jnp.array(-0.3))
+        if outputs == k:
+            y = y._replace(other=-y.own / (k - 1))  # rows of Y keep their sum of zero
+        rest = -(y.own + (k - 1) * y.other) / max(outputs - k, 1)
+        a = jnp.full((k, outputs), rest).at[:, :k].set(y.other)
+        a = jnp.where(jnp.eye(k, outputs, dtype=bool), y.own, a)
+        residual = jnp.eye(k, outputs) - jax.nn.softmax(f @ (f.T @ a), axis=1)
+        dy = small(0.0, y)
+        np.testing.assert_allclose((dy.own, dy.other), 0.9 / k * residual[0, :2], rtol=1e-12)
+        # γβ is what g_1 = Y(e_1 − α_1) = Σ_n f_n (a_n·(e_1 − α_1)) has against the other classes.
+        np.testing.assert_allclose(small.separation(y), -a[1] @ residual[0], rtol=1e-12)
+
+
+def test_phase_transition_needs_both_the_quarter_and_the_offset():
+    flow = scan_snap.PhaseTransition(scan_snap.Decoder(1000.0, 10.0, 0.5), 0.5, 50.0)
+    b = -float(flow.exact(1e5))
+    assert b == pytest.approx(1.141, abs=5e-4)  # the slides' form gives 8.48, the paper's 2.12
+    assert float(flow.exact(0.0)) == 0
+    assert float(flow.late(1e5)) == pytest.approx(b, abs=0.01)
+    assert float(flow.early(1.0)) == pytest.approx(-float(flow.exact(1.0)), rel=1e-2)
+
+
+BAD_TABLES = {
+    "must not be negative": np.array([[1.2, -0.2], [0.5, 0.5]]),
+    "sum to one": np.array([[0.5, 0.4], [0.5, 0.5]]),
+    "shape": np.ones(3) / 3,
+    "none of them zero": np.ones((0, 3)),
+}
+
+
+@pytest.mark.parametrize("message", BAD_TABLES)
+def test_bad_tables_are_refused(message, as_users):
+    with pytest.raises(ValueError, match=message):
+        scan_snap.ScanSnap(BAD_TABLES[message])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    (
+        ({"outputs": 1}, "outputs must be at least 2 and the number of classes, 2, got 1"),
+        ({"query": [0, 2], "queries": 2}, "query must be below queries = 2"),
+        ({"query": [0, -1]}, "not negative"),
+        ({"query": [0]}, r"query must have shape \(2,\)"),
+    ),
+)
+def test_bad_maps_and_widths_are_refused(options, message, as_users):
+    options = {k: np.array(v) if k == "query" else v for k, v in options.items()}
+    with pytest.raises(ValueError, match=message):
+        scan_snap.ScanSnap(np.full((2, 4), 0.25), **options)
+
+
+def test_other_bad_sizes_are_refused(as_users):
+    with pytest.raises(ValueError, match="outputs must be at least 2"):
+        scan_snap.Decoder(1)
+    with pytest.raises(ValueError, match="classes ≤ outputs"):
+        scan_snap.SymmetricDecoder(0.1, 4, 3)
+    with pytest.raises(ValueError, match="tier B"):
+        scan_snap.SymmetricDecoder(0.1, 3, 4).from_zero(1.0)
+    with pytest.raises(ValueError, match="must exceed classes"):
+        scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 4, 4)
+    with pytest.raises(ValueError, match="classes must be at least 2"):
+        scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 1)
