@@ -187,20 +187,22 @@ def panel(
 
 def heatmap(
     title: str,
-    x: tuple[str, ArrayLike],
-    y: tuple[str, ArrayLike],
-    z: Real[ArrayLike, "ny nx"],
+    x: tuple[str, ArrayLike | Sequence[Any]],
+    y: tuple[str, ArrayLike | Sequence[Any]],
+    z: ArrayLike | Sequence[Sequence[float]],
     *,
     z_label: str = "",
     limits: tuple[float, float] | None = None,
     log: str = "",
 ) -> xr.Dataset:
-    """One picture of evidence: values over two axes, each `(label, values)`, whose values are numbers or words.
+    """One picture of evidence: `z`, shape `(ny, nx)`, over two axes `(label, values)` of numbers or words.
 
     Cells are drawn of equal size, whatever the spacing of the axes. `limits` fixes the colour scale, so that maps side
-    by side compare; `log="z"` makes it logarithmic.
+    by side compare; `log="z"` makes it logarithmic. **Raises** `ValueError` for two axes of one label.
     """
     (x_name, x_values), (y_name, y_values) = x, y
+    if x_name == y_name:
+        raise ValueError(f"x and y must have different labels, got {x_name!r} for both.")
     variable = xr.Variable((y_name, x_name), np.asarray(z), {"role": "map", "label": z_label})
     attributes = {"title": title, "x": x_name, "y": y_name, "log": log}
     coordinates = {y_name: np.asarray(y_values), x_name: np.asarray(x_values)}

@@ -172,6 +172,7 @@ def _read(folder: Path, setting: Setting) -> Mapping[str, Record]:
         return {}
     wanted = {"scale": setting.scale, "seed": setting.seed, "dtype": str(setting.dtype), "corpus": setting.corpus_name}
     records = json.loads(path.read_text(encoding="utf-8"))
+    records = [{"errata": []} | r for r in records]  # which earlier versions did not write
     return {r["name"]: r for r in records if all(r.get(k) == v for k, v in wanted.items()) and not r["failure"]}
 
 

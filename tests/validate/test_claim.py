@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from traindyn.validate import Evidence, Setting, Verdict, claim, identity, limit, panel, statistic
+from traindyn.validate import Evidence, Setting, Verdict, claim, heatmap, identity, limit, panel, statistic
 
 H = 0.1 * 2.0 ** -np.arange(5)
 GOOD, BAD = identity(0.5, 1.0), identity(2.0, 1.0)
@@ -92,3 +92,10 @@ def test_setting_draws_the_same_for_the_same_seed():
     assert Setting(seed=3).rng.random() == Setting(seed=3).rng.random() != Setting(seed=4).rng.random()
     assert Setting("paper").pick(smoke=1, laptop=2, paper=3) == 3
     assert Setting().bound(1e-10, 1e-4) == 1e-10  # the tests run in float64
+
+
+def test_heatmap_keeps_its_axes_words_and_limits():
+    data = heatmap("m", ("key", ["a", "b", "c"]), ("η", [0.1, 1.0]), np.arange(6.0).reshape(2, 3), limits=(0, 9))
+    (cells,) = data.data_vars.values()
+    assert cells.dims == ("η", "key") and cells.sel({"key": "c", "η": 1.0}) == 5
+    assert cells.attrs["role"] == "map" and data.attrs["limits"] == (0, 9)

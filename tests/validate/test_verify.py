@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from traindyn.validate import Evidence, Setting, claim, identity, panel, read_corpus, verify
+from traindyn.validate import Erratum, Evidence, Setting, claim, heatmap, identity, panel, read_corpus, verify
 from traindyn.validate.__main__ import BUILT_IN, main
 
 FIELDS = {
@@ -46,6 +46,35 @@ def test_the_report_is_self_contained_and_escapes_its_texts(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "a &amp; b" in page
     assert "1 of 2 claims hold" in page and "http" not in page
+
+
+def test_maps_and_errata_are_drawn_kept_and_listed(tmp_path):
+    @claim("x.map", **HEADER)
+    def check(setting):
+        cells = heatmap("m", ("key", ["a", "b"]), ("η", [0.1, 1.0]), [[1.0, 2.0], [3.0, 4.0]], z_label="c", log="z")
+        erratum = Erratum("slides", "B = <4>", "B = ¼", "1e-9", "0.3")
+        return Evidence({"row": identity(0.1, 1.0)}, {"wrong": identity(5.0, 1.0)}, [cells], errata=[erratum])
+
+    (record,) = verify([check], out=tmp_path)
+    assert record["errata"] == [
+        {
+            "where": "slides",
+            "printed": "B = <4>",
+            "corrected": "B = ¼",
+            "error_corrected": "1e-9",
+            "error_printed": "0.3",
+        }
+    ]
+    page = (tmp_path / "report.html").read_text()
+    assert "Errata" in page and "B = &lt;4&gt;" in page
+    arrays = np.load(tmp_path / "x.map" / "evidence.npz")
+    np.testing.assert_array_equal(arrays["0/map: c"], [[1, 2], [3, 4]])
+    assert list(arrays["0/x: key"]) == ["a", "b"]
+    # A folder of a version that had no errata can be resumed.
+    path = tmp_path / "results.json"
+    path.write_text(path.read_text().replace('"errata"', '"other"'))
+    (again,) = verify([check], out=tmp_path, resume=True)
+    assert again["errata"] == []
 
 
 def test_a_claim_whose_control_is_not_rejected_fails():
