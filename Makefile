@@ -24,6 +24,7 @@ notebooks: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/joma.py
+	$(BIN)/python benchmarks/scan_snap.py
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

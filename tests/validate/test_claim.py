@@ -95,7 +95,7 @@ def test_setting_draws_the_same_for_the_same_seed():
 
 
 def test_heatmap_keeps_its_axes_words_and_limits():
-    data = heatmap("m", ("key", ["a", "b", "c"]), ("η", [0.1, 1.0]), np.arange(6.0).reshape(2, 3), limits=(0, 9))
+    data = heatmap("m", ("key", ["a", "b", "c"]), ("η", [0.1, 1.0]), np.arange(6.0).reshape(2, 3), limits=(0.0, 9.0))
     (cells,) = data.data_vars.values()
     assert cells.dims == ("η", "key") and cells.sel({"key": "c", "η": 1.0}) == 5
-    assert cells.attrs["role"] == "map" and data.attrs["limits"] == (0, 9)
+    assert cells.attrs["role"] == "map" and data.attrs["limits"] == (0.0, 9.0)
