@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ...nets import text, train
 from ...nets.transformer import Transformer, Windows, next_token_loss
-from ..claim import Evidence, Setting, claim, heatmap, panel, statistic
+from ..claim import Evidence, Setting, claim, heatmap, identity, panel
 from ..metrics import entropy
 from ._shared import PAPER, TIME
 
@@ -112,24 +112,25 @@ def _runs(setting: Setting, task: _Task, *, layers: int, width: int, steps: int,
         "post-norm, one head, sinusoidal positions, dropout 0.2, gradient norm clipped at 0.5",
         "windows of 35 words; entropy on a held-out tenth of the text; float32",
     ),
-    control="the runs with their learning rates exchanged",
+    control="the two learning rates exchanged",
 )
 def text_attention(setting: Setting) -> Evidence:
-    size = setting.pick(smoke=300, laptop=500, paper=3000)
+    # With fewer words than this, or smaller batches, rate 1 is not small either: on WikiText-2 with 500 words it falls
+    # to 1.3 nats.
+    size = setting.pick(smoke=300, laptop=1500, paper=3000)
     batch = setting.pick(smoke=8, laptop=20, paper=20)
-    steps = setting.pick(smoke=90, laptop=600, paper=1500)
-    seeds = setting.pick(smoke=3, laptop=3, paper=5)
+    steps = setting.pick(smoke=150, laptop=900, paper=1500)
+    seeds = setting.pick(smoke=1, laptop=1, paper=5)
     fraction = setting.pick(smoke=0.5, laptop=0.1, paper=0.1)
     tokens = text.tokenise(setting.corpus, size)
     task = _task(tokens, batch=batch)
     seen = _runs(setting, task, layers=1, width=200, steps=steps, seeds=seeds)
-    mean_entropy = seen.entropy[..., 0]
-    ratio, lowest = mean_entropy[..., -1] / mean_entropy[..., 0], mean_entropy.min(axis=2)
-    falls = lambda i: statistic(ratio[i], at_most=fraction)
-    stays = lambda i: statistic(lowest[i], at_least=1.5)
+    curves = seen.entropy[..., 0]
+    ratio, lowest = curves[..., -1] / curves[..., 0], curves.min(axis=2)
     large, small = (f"rate {rate:g}" for rate in RATES)
-    end, over = f"entropy at step {steps} over that at the start", f"{seeds} seeds"
-    panels = _curves(seen, steps, setting.corpus_name) + _maps(seen, steps, tokens, task)
+    end, floor = f"entropy at step {steps} over that at the start", "1.5 nats over the lowest entropy"
+    worst = "" if seeds == 1 else f", worst of {seeds} seeds"
+    panels = _curves(seen, steps, fraction, setting.corpus_name) + _maps(seen, steps, tokens, task)
     remarks = [_remark(seen, steps), _sizes(task, batch)]
     if setting.scale == "paper":
         deep = _runs(setting, task, layers=3, width=200, steps=steps, seeds=seeds)
@@ -141,29 +142,39 @@ def text_attention(setting: Setting) -> Evidence:
         remarks.append(f"Three layers, mean entropy at step {steps}, from the first layer up: {by_layer} nats.")
     return Evidence(
         rows={
-            f"{large}: {end}, {over}": falls(0),
-            f"{small}: lowest entropy up to step {steps}, nats, {over}": stays(1),
+            f"{large}: {end}{worst}": identity(ratio[0], fraction),
+            f"{small}: {floor}{worst}": identity(1.5 / lowest[1], 1.0),
         },
-        control={f"{small}: {end}": falls(1), f"{large}: lowest entropy, nats": stays(0)},
+        # The least bad seed: each of them must be rejected.
+        control={
+            f"{small}: {end}": identity(ratio[1].min(), fraction),
+            f"{large}: {floor}": identity(1.5 / lowest[0].max(), 1.0),
+        },
         panels=panels,
         remarks=remarks,
     )
 
 
-def _curves(seen: _Seen, steps: int, corpus: str) -> list[xr.Dataset]:
+def _curves(seen: _Seen, steps: int, fraction: float, corpus: str) -> list[xr.Dataset]:
     step = np.linspace(0, steps, RECORDS + 1)
     (large, small), losses = seen.entropy[..., 0], seen.loss.mean(axis=1)
     names = [f"rate {rate:g}" for rate in RATES]
     times = np.unique(np.concatenate([rate * step for rate in RATES]))
     place = lambda rate, curve: np.array([dict(zip(rate * step, curve, strict=True)).get(t, np.nan) for t in times])
+    lines = [{f"{name}, mean of {len(x)} seeds": x.mean(axis=0)} for name, x in zip(names, (large, small), strict=True)]
+    if len(large) == 1:
+        lines = [{name: x[0]} for name, x in zip(names, (large, small), strict=True)]
+    else:
+        lines[0][f"{names[0]}, highest seed"] = large.max(axis=0)
+        lines[1][f"{names[1]}, lowest seed"] = small.min(axis=0)
     return [
         panel(
-            f"held-out {corpus}, {large.shape[0]} seeds",
+            f"held out from {corpus}",
             ("step", step),
             y="mean attention entropy, nats",
-            observed={f"{names[0]}, mean": large.mean(axis=0), f"{names[0]}, highest seed": large.max(axis=0)},
-            predicted={"a tenth of the start": np.full(len(step), large[:, 0].mean() / 10)},
-            control={f"{names[1]}, mean": small.mean(axis=0), f"{names[1]}, lowest seed": small.min(axis=0)},
+            observed=lines[0],
+            predicted={f"{fraction:g} of the start": np.full(len(step), fraction * large[:, 0].mean())},
+            control=lines[1],
             log="y",
         ),
         panel(

@@ -334,9 +334,9 @@ def figure_6_cells(tasks, keys) -> list:
     "scan_snap.figure_6",
     paper=PAPER,
     kind="identity",
-    statement="The entropy table of Fig. 6 is reproduced cell by cell: within 0.02 where seeds agree (standard "
-    "deviation below 0.02), within two standard deviations elsewhere; entropy falls with η_Z, and rises with η_Y "
-    "beyond η_Y/η_Z = 2.",
+    statement="The entropy table of Fig. 6 is reproduced cell by cell: within 0.02 and three standard errors where "
+    "seeds agree (standard deviation below 0.05), within two standard deviations elsewhere; entropy falls with η_Z, and "
+    "rises with η_Y beyond η_Y/η_Z = 2.",
     source="Fig. 6 and the data file behind it; entropy over renormalised distinct tokens is our reading of it",
     assumptions=(
         "Syn-Medium, uniform initial values, heavy ball 0.9, 100 steps, float32",
@@ -351,11 +351,12 @@ def figure_6(setting: Setting) -> Evidence:
     ours = np.stack([np.asarray(x, float) for x in jax.jit(figure_6_cells)([figure_6_task(n) for n in numbers], keys)])
     published = np.array([FIGURE_6[n] for n in numbers])
     mean, std = ours.mean(axis=1), ours.std(axis=1, ddof=1)
-    agree = std < 0.02
+    close = std < 0.05
+    error_bar = std * np.sqrt(1 / seeds + 1 / 10)  # of the difference: the published means are of ten seeds
 
     def compare(table):
-        gap = np.abs(mean - table)
-        return np.where(agree, gap, 0), np.where(agree, 0, gap / (2 * std))
+        off = np.abs(mean - table)
+        return np.where(close, off / (0.02 + 3 * error_bar), 0), np.where(close, 0, off / (2 * std))
 
     (tight, wide), (tight_swapped, _) = compare(published), compare(published.swapaxes(1, 2))
     gap = np.abs(mean - published)
@@ -364,13 +365,15 @@ def figure_6(setting: Setting) -> Evidence:
     interior = np.sum((mean[:, :, 0] <= mean[:, :, 1])[[n >= 3 for n in numbers]])
     return Evidence(
         rows={
-            f"{agree.sum()} cells whose seeds agree: |ours − published|": identity(tight, 0.02),
-            f"{(~agree).sum()} other cells: |ours − published| over 2 std": identity(wide, 1.0),
+            f"{close.sum()} cells of std < 0.05: |ours − published| over 0.02 + 3 standard errors": identity(
+                tight, 1.0
+            ),
+            f"{(~close).sum()} other cells: |ours − published| over 2 std": identity(wide, 1.0),
             "cells where entropy does not fall with η_Z": identity(falling, 0),
             "rows where it does not rise from η_Y/η_Z = 2 to 10": identity(rising, 0),
             "rows of three queries or more where it does not fall from 1 to 2": identity(interior, 0),
         },
-        control={"table with its axes exchanged": identity(tight_swapped, 0.02)},
+        control={"table with its axes exchanged": identity(tight_swapped, 1.0)},
         panels=[
             panel(
                 f"queries: {n}; entropy over distinct tokens",
