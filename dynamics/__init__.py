@@ -1,6 +1,7 @@
 """Theory: differential equations, closed forms and invariants. Knows no networks, data or optimisers."""
 
 from . import joma as joma
+from . import reversal as reversal
 from . import scan_snap as scan_snap
 from .flow import Flow as Flow
 from .flow import GradientFlow as GradientFlow

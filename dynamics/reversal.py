@@ -18,7 +18,7 @@ from .scan_snap.decoder import Decoder, logit_gap
 
 
 class Bilinear(Flow):
-    """The bilinear model `p(y|x) ∝ exp(v_xᵀ Θ v_y)`, softmax over all m tokens, in the only directions that it moves in:
+    """The bilinear model `p(y|x) ∝ exp(v_xᵀ Θ v_y)`, over all m tokens y, in the only directions that it moves in:
 
         Θ = Θ₀ + Vᵀ C V,   Ċ = (1/N) Σ_pairs e_x (e_y − p(·|x))ᵀ,   logits = V Θ₀ Vᵀ + G C G,   G = V Vᵀ
 
@@ -35,8 +35,8 @@ class Bilinear(Flow):
     **What must happen:** for v ~ N(0, I/width) and (y, x) untrained, `L_rev(t)/L_rev(0) ≥ (L(t)/L(0))^ε` for any ε
     once the width is large enough (`separation_exponent`); with `symmetric`, L_rev falls as L does.
 
-    Source: Zhu et al. (arXiv 2405.04669), section 3, Theorems 1 and 2. **Raises** `ValueError` for bad shapes, no pairs,
-    or a pair of tokens that do not exist.
+    Source: Zhu et al. (arXiv 2405.04669), section 3, Theorems 1 and 2. **Raises** `ValueError` for bad shapes, for no
+    pairs, and for a pair of tokens that do not exist.
     """
 
     gram: Float[Array, "tokens tokens"] = eqx.field(converter=as_float)

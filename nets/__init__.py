@@ -1,7 +1,10 @@
 """Practice: networks, data, optimisers and the training loop. Knows no theory."""
 
+from . import eviction as eviction
 from . import joma as joma
+from . import reversal as reversal
 from . import scan_snap as scan_snap
 from . import text as text
+from . import transformer as transformer
 from .train import Run as Run
 from .train import train as train

@@ -153,7 +153,7 @@ class Contexts(NamedTuple):
 
 
 def cross_entropy(model: Callable[[Array, Array], Array], batch: Contexts) -> Float[Array, ""]:
-    """Mean cross-entropy, in nats, of `model(x, query)` against the labels: of the block, or any network of contexts."""
+    """Mean cross-entropy of `model(x, query)` against the labels, in nats: of the block, or any network of contexts."""
     logits = jax.vmap(model)(batch.x, batch.query)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.label))
 

@@ -2,6 +2,8 @@
 
 from . import joma as joma
 from . import metrics as metrics
+from . import reversal as reversal
+from . import scan_snap as scan_snap
 from .claim import Claim as Claim
 from .claim import Erratum as Erratum
 from .claim import Evidence as Evidence

@@ -10,13 +10,13 @@ import click
 import jax
 from tqdm import tqdm
 
-from . import joma, report
+from . import joma, report, reversal, scan_snap
 from .claim import Claim, Setting
 from .corpus import read_corpus
 from .papers import BIBTEX
 from .verify import verify as run_claims
 
-BUILT_IN = (*joma.CLAIMS,)
+BUILT_IN = (*joma.CLAIMS, *scan_snap.CLAIMS, *reversal.CLAIMS)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

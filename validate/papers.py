@@ -9,4 +9,21 @@ BIBTEX = {
   year      = {2024},
   note      = {arXiv:2310.00535}
 }""",
+    "scan_snap": """\
+@inproceedings{tian2023scan,
+  title     = {Scan and Snap: Understanding Training Dynamics and Token Composition in 1-layer Transformer},
+  author    = {Tian, Yuandong and Wang, Yiping and Chen, Beidi and Du, Simon},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  note      = {arXiv:2305.16380}
+}""",
+    "reversal": """\
+@inproceedings{zhu2024reversal,
+  title     = {Towards a Theoretical Understanding of the 'Reversal Curse' via Training Dynamics},
+  author    = {Zhu, Hanlin and Huang, Baihe and Zhang, Shaolun and Jordan, Michael and Jiao, Jiantao and Tian, Yuandong
+               and Russell, Stuart},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  note      = {arXiv:2405.04669}
+}""",
 }

@@ -50,8 +50,8 @@ class SymmetricDecoder(Flow):
 
     **Fields:** `rho`, `classes` K, `outputs` M ≥ K, `eta` η_Y. **State:** a `SymmetricLogits`.
 
-    **Closed form:** for M = K, `from_zero`. **What must happen:** for M > K the part of the gradient that separates tokens
-    starts at β ≈ 1/M, far below the β ≈ E' of the preconditioned decoder. Source: derived here.
+    **Closed form:** for M = K, `from_zero`. **What must happen:** for M > K the part of the gradient that tells classes
+    apart starts at β ≈ 1/M, far below the β ≈ E' of the preconditioned decoder. Source: derived here.
     """
 
     rho: Float[Array, ""] = eqx.field(converter=as_float)

@@ -1,13 +1,14 @@
 """What the claims of Scan and Snap share: the paper's name, the reference data, and solves that compile once."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import ArrayLike
 
 from ...dynamics import GradientFlow, solve
-from ...dynamics.scan_snap import YZ, ScanSnap
+from ...dynamics.scan_snap import ScanSnap
 from ...nets import scan_snap as nets
 
 PAPER = "Scan and Snap (Tian et al., NeurIPS 2023, arXiv 2305.16380)"
@@ -39,10 +40,17 @@ def log_times(first: float, last: float) -> np.ndarray:
     return np.geomspace(first, last, TIMES)
 
 
-def follow(flow: ScanSnap, ts: np.ndarray) -> YZ:
-    """Y, shape `(times, tokens, outputs)`, and Z, shape `(times, queries, tokens)`, from zero."""
+class Path(NamedTuple):
+    """Y, shape `(times, tokens, outputs)`, and Z, shape `(times, queries, tokens)`."""
+
+    y: np.ndarray
+    z: np.ndarray
+
+
+def follow(flow: ScanSnap, ts: np.ndarray) -> Path:
+    """The flow from zero."""
     ys = solve(flow, flow.zero(), ts).ys
-    return YZ(np.asarray(ys.y), np.asarray(ys.z))
+    return Path(np.asarray(ys.y), np.asarray(ys.z))
 
 
 def loss_flow(data: nets.SequenceClasses, model: nets.YZTransformer, *, eta_z: ArrayLike = 1.0) -> GradientFlow:

@@ -92,30 +92,31 @@ def gradients(setting: Setting) -> Evidence:
             if normalise:
                 errors["Z without √d"].append(np.abs(law * root - w_q).max() / np.abs(w_q).max())
                 errors["Y"].append(np.abs(ascent_y - by_y).max() / np.abs(by_y).max())
+    relative = {name: np.array(values) for name, values in errors.items()}
     gap = {
         normalise: max(float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(a))) for a, b in zip(real, law, strict=True))
         for normalise, (real, law) in population.items()
     }
     exact = setting.bound(1e-12, 1e-4)
-    number = np.arange(1, len(errors["Y"]) + 1)
+    number = np.arange(1, len(labels) + 1)
     return Evidence(
         rows={
-            "one sequence, W_V against Lemma 1's Ẏ, relative": identity(errors["Y"], exact),
-            "one sequence, W_Q against Lemma 1's ż, relative": identity(errors["Z"], exact),
+            "one sequence, W_V against Lemma 1's Ẏ, relative": identity(relative["Y"], exact),
+            "one sequence, W_Q against Lemma 1's ż, relative": identity(relative["Z"], exact),
             "expectation, autodiff against the flow, relative": identity(gap[True], exact),
             "expectation, without normalisation, relative": identity(gap[False], exact),
         },
         control={
-            "ż without the projection": identity(errors["Z without the projection"], exact),
-            "Z without its √d": identity(errors["Z without √d"], exact),
+            "ż without the projection": identity(relative["Z without the projection"], exact),
+            "Z without its √d": identity(relative["Z without √d"], exact),
         },
         panels=[
             panel(
                 "Lemma 1 on single sequences",
                 ("sequence", number),
                 y="relative error of the gradient",
-                observed={"Y": np.maximum(errors["Y"], 1e-18), "Z": np.maximum(errors["Z"], 1e-18)},
-                control={"Z without the projection": errors["Z without the projection"]},
+                observed={"Y": np.maximum(relative["Y"], 1e-18), "Z": np.maximum(relative["Z"], 1e-18)},
+                control={"Z without the projection": relative["Z without the projection"]},
                 log="y",
             )
         ],

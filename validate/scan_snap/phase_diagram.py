@@ -13,7 +13,7 @@ from ...nets import scan_snap as nets
 from ...nets import train
 from ..claim import Erratum, Evidence, Setting, claim, heatmap, identity, panel
 from ..metrics import entropy
-from ._shared import ASSUMED, CLASSES, LONG, PAPER, TIME
+from ._shared import ASSUMED, CLASSES, LONG, PAPER, TIME, reference
 
 QUANTITIES = ("gradient", "attention", "entropy")  # the time each of two is largest, and the final entropy
 
@@ -71,8 +71,8 @@ def phase_diagram(setting: Setting) -> Evidence:
     number, steps = setting.pick(smoke=(4, 300), laptop=(9, 1000), paper=(25, 10_000))
     low = setting.pick(smoke=0.3, laptop=0.1, paper=0.1)
     rates = np.geomspace(low, 10.0, number)
-    small = {"distinct": np.asarray([0.4, 0.6, 0.8, 1.0]), "common": np.asarray([0.6])}
-    data = nets.distinct_and_common(CLASSES, **setting.pick(smoke=small, laptop={}, paper={}), dtype=setting.dtype)
+    data = nets.distinct_and_common(CLASSES, dtype=setting.dtype)
+    data = setting.pick(smoke=reference(), laptop=data, paper=data)
     grid = jnp.asarray(rates, setting.dtype)
     found = dict(zip(QUANTITIES, (np.asarray(x, float) for x in diagram(data, grid, grid, steps)), strict=True))
     slow = rates <= 1.01  # where descent is close to its flow

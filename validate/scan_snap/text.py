@@ -119,7 +119,7 @@ def text_attention(setting: Setting) -> Evidence:
     # to 1.3 nats.
     size = setting.pick(smoke=300, laptop=1500, paper=3000)
     batch = setting.pick(smoke=8, laptop=20, paper=20)
-    steps = setting.pick(smoke=150, laptop=900, paper=1500)
+    steps = setting.pick(smoke=120, laptop=1050, paper=1500)
     seeds = setting.pick(smoke=1, laptop=1, paper=5)
     fraction = setting.pick(smoke=0.5, laptop=0.1, paper=0.1)
     tokens = text.tokenise(setting.corpus, size)

@@ -335,8 +335,8 @@ def figure_6_cells(tasks, keys) -> list:
     paper=PAPER,
     kind="identity",
     statement="The entropy table of Fig. 6 is reproduced cell by cell: within 0.02 and three standard errors where "
-    "seeds agree (standard deviation below 0.05), within two standard deviations elsewhere; entropy falls with η_Z, and "
-    "rises with η_Y beyond η_Y/η_Z = 2.",
+    "seeds agree (standard deviation below 0.05), within two standard deviations elsewhere; entropy falls with η_Z, "
+    "and rises with η_Y beyond η_Y/η_Z = 2.",
     source="Fig. 6 and the data file behind it; entropy over renormalised distinct tokens is our reading of it",
     assumptions=(
         "Syn-Medium, uniform initial values, heavy ball 0.9, 100 steps, float32",
