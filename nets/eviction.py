@@ -1,28 +1,32 @@
 """Which keys a cache keeps when it has room for fewer than there are."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Real
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Int, Real
 
 
-def keep(scores: Real[Array, "*batch positions"], budget: int, *, recent: int = 0) -> Bool[Array, "*batch positions"]:
+def keep(
+    scores: Real[Array, "*batch positions"], budget: Int[ArrayLike, ""], *, recent: int = 0
+) -> Bool[Array, "*batch positions"]:
     """Which positions stay: the last `recent` ones, then those of the highest scores, `budget` in all.
 
     | policy | call |
     |---|---|
     | attention score (heavy hitters) | `keep(scores, budget)`, or half of the budget `recent` |
-    | recency | `keep(scores, budget, recent=budget)` |
+    | recency | `keep(scores, budget, recent=budget)`, or with the position as score |
     | random | `keep(jax.random.uniform(key, scores.shape), budget)` |
     | lowest score | `keep(-scores, budget)` |
 
-    Equal scores keep the earlier position. A budget of all positions or more keeps them all. **Raises** `ValueError`
-    for a budget below one, or `recent` outside `0 … budget`.
+    Equal scores keep the earlier position. A budget of all positions or more keeps them all. It may be traced, for a
+    `vmap` over budgets. **Raises** `ValueError` for a budget below one, or `recent` outside `0 … budget`, where known.
 
     Source: the policy of H2O (arXiv 2306.14048), for one query.
     """
     positions = scores.shape[-1]
-    if budget < 1:
+    known = not isinstance(budget, Tracer)
+    if known and budget < 1:
         raise ValueError(f"budget must be at least 1, got {budget}.")
-    if not 0 <= recent <= budget:
+    if recent < 0 or (known and recent > budget):
         raise ValueError(f"recent must lie between 0 and budget = {budget}, got {recent}.")
     last = jnp.broadcast_to(jnp.arange(positions) >= positions - recent, scores.shape)
     # By place rather than by threshold, so that equal scores do not break the budget.

@@ -27,12 +27,6 @@ def _data(dtype) -> nets.SequenceClasses:
     return nets.distinct_and_common(CLASSES, QUERIES, distinct=DISTINCT, common=common, dtype=dtype)
 
 
-def _policy(name: str, scores, budget: int, noise):
-    if name == "recent":
-        return keep(scores, budget, recent=budget)
-    return keep({"highest score": scores, "random": noise, "lowest score": -scores}[name], budget)
-
-
 @jax.jit
 def _evaluate(models, tokens, query, label, noise):
     """For each model: the loss under each policy and budget, `(policies, budgets)`, and of the highest scores at the
@@ -47,7 +41,10 @@ def _evaluate(models, tokens, query, label, noise):
             x = none.at[rows, tokens].add(kept.astype(scores.dtype))
             return nets.cross_entropy(model, nets.Contexts(x, label, query))
 
-        losses = [[loss(_policy(name, scores, b, noise)) for b in BUDGETS] for name in POLICIES]
+        position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=scores.dtype), scores.shape)
+        by_policy = jnp.stack([scores, position, noise, -scores])
+        of_budget = jax.vmap(lambda by, budget: loss(keep(by, budget)), (None, 0))
+        losses = jax.vmap(of_budget, (0, None))(by_policy, jnp.array(BUDGETS))
         p = jax.nn.softmax(scores, axis=1)
         kept = keep(scores, BUDGETS[1])
         mass = jnp.sum(jnp.where(kept, p, 0), axis=1)
@@ -58,7 +55,7 @@ def _evaluate(models, tokens, query, label, noise):
         bound = 2 * (1 - mass) * jnp.max(jnp.linalg.norm(values, axis=2), axis=1)
         dense = loss(jnp.ones_like(tokens, bool))
         errors = jnp.max(jnp.abs(moved - 2 * (1 - mass))), jnp.max(output - bound)
-        return jnp.array(losses), dense, jnp.mean(mass), *errors
+        return losses, dense, jnp.mean(mass), *errors
 
     return jax.lax.map(one, models)
 

@@ -8,7 +8,7 @@ import optax
 from ...nets import scan_snap as nets
 from ...nets import train
 from ..claim import Erratum, Evidence, Setting, claim, heatmap, identity, limit, panel
-from ..descent import at_common_time, halving_rates
+from ..descent import halving_rates
 from ..metrics import entropy
 from ._shared import ASSUMED, CLASSES, LONG, OWN, PAPER, SYMMETRIC, TIERS, TIME, follow, log_times, reference, scan_flow
 
@@ -31,56 +31,64 @@ def _descent(tier: str, data: nets.SequenceClasses, rate, eta_z, momentum=None) 
     statement="Gradient descent approaches each tier's own flow at first order in the learning rate: the real network "
     "is tier C, over the K next tokens tier B; only a preconditioned decoder is the paper's tier A.",
     source="Lemma 1 and the preconditioning that Lemma 3 amounts to; tiers B and C are derived here",
-    assumptions=(ASSUMED, LONG, SYMMETRIC, "η_Z = 0.1 η_Y, t = 200; heavy ball at (1 − β) times the rate"),
+    assumptions=(ASSUMED, LONG, SYMMETRIC, "η_Z = 0.1 η_Y; heavy ball at (1 − β) times the rate"),
     control="the real network against the paper's tier A, and against tier B",
 )
 def three_tiers(setting: Setting) -> Evidence:
-    data, end, eta_z = reference(), 200.0, 0.1
-    smallest = setting.pick(smoke=0.25, laptop=0.125, paper=0.03125)
-    rates = halving_rates(smallest, 5)
+    data, eta_z = reference(), 0.1
+    rates = halving_rates(0.125, 5)  # up to 2
+    steps = setting.pick(smoke=1600, laptop=16_000, paper=160_000)
+    records = 160
+    end, one = rates[0] * steps, 3  # the time that all reach, and the lane of learning rate 1
     slow_rates = rates / 4  # heavy ball forgets its start within ten steps, which must be short
-    steps, every = setting.pick(smoke=(5_000, 20), laptop=(50_000, 50), paper=(500_000, 100))
     ts = log_times(1.0, steps)
-    curves, trained, flows, at_end = {}, {}, {}, {}
-    for tier, (outputs, _) in TIERS.items():
+    curves, flows, errors = {}, {}, {}
 
+    def descend(tier, momentum=None):
         @jax.jit
-        def run(model, data, tier=tier):
-            z = lambda m: m.z[0, OWN]
-            expected = data.expected()
+        def run(model, data, rates):
+            def lane(rate):
+                optimiser = _descent(tier, data, rate, eta_z, momentum)
+                z, expected, every = lambda m: m.z[0, OWN], data.expected(), steps // records
+                return train(model, nets.cross_entropy, expected, optimiser, steps, observe=z, every=every).observed
 
-            def many(rates, momentum=None, factor=1.0):
-                descent = lambda rate: _descent(tier, data, factor * rate, eta_z, momentum)
-                number = round(end / rates[0])
-                return at_common_time(rates, number, model, nets.cross_entropy, expected, z, optimiser=descent)
+            return jax.vmap(lane)(rates)
 
-            descent = _descent(tier, data, 1.0, eta_z)
-            long = train(model, nets.cross_entropy, expected, descent, steps, observe=z, every=every).observed
-            return many(rates), many(slow_rates, 0.9, 0.1) if tier == "B" else None, long
+        return run
 
-        trained[tier], heavy, curves[tier] = jax.tree.map(np.asarray, run(data.network(outputs=outputs), data))
-        if heavy is not None:
-            trained["heavy ball"] = heavy
+    def error(path, flow):
+        """Of each lane at the time `end`, to which lane i has taken `records / 2^i` records."""
+        last = np.stack([lane[records // 2**i] for i, lane in enumerate(path)])
+        return np.linalg.norm(last - flow, axis=1) / np.linalg.norm(flow)
+
+    models = {tier: data.network(outputs=outputs) for tier, (outputs, _) in TIERS.items()}
+    at_end = {tier: follow(scan_flow(tier, eta_z=eta_z), log_times(1.0, end)).z[-1, 0, OWN] for tier in TIERS}
+    for tier, model in models.items():
+        curves[tier] = np.asarray(descend(tier)(model, data, jnp.asarray(rates)))
         flows[tier] = follow(scan_flow(tier, eta_z=eta_z), ts).z[:, 0, OWN]
-        at_end[tier] = follow(scan_flow(tier, eta_z=eta_z), log_times(1.0, end)).z[-1, 0, OWN]
-    of = lambda descent, tier: np.linalg.norm(trained[descent] - at_end[tier], axis=1) / np.linalg.norm(at_end[tier])
-    errors = {tier: of(tier, tier) for tier in TIERS}
-    heavy = of("heavy ball", "B")
-    step = np.unique(np.round(np.geomspace(1, steps / every, 25)).astype(int))
-    laws, long = (np.stack([of_tier[tier][:, 0] for tier in TIERS], axis=1) for of_tier in (flows, curves))
-    rows = {f"order in the learning rate, tier {tier}": limit(rates, error, 1.0) for tier, error in errors.items()}
+        errors[tier] = error(curves[tier], at_end[tier])
+    against = {tier: error(curves["C"], at_end[tier]) for tier in "AB"}
+    rows = {f"order in the learning rate, tier {tier}": limit(rates, e, 1.0) for tier, e in errors.items()}
+    if setting.scale != "smoke":
+        path = np.asarray(descend("B", momentum=0.9)(models["B"], data, jnp.asarray(0.1 * slow_rates)))
+        reached = follow(scan_flow("B", eta_z=eta_z), log_times(1.0, end / 4)).z[-1, 0, OWN]
+        rows["order, tier B by heavy ball 0.9"] = limit(slow_rates, error(path, reached), 1.0)
+    step = np.unique(np.round(np.geomspace(1, records, 25)).astype(int))
+    at = steps // records * step
+    laws = np.stack([flow[:, 0] for flow in flows.values()], axis=1)
+    long = np.stack([path[one, :, 0] for path in curves.values()], axis=1)
     return Evidence(
-        rows=rows | {"order, tier B by heavy ball 0.9": limit(slow_rates, heavy, 1.0)},
+        rows=rows,
         control={
-            "real network against tier A: order": limit(rates, of("C", "A"), 1.0),
-            "real network against tier B: order": limit(rates, of("C", "B"), 1.0),
+            "real network against tier A: order": limit(rates, against["A"], 1.0),
+            "real network against tier B: order": limit(rates, against["B"], 1.0),
         },
         panels=[
             panel(
                 f"tier {name}",
-                (TIME, np.append(ts, step * every)),
+                (TIME, np.append(ts, at)),
                 y="z of one class's tokens, learning rate 1",
-                observed={"descent": _padded(curves[tier][step], len(ts), before=True)},
+                observed={"descent": _padded(curves[tier][one, step], len(ts), before=True)},
                 predicted={"flow": _padded(flows[tier], len(step), before=False)},
                 log="x",
             )
@@ -89,7 +97,7 @@ def three_tiers(setting: Setting) -> Evidence:
         + [
             panel(
                 "the common token, tiers A, B, C (dark to light): three laws",
-                (TIME, np.append(ts, step * every)),
+                (TIME, np.append(ts, at)),
                 y="−z_common",
                 observed={"descent": _padded(-long[step], len(ts), before=True)},
                 predicted={"flow": _padded(-laws, len(step), before=False)},
@@ -99,15 +107,15 @@ def three_tiers(setting: Setting) -> Evidence:
                 f"descent against the flow, t = {end:g}",
                 ("learning rate", rates),
                 y="relative error of z",
-                observed={f"tier {tier}": error for tier, error in errors.items()},
+                observed={f"tier {tier}": e for tier, e in errors.items()},
                 predicted={"order 1": errors["B"][0] * rates / rates[0]},
-                control={"C against A's flow": of("C", "A")},
+                control={"C against A's flow": against["A"]},
                 log="xy",
             ),
         ],
         remarks=[
             f"−z_common at t = {ts[-1]:g}, flow and descent at learning rate 1: "
-            + "; ".join(f"{tier} {-flows[tier][-1, 0]:.3f}, {-curves[tier][-1, 0]:.3f}" for tier in TIERS)
+            + "; ".join(f"{tier} {-flows[tier][-1, 0]:.3f}, {-curves[tier][one, -1, 0]:.3f}" for tier in TIERS)
             + "."
         ],
     )
