@@ -128,7 +128,7 @@ class OneLayer(Flow):
       A→B→C, succeed with `seen²`.
     - chain of thought, A⇝C trained as well: k = 2, for row A has the targets B and C. `seen` → ½ each and no more.
 
-    **Fields:** `outputs` M, `sentences` N in training, `eta` η_Y, `targets` k. **State:** D, any shape, ≥ 0.
+    **Fields:** `outputs` M, `sentences` N in training, `eta` η_Y, `targets` k. **State:** D, any shape.
 
     **Closed form:** `k (e^D − 1) + (M − k) D = M η t/N` from zero.
 

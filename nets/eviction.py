@@ -1,6 +1,7 @@
 """Which keys a cache keeps when it has room for fewer than there are."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Int, Real
 
@@ -23,10 +24,10 @@ def keep(
     Source: the policy of H2O (arXiv 2306.14048), for one query.
     """
     positions = scores.shape[-1]
-    known = not isinstance(budget, Tracer)
-    if known and budget < 1:
+    room = positions if isinstance(budget, Tracer) else int(np.asarray(budget))
+    if room < 1:
         raise ValueError(f"budget must be at least 1, got {budget}.")
-    if recent < 0 or (known and recent > budget):
+    if not 0 <= recent <= room:
         raise ValueError(f"recent must lie between 0 and budget = {budget}, got {recent}.")
     last = jnp.broadcast_to(jnp.arange(positions) >= positions - recent, scores.shape)
     # By place rather than by threshold, so that equal scores do not break the budget.

@@ -18,7 +18,7 @@ from ..flow import Flow
 
 @jax.jit
 def logit_gap(k: Float[ArrayLike, "*batch"], others: ArrayLike) -> Float[Array, "*batch"]:
-    """The root `x ≥ 0` of `e^x − 1 + others·x = k`, for `k ≥ 0` and `others > 0`.
+    """The root x of `e^x − 1 + others·x = k`, for `others > 0`. It has the sign of `k`.
 
     The gap between the logit that is pushed up and the `others` that are pushed down: every cross-entropy flow on
     orthogonal inputs ends in this equation. By Newton's method from above, which converges for any size of `k`; the
@@ -26,7 +26,8 @@ def logit_gap(k: Float[ArrayLike, "*batch"], others: ArrayLike) -> Float[Array, 
     """
     k, others = jnp.broadcast_arrays(as_float(k), jnp.asarray(others, as_float(k).dtype))
     # Both bounds lie above the root, and on a convex function Newton stays above it.
-    start = jax.lax.stop_gradient(jnp.minimum(jnp.log1p(k), k / (others + 1)))
+    linear = k / (others + 1)
+    start = jax.lax.stop_gradient(jnp.where(k > 0, jnp.minimum(jnp.log1p(jnp.maximum(k, 0)), linear), linear))
 
     def step(x):
         return x - (jnp.expm1(x) + others * x - k) / (jnp.exp(x) + others)

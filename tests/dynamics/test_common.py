@@ -20,7 +20,7 @@ import optimistix as optx
 import pytest
 from hypothesis import strategies as st
 
-from traindyn.dynamics import Flow, GradientFlow, joma, scan_snap, solve
+from traindyn.dynamics import Flow, GradientFlow, joma, reversal, scan_snap, solve
 
 H = 1e-4  # how far the second and third of the `lanes` lie from the first
 TOLERANCES = (1e-10, 1e-8, 1e-6)
@@ -131,6 +131,17 @@ def _table() -> dict[str, Case]:
             AROUND_ONE,
         ),
         "PhaseTransition": Case(phase, jnp.array(-0.1), (0.5, 20.0), _exact, autonomous=False),
+        "Bilinear": Case(
+            reversal.Bilinear.of(normal(4, 3), jnp.array([[0, 1], [1, 0], [2, 3]]), normal(3, 3)),
+            normal(4, 4),
+            AROUND_ONE,
+        ),
+        "OneLayer": Case(
+            reversal.OneLayer(jnp.array([10.0, 50.0]), jnp.array([3.0, 4.0]), jnp.array([0.5, 1.0]), targets=2),
+            jnp.array([0.1, 0.3]),
+            (0.5, 20.0),
+            _exact,
+        ),
         "LogGap": Case(joma.LogGap(mu), jnp.array([0.0, 0.1, 0.0, -0.1, 0.0]), (0.1, 0.4, 0.5, 1.0, 10.0), _exact),
     }
 
