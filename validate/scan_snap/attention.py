@@ -361,6 +361,12 @@ def phase_transition(setting: Setting) -> Evidence:
     until, start = float(flow.decoder.linear_until()), float(flow.decoder.logarithmic_from())
     eq_14, slides = z + np.log(c0) / 4, 4 * z + np.log(c0)
     close = setting.bound(1e-8, 1e-3)
+
+    def figure_9(ratio):
+        """B(5) for K = 1, C₀ = 1, M = 100, η_Z = 0.5 at a ratio η_Y/η_Z."""
+        theorem = PhaseTransition(Decoder(100.0, 1.0, as_array(0.5 * ratio)), as_array(0.5), as_array(1.0))
+        return -float(theorem.exact(5.0))
+
     # Against what Lemma 4 does: a finding, not a bound.
     slow_ts = log_times(1, 1e4 * float(START()))
     remarks, rates = [], (1.0, 10.0)
@@ -425,6 +431,13 @@ def phase_transition(setting: Setting) -> Evidence:
                 "¼ ln(C₀ + 4Γ) − ¼ ln C₀",
                 f"{np.abs(z + exact).max():.1g}",
                 f"{np.abs(eq_14 + exact).max():.2g} absolute",
+            ),
+            Erratum(
+                "paper, Fig. 9's caption",
+                "ν = η_Z/η_Y",
+                "ν = η_Y/η_Z, as in the text",
+                f"B(5) = {figure_9(10.0):.3f} at η_Z = 0.5, ν = 10, M = 100, as drawn",
+                f"{figure_9(0.1):.3f}",
             ),
         ],
     )

@@ -267,8 +267,8 @@ def figure_4(setting: Setting) -> Evidence:
                 "slides",
                 "η_Z and η_Y large → B large (sparser)",
                 "at a fixed ratio only; at fixed η_Z a larger η_Y is denser",
-                f"entropy {dense[1, :, -1].mean():.3f} at η_Y = 10",
-                f"{dense[0, :, -1].mean():.3f} at η_Y = 1",
+                f"entropy {dense[0, :, -1].mean():.3f} at η_Y = 1, {dense[1, :, -1].mean():.3f} at η_Y = 10",
+                "says the opposite",
             )
         ],
     )
