@@ -38,7 +38,7 @@ def three_tiers(setting: Setting) -> Evidence:
     data, eta_z = reference(), 0.1
     rates = halving_rates(0.125, 5)  # up to 2
     steps = setting.pick(smoke=1600, laptop=16_000, paper=160_000)
-    records = 160
+    records = 1600
     end, one = rates[0] * steps, 3  # the time that all reach, and the lane of learning rate 1
     slow_rates = rates / 4  # heavy ball forgets its start within ten steps, which must be short
     ts = log_times(1.0, steps)
