@@ -108,6 +108,19 @@ class OneLayerTransformer(eqx.Module):
     w_k: Float[Array, "embed embed"]
     w_v: Float[Array, "embed embed"]
 
+    @classmethod
+    def orthonormal(
+        cls, vocabulary: int, *, init_scale: ArrayLike = 1.0, dtype: Any = None, key: AnyKey
+    ) -> "OneLayerTransformer":
+        """Random orthonormal embeddings of the least dimension, `vocabulary`, and normal weights of standard deviation
+        `init_scale/√vocabulary`. **Raises** `ValueError` for a vocabulary below two."""
+        if vocabulary < 2:
+            raise ValueError(f"vocabulary must be at least 2, got {vocabulary}.")
+        dtype = jnp.result_type(float) if dtype is None else dtype
+        normal = jax.random.normal(key, (4, vocabulary, vocabulary), dtype)
+        weights = normal[1:] * jnp.asarray(init_scale, dtype) / vocabulary**0.5
+        return cls(jnp.linalg.qr(normal[0])[0], *weights)
+
     def __call__(self, sequence: Int[Array, " length"]) -> Float[Array, " vocabulary"]:
         """The logits of the token after `sequence`, which must have two tokens at least."""
         if sequence.shape[0] < 2:
@@ -120,6 +133,15 @@ class OneLayerTransformer(eqx.Module):
     def yz(self) -> tuple[Float[Array, "vocabulary vocabulary"], Float[Array, "vocabulary vocabulary"]]:
         """`Y = U W_Vᵀ Uᵀ` and `Z = U W_Q W_Kᵀ Uᵀ/√d`."""
         return self.u @ self.w_v.T @ self.u.T, self.u @ self.w_q @ self.w_k.T @ self.u.T / self.u.shape[1] ** 0.5
+
+
+def sequence_loss(
+    model: OneLayerTransformer, batch: tuple[Int[Array, "batch length"], Int[Array, " batch"]]
+) -> Float[Array, ""]:
+    """Mean cross-entropy of the next token on `(sequences, next tokens)`, in nats, as `SequenceClasses.sequences` draws
+    them. The embeddings are trained unless the optimiser leaves them out."""
+    sequences, following = batch
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(sequences), following))
 
 
 def sgd(

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from traindyn.nets import scan_snap as nets
+from traindyn.nets import train
 
 
 def _model(key, **options):
@@ -52,6 +53,20 @@ def test_original_parameters_and_yz_are_the_same_network(key):
         np.testing.assert_allclose(full(sequence), small(counts, classes.query_number[n]), rtol=1e-10)
     with pytest.raises(ValueError, match="at least 2 tokens"):
         full(sequences[0, :1])
+
+
+def test_original_network_learns_sampled_sequences(key):
+    classes = nets.distinct_and_common(2, distinct=[0.5, 1.0], common=[1.0])
+    model = nets.OneLayerTransformer.orthonormal(8, key=key, dtype=jnp.float32)
+    np.testing.assert_allclose(model.u.T @ model.u, np.eye(8), atol=1e-6)
+    sampler = classes.sequences(32, 9)
+    test = sampler(jax.random.key(1))
+    run = train(
+        model, nets.sequence_loss, sampler, optax.sgd(0.5), 200, key=key, observe=lambda m: nets.sequence_loss(m, test)
+    )
+    assert run.observed.dtype == jnp.float32 and run.observed[-1] < 0.3 * run.observed[0]
+    with pytest.raises(ValueError, match="vocabulary must be at least 2"):
+        nets.OneLayerTransformer.orthonormal(1, key=key)
 
 
 def test_float32_stays_float32(key):

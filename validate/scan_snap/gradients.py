@@ -63,10 +63,8 @@ def gradients(setting: Setting) -> Evidence:
 
     @jax.jit
     def autodiff(model, sequences, labels, y, z):
-        def loss(model, sequence, label):
-            return -jax.nn.log_softmax(model(sequence))[label]
-
-        single = jax.vmap(jax.grad(loss), (None, 0, 0))(model, sequences, labels)
+        one = lambda model, sequence, label: nets.sequence_loss(model, (sequence[None], label[None]))
+        single = jax.vmap(jax.grad(one), (None, 0, 0))(model, sequences, labels)
         population = {}
         for normalise in (True, False):
             real = nets.YZTransformer(tokens, queries, OUTPUTS, normalise=normalise, dtype=y.dtype)
