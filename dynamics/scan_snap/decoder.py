@@ -10,9 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import as_float, require
+from .._checks import as_float, concrete, require
 from ..flow import Flow
 
 
@@ -59,8 +60,9 @@ class Decoder(Flow):
         """Numbers take the dtype of whatever is an array. **Raises** `ValueError` for fewer than two outputs."""
         dtype = jnp.result_type(float, outputs, classes, eta)
         self.outputs, self.classes, self.eta = (jnp.asarray(x, dtype) for x in (outputs, classes, eta))
-        message = f"outputs must be at least 2, got {outputs}."
-        self.outputs = require(self.outputs, jnp.all(self.outputs >= 2), message)
+        # By the value given: inside `jit` the array made of a number is traced, and the check would run at every step.
+        enough = np.all(np.asarray(outputs) >= 2) if concrete(outputs) else jnp.all(self.outputs >= 2)
+        self.outputs = require(self.outputs, enough, f"outputs must be at least 2, got {outputs}.")
 
     def __call__(self, t: ArrayLike, y: Float[Array, "*batch"], args: Any = None) -> Float[Array, "*batch"]:
         return self.eta / self.classes / (self.outputs - 1 + jnp.exp(self.outputs * y))

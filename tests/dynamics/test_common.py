@@ -268,6 +268,15 @@ def test_goes_into_diffrax_as_it_is(name):
 
 
 @every_flow
+def test_vector_field_never_leaves_the_device(name):
+    # A check that survives into the trace would call back to Python at every step of a solve.
+    case = TABLE[name]
+    floats, rest = eqx.partition((case.flow, case.y0), eqx.is_inexact_array)
+    field = jax.make_jaxpr(lambda t, floats: (lambda flow, y: flow(t, y, None))(*eqx.combine(floats, rest)))
+    assert "callback" not in str(field(1.0, floats))
+
+
+@every_flow
 def test_is_a_pytree_and_new_parameters_compile_nothing(name):
     (flow, y0), (moved, y1), _ = lanes(name)
     leaves, structure = jax.tree.flatten(flow)
