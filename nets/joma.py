@@ -7,9 +7,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, Key, UInt32
+from jaxtyping import Array, ArrayLike, Float, Int
 
-AnyKey = Key[Array, ""] | UInt32[Array, "2"]
+from .train import AnyKey
 
 _ATTENTIONS = ("linear", "exp", "softmax")
 _ACTIVATIONS = {"identity": lambda h: h, "relu": jax.nn.relu, "quadratic": jnp.square}

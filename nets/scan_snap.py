@@ -15,9 +15,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .joma import AnyKey
 from .joma import Contexts as Contexts
 from .joma import cross_entropy as cross_entropy
+from .train import AnyKey
 
 
 class YZTransformer(eqx.Module):

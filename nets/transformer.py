@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-AnyKey = Key[Array, ""] | UInt32[Array, "2"]
+from .train import AnyKey
 
 
 class Block(eqx.Module):

@@ -33,6 +33,7 @@ class SlowAttention(Flow):
 
     @property
     def decoder(self) -> Decoder:
+        """The decoder that γ(t) comes from: that of tier A."""
         return Decoder(self.scan.outputs, self.scan.probability.shape[0], self.scan.eta_y)
 
     def __call__(
@@ -105,7 +106,12 @@ class SymmetricAttention(Flow):
 
     def law(self, t: ArrayLike) -> Float[Array, ""]:
         """`−z_c ≈ ½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀))`: the scan-and-snap law of tier B for one common token, as
-        long as ρ is small. Scanning up to `t = 2K ln K/((1−ρ₀)η_Y)`, then growth like ½ ln ln t."""
+        long as ρ is small. Scanning up to `t = 2K ln K/((1−ρ₀)η_Y)`, then growth like ½ ln ln t. Raises `ValueError`
+        for tier A and for several common tokens, which it does not describe."""
+        if self.outputs is not None or self.common.shape[0] != 1:
+            raise ValueError(
+                f"law needs outputs=None and one common token, got {self.outputs}, {self.common.shape[0]}."
+            )
         k, rho = self.classes, self.rho(jnp.zeros(self.common.shape[0] + self.distinct.shape[0], self.common.dtype))
         h = Decoder(k, k, (1 - rho) * self.eta_y).exact(t)
         return jnp.log1p(self.eta_z / self.eta_y * k**2 * (k - 1) * h**2 * rho / (1 - rho)) / 2

@@ -179,3 +179,6 @@ def test_other_bad_sizes_are_refused(as_users):
         scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 4, 4)
     with pytest.raises(ValueError, match="classes must be at least 2"):
         scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 1)
+    for common, outputs in ((1, 9), (2, None)):
+        with pytest.raises(ValueError, match="law needs outputs=None and one common token"):
+            scan_snap.SymmetricAttention(jnp.ones(common), jnp.ones(2), 4, outputs).law(1.0)
