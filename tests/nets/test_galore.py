@@ -1,0 +1,455 @@
+"""The GaLore transform: exact where it must be, and the ways in which others fail."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from traindyn.nets.galore import (
+    GaLoreDimensionNumbers,
+    GaLoreState,
+    clip_by_previous_norm,
+    exact_svd,
+    galore,
+    galore_labels,
+    galore_refresh,
+    galore_reset,
+    galore_state_bytes,
+    gram_eigh,
+    random_orthonormal,
+    randomized_range,
+    scale_by_galore,
+    subspace_iteration,
+)
+from traindyn.nets.quantise import quantize_state
+
+PROJECTORS = {
+    "exact_svd": exact_svd(),
+    "gram_eigh": gram_eigh(),
+    "randomized_range": randomized_range(),
+    "subspace_iteration": subspace_iteration(),
+    "random_orthonormal": random_orthonormal(),
+}
+SGD = optax.identity()
+
+
+@pytest.fixture(autouse=True)
+def _optax_mixes_dtypes():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def _gradients(shape, steps=12, seed=0, dtype=float):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(steps, *shape)), dtype)
+
+
+def _descend(tx, params, grads):
+    """The parameters after updates from given gradients, and the state; one compiled scan."""
+
+    @jax.jit
+    def run(params, grads):
+        def step(carry, g):
+            updates, state = tx.update(g, carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), state), updates
+
+        return jax.lax.scan(step, (params, tx.init(params)), grads)
+
+    (params, state), updates = run(params, grads)
+    return params, state, updates
+
+
+def _tolerance(dtype):
+    return {"float32": 2e-6, "float64": 1e-14}[np.dtype(dtype).name]
+
+
+@pytest.mark.parametrize("name", PROJECTORS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_at_full_rank_a_linear_optimiser_is_unchanged(name, dtype):
+    """Gradient descent at any gap; heavy ball too, if the momentum is turned into the new basis."""
+    shapes = {"wide": (6, 10), "tall": (10, 6), "square": (6, 6)}
+    grads = {name: _gradients(shape, dtype=dtype) for name, shape in shapes.items()}
+    start = jax.tree.map(lambda g: jnp.zeros_like(g[0]), grads)
+    for inner in (SGD, optax.trace(0.9)):
+        plain = _descend(optax.chain(inner, optax.scale(-0.1)), start, grads)[0]
+        projected = _descend(galore(0.1, 6, 5, 1.0, inner, projector=PROJECTORS[name]), start, grads)[0]
+        for shape in shapes:
+            error = jnp.linalg.norm(projected[shape] - plain[shape]) / jnp.linalg.norm(plain[shape])
+            assert projected[shape].dtype == dtype and error < _tolerance(dtype)
+
+
+def test_momentum_that_is_kept_is_wrong_after_a_switch():
+    grads, start = _gradients((6, 10)), jnp.zeros((6, 10))
+    plain = _descend(optax.chain(optax.trace(0.9), optax.scale(-0.1)), start, grads)[0]
+    kept = _descend(galore(0.1, 6, 5, 1.0, optax.trace(0.9), transport="keep", projector=exact_svd()), start, grads)[0]
+    never = _descend(galore(0.1, 6, 100, 1.0, optax.trace(0.9), transport="keep"), start, grads)[0]
+    assert jnp.linalg.norm(kept - plain) > 0.1 * jnp.linalg.norm(plain)
+    np.testing.assert_allclose(never, plain, rtol=1e-12, atol=1e-13)
+
+
+def test_adam_sees_the_basis():
+    """Adam commutes with signed permutations, and is plain Adam on `V = Qᵀ W` for an orthogonal `Q`."""
+    grads, start, rng = _gradients((6, 10)), jnp.zeros((6, 10)), np.random.default_rng(1)
+    signed = jnp.asarray(np.eye(6)[rng.permutation(6)] * rng.choice([-1.0, 1.0], 6))
+    orthogonal = jnp.asarray(np.linalg.qr(rng.normal(size=(6, 6)))[0])
+    fixed = lambda basis: galore(0.1, 6, 5, projector=lambda g, previous, key, r: basis)
+    plain, turned = (_descend(optax.adam(0.1), start, g)[0] for g in (grads, orthogonal.T[None] @ grads))
+    np.testing.assert_allclose(_descend(fixed(signed), start, grads)[0], plain, rtol=1e-13, atol=1e-14)
+    other = _descend(fixed(orthogonal), start, grads)[0]
+    np.testing.assert_allclose(orthogonal.T @ other, turned, rtol=1e-12, atol=1e-14)
+    assert jnp.linalg.norm(other - plain) > 0.1 * jnp.linalg.norm(plain)
+
+
+def test_steps_are_the_algorithm_written_out():
+    """Algorithm 2 in NumPy with Adam, SVDs at the gap, moments kept, for a tall and a wide matrix and a vector."""
+    shapes, gap, rank, rate, scale = {"tall": (9, 5), "wide": (5, 9), "vector": (4,)}, 3, 2, 0.1, 0.25
+    grads = {name: _gradients(shape, 8, seed) for seed, (name, shape) in enumerate(shapes.items())}
+    start = jax.tree.map(lambda g: jnp.zeros(g.shape[1:]), grads)
+    tx = galore(rate, rank, gap, scale, transport="keep", stagger=False, projector=exact_svd())
+    ours = _descend(tx, start, grads)[0]
+    for name, g in grads.items():
+        g = np.asarray(g)
+        g = np.swapaxes(g, 1, 2) if name == "tall" else g
+        w, m, v = np.zeros(g.shape[1:]), 0.0, 0.0
+        for t, each in enumerate(g):
+            if name != "vector":
+                if t % gap == 0:
+                    p = np.linalg.svd(each)[0][:, :rank]
+                    if t:  # a singular vector's sign is arbitrary; ours is JAX's
+                        p = p * np.sign(np.sum(p * np.asarray(jnp.linalg.svd(each)[0])[:, :rank], 0))
+                each = p.T @ each
+            m, v = 0.9 * m + 0.1 * each, 0.999 * v + 0.001 * each**2
+            n = m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+            w = w - rate * (n if name == "vector" else scale * p @ n)
+        expected = w.T if name == "tall" else w
+        if name != "vector":  # up to the signs that NumPy and JAX chose at the first step
+            np.testing.assert_allclose(np.abs(ours[name]).sum(), np.abs(expected).sum(), rtol=1e-6)
+        np.testing.assert_allclose(ours[name], expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("side", "left", "right"), [
+    ("short", 6, None), ("long", None, 10), ("left", 6, None), ("right", None, 10), ("both", 6, 10),
+])  # fmt: skip
+def test_sides(side, left, right):
+    """Which axis each side projects, and what a switch does to the moments there."""
+    shape, grads = (6, 10), _gradients((6, 10))
+    state = scale_by_galore(rank=3, side=side).init(jnp.zeros(shape))
+    assert isinstance(state, GaLoreState)
+    for basis, size in ((state.left, left), (state.right, right)):
+        assert isinstance(basis, optax.MaskedNode) if size is None else basis.shape == (size, 3)
+    assert state.inner_state.mu.shape == (3 if left else 6, 3 if right else 10)
+    plain = _descend(optax.chain(optax.trace(0.9), optax.scale(-0.1)), jnp.zeros(shape), grads)[0]
+    ours = _descend(galore(0.1, 6, 4, 1.0, optax.trace(0.9), side=side), jnp.zeros(shape), grads)[0]
+    exact = side in ("short", "left")  # the others keep 6 of 10 columns' directions
+    assert (jnp.linalg.norm(ours - plain) < 1e-13 * jnp.linalg.norm(plain)) == exact
+
+
+def test_update_has_the_rank_and_the_size():
+    grads = _gradients((12, 20), 4)
+    tx = scale_by_galore(rank=3, update_proj_gap=2, scale=0.25)
+    state = tx.init(grads[0])
+    for g in grads:
+        update, state = tx.update(g, state)
+        low, _ = optax.scale_by_adam().update(state.left.T @ g, optax.scale_by_adam().init(state.left.T @ g))
+        assert jnp.linalg.matrix_rank(update) == 3
+        np.testing.assert_allclose(state.left.T @ state.left, np.eye(3), atol=1e-14)
+        np.testing.assert_allclose(state.left.T @ (state.left @ low), low, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_captured_energy(dtype):
+    """The exact projector captures the leading singular values' energy; bases are orthonormal."""
+    k, o, r = 64, 256, 8
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(n, k)))[0] for n in (k, o))
+    singular = np.arange(1, k + 1) ** -0.5
+    g = jnp.asarray(u * singular @ v.T, dtype)
+    best = np.sum(singular[:r] ** 2) / np.sum(singular**2)
+    least = {"exact_svd": 1, "gram_eigh": 1, "randomized_range": 0.95, "subspace_iteration": 0.95}
+    for name, projector in PROJECTORS.items():
+        tx = scale_by_galore(rank=r, projector=projector)
+        state = tx.update(g, tx.init(g))[1]
+        basis = state.left.astype(jnp.float32)
+        assert jnp.max(jnp.abs(basis.T @ basis - jnp.eye(r, dtype=jnp.float32))) < (
+            5e-6 if dtype == "float32" else 2e-2
+        )
+        if name in least:
+            assert least[name] - 2e-3 <= state.captured / best < 1 + 2e-3, name
+
+
+def test_stacked_layers_are_their_layers(key):
+    """A stack of matrices, with merged axes or without, is the matrices one by one; so is a spec of dimensions."""
+    grads = _gradients((3, 6, 10))
+    options = {"update_proj_gap": 4, "projector": exact_svd()}
+    stacked = _descend(galore(0.1, 2, **options), jnp.zeros((3, 6, 10)), grads)[0]
+    for i in range(3):
+        alone = _descend(galore(0.1, 2, **options), jnp.zeros((6, 10)), grads[:, i])[0]
+        np.testing.assert_allclose(stacked[i], alone, rtol=1e-6, atol=1e-12)
+    spec = GaLoreDimensionNumbers(1, (0, 2))
+    merged = _descend(galore(0.1, 2, **options, weight_dimension_numbers=spec), jnp.zeros((3, 6, 10)), grads)[0]
+    flat = jnp.moveaxis(grads, 2, 1).reshape(-1, 6, 30)
+    by_hand = _descend(galore(0.1, 2, **options), jnp.zeros((6, 30)), flat)[0]
+    np.testing.assert_allclose(jnp.moveaxis(merged, 1, 0).reshape(6, 30), by_hand, rtol=1e-12, atol=1e-14)
+
+
+def test_trees(key):
+    """An Equinox model's arrays with `None`, scalars, an empty tree, a mixed spec, partial ranks."""
+    model = eqx.nn.MLP(8, 4, 16, 2, key=key)
+    params = eqx.filter(model, eqx.is_array)
+    tx = scale_by_galore(rank=4)
+    updates, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params))
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert state.left.layers[1].weight.shape == (16, 4) and state.right.layers[0].weight.shape == (8, 4)
+    assert isinstance(state.left.layers[0].bias, optax.MaskedNode)
+    assert tx.init({}).left == {} and tx.update({}, tx.init({}))[0] == {}
+    assert scale_by_galore().init({"scalar": jnp.zeros(())}).inner_state.mu["scalar"].shape == ()
+    mixed = {"a": jnp.ones((4, 6)), "b": jnp.ones((4, 2, 6)), "c": jnp.ones((2, 4, 6)), "d": jnp.ones((6, 6))}
+    dims = {"b": GaLoreDimensionNumbers(0, (1, 2)), "d": None}
+    state = scale_by_galore(rank=2, weight_dimension_numbers=dims).init(mixed)
+    assert [state.left[x].shape for x in "abc"] == [(4, 2), (4, 2), (2, 4, 2)] and state.inner_state.mu["d"].shape == (
+        6,
+        6,
+    )
+    state = scale_by_galore(rank={"a": 3, "b": None, "c": 0.5}).init(mixed)
+    assert (
+        state.left["a"].shape == (4, 3) and state.left["c"].shape == (2, 4, 2) and state.inner_state.mu["b"].ndim == 3
+    )
+    state = scale_by_galore(rank=lambda name, shape: 2 if name != "d" else None).init(mixed)
+    assert state.left["b"].shape == (4, 2, 2) and isinstance(state.left["d"], optax.MaskedNode)
+
+
+def test_zero_and_nan_gradients_do_not_make_a_basis():
+    grads = _gradients((6, 10), 4)
+    for bad in (jnp.zeros((6, 10)), jnp.full((6, 10), jnp.nan)):
+        tx = scale_by_galore(SGD, 2, 100, projector=exact_svd())
+        state = tx.update(bad, tx.init(bad))[1]
+        assert state.last_refresh == -1 and not jnp.any(state.left)
+        state = tx.update(grads[0], state)[1]
+        assert state.last_refresh == 1
+        best = jnp.sum(jnp.linalg.svd(grads[0])[1][:2] ** 2) / jnp.sum(grads[0] ** 2)
+        np.testing.assert_allclose(state.captured, best, rtol=1e-12)
+        again = tx.update(bad, galore_reset(state))[1]
+        np.testing.assert_array_equal(again.left, state.left)
+
+
+def test_rounding_noise_is_not_blown_up():
+    """A rank-one gradient with rank 8: Adam would make the seven empty rows as large as the one that is not."""
+    rng = np.random.default_rng(0)
+    g = jnp.asarray(np.outer(rng.normal(size=256), rng.normal(size=512)), jnp.float32)
+
+    def noise(**options):
+        tx = scale_by_galore(rank=8, **options)
+        low = jax.jit(lambda g: tx.update(g, tx.init(g)))(g)[1].inner_state.mu
+        singular = np.linalg.svd(np.sign(low), compute_uv=False)  # Adam's first step is the sign
+        return np.sum(singular[1:] ** 2) / np.sum(singular**2)
+
+    for name in ("exact_svd", "gram_eigh", "randomized_range", "subspace_iteration"):
+        assert noise(projector=PROJECTORS[name]) < 1e-6
+    assert noise(rank_tol=0.0) > 0.1
+
+
+def test_complex():
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape) + 1j * rng.normal(size=shape) for shape in ((12, 4), (4, 20)))
+    for g in (jnp.asarray(a @ b), jnp.asarray(1j * (a.real @ b.real))):
+        tx = scale_by_galore(SGD, 4, projector=exact_svd())
+        for each in (g, g.T):
+            update, state = tx.update(each, tx.init(each))
+            np.testing.assert_allclose(update, each, rtol=1e-10, atol=1e-10)
+            assert state.captured > 1 - 1e-12
+
+
+def test_bfloat16_keeps_its_moments_in_float32():
+    ones = jnp.ones((4, 8), jnp.bfloat16)
+    grads = jnp.concatenate([ones[None], jnp.zeros((1000, 4, 8), jnp.bfloat16)])
+    tx = scale_by_galore(rank=2, side="left", projector=lambda g, p, key, r: jnp.eye(4, 2, dtype=g.dtype))
+    _, state, updates = _descend(tx, ones, grads)
+    np.testing.assert_allclose(state.inner_state.nu, 1e-3 * 0.999**1000, rtol=0.02)
+    assert updates.dtype == jnp.bfloat16 and state.left.dtype == jnp.bfloat16
+    everything = scale_by_galore(rank=2, accumulator_dtype=jnp.bfloat16).init(ones)
+    assert everything.inner_state.nu.dtype == jnp.bfloat16
+
+
+def test_jit_and_scan_agree_to_the_bit():
+    """Donated or not. Operation by operation, the compiler fuses less, and the last bit may differ."""
+    grads = _gradients((6, 10), 7)
+    tx = galore(0.1, 3, 3)
+    scanned = _descend(tx, jnp.zeros((6, 10)), grads)[2]
+    for update in (jax.jit(tx.update), jax.jit(tx.update, donate_argnums=1), tx.update):
+        state, seen = tx.init(grads[0]), []
+        for g in grads:
+            updates, state = update(g, state)
+            seen.append(updates)
+        if update is tx.update:
+            np.testing.assert_allclose(np.stack(seen), scanned, rtol=1e-10, atol=1e-14)
+        else:
+            np.testing.assert_array_equal(np.stack(seen), scanned)
+
+
+def test_under_vmap_the_basis_is_still_conditional():
+    """Also over states, whose counts are then batched; and each lane gets what it gets alone."""
+    grads = jnp.moveaxis(_gradients((3, 6, 10), 7), 1, 0)
+    tx = scale_by_galore(rank=2, update_proj_gap=3)
+    states = jax.vmap(tx.init)(grads[:, 0])
+    update = jax.vmap(tx.update)
+    text = str(jax.make_jaxpr(update)(grads[:, 0], states))
+    assert "cond[" in text
+    for t in range(7):
+        updates, states = jax.jit(update)(grads[:, t], states)
+    for lane in range(3):
+        alone = _descend(tx, jnp.zeros((6, 10)), grads[lane])[2][-1]
+        np.testing.assert_allclose(updates[lane], alone, rtol=1e-10, atol=1e-12)
+    late = states._replace(last_refresh=jnp.array([0, -1, 0]))  # a lane that is due does not touch the others
+    new = jax.jit(update)(grads[:, 0], late)[1]
+    np.testing.assert_array_equal(new.left[::2], states.left[::2])
+    assert jnp.any(new.left[1] != states.left[1])
+
+
+def test_derivative_through_training():
+    """A hypergradient: of the last loss with respect to the scale."""
+    grads = _gradients((4, 6), 5)
+
+    def last(scale):
+        tx = scale_by_galore(SGD, 2, 2, scale, projector=exact_svd())
+        run = lambda state, g: tx.update(g, state)[::-1]
+        return jnp.sum(jax.lax.scan(run, tx.init(grads[0]), grads)[1] ** 2)
+
+    np.testing.assert_allclose(jax.grad(last)(0.5), 2 * last(0.5) / 0.5, rtol=1e-10)
+
+
+def test_refreshes_are_staggered_retried_and_scheduled():
+    params = {name: jnp.zeros((4, 6)) for name in "abcd"}
+    grads = jax.tree.map(lambda g: _gradients((4, 6), 9), params)
+    last = lambda **options: jax.tree.map(
+        int, _descend(scale_by_galore(rank=2, **options), params, grads)[1].last_refresh
+    )
+    assert last(update_proj_gap=8, stagger=False) == dict.fromkeys("abcd", 8)
+    assert last(update_proj_gap=8) == {"a": 8, "b": 6, "c": 4, "d": 2}
+    assert last(update_proj_gap=lambda n: n == 3, stagger=False) == dict.fromkeys("abcd", 3)
+    assert last(update_proj_gap="external") == dict.fromkeys("abcd", -1)
+
+
+def test_external_refresh_finds_the_state_anywhere():
+    params = {"a": jnp.zeros((6, 10)), "b": jnp.zeros((6, 10)), "c": jnp.zeros(3)}
+    grads = jax.tree.map(lambda p: _gradients(p.shape, 1)[0], params)
+    options = {"projector": exact_svd(), "transport": "momentum"}
+    label = lambda tree: galore_labels(tree, ["a"])
+    tx = optax.partition({"galore": galore(0.1, 2, "external", **options), "full": optax.adam(0.1)}, label)
+    state = tx.init(params)
+    assert not jnp.any(tx.update(grads, state, params)[0]["a"])
+    assert "svd" not in str(jax.make_jaxpr(tx.update)(grads, state, params))
+    state = jax.jit(lambda s, g: galore_refresh(s, g, **options))(state, grads)
+    inner = scale_by_galore(rank=2, projector=exact_svd())
+    expected = inner.update({"a": grads["a"]}, inner.init({"a": grads["a"]}))[0]["a"]
+    np.testing.assert_allclose(tx.update(grads, state, params)[0]["a"], -0.1 * expected, rtol=1e-12, atol=1e-15)
+    with pytest.raises(ValueError, match="got none for 'a'"):
+        galore_refresh(state, {"b": grads["b"]})
+
+
+def test_accumulation_is_one_update_of_the_mean():
+    """In the small space, with decay and schedule once an update."""
+    grads = _gradients((6, 10), 12)
+    options = {"projector": random_orthonormal(), "weight_decay": 0.1, "stagger": False}
+    schedule = lambda n: 0.1 / (1.0 + n)
+    start = _gradients((6, 10), 1, 3)[0]
+    basis = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(6, 2)))[0])
+    options["projector"] = lambda g, previous, key, r: basis
+    accumulated, state, updates = _descend(galore(schedule, 2, 2, accumulate=3, **options), start, grads)
+    plain = _descend(galore(schedule, 2, 2, **options), start, grads.reshape(4, 3, 6, 10).mean(1))[0]
+    np.testing.assert_allclose(accumulated, plain, rtol=1e-6)  # MultiSteps divides in float32
+    assert not jnp.any(updates[jnp.array([0, 1, 3, 4])]) and jnp.all(jnp.any(updates[2::3] != 0, axis=(1, 2)))
+    assert state[0].inner_state.acc_grads.shape == (2, 10) and state[0].last_refresh == 6
+
+
+@pytest.mark.parametrize("transport", ["keep", "reset", "momentum", "full"])
+def test_transports_through_wrappers(transport):
+    """The moments are found inside a chain, in 8 bits, and under MultiSteps."""
+    grads = _gradients((32, 160), 2)
+    tx = scale_by_galore(rank=16, update_proj_gap=1, transport=transport, projector=exact_svd())
+    state = tx.update(grads[0], tx.init(grads[0]))[1]
+    c = jnp.linalg.svd(grads[1])[0][:, :16].T @ state.left
+    mu, nu = state.inner_state.mu, state.inner_state.nu
+    turned = (c**2) @ (nu / 1e-3 - (mu / 0.1) ** 2) + (c @ mu / 0.1) ** 2
+    expected = {
+        "keep": (mu, nu), "reset": (0 * mu, 0 * nu), "momentum": (c @ mu, nu), "full": (c @ mu, 1e-3 * jnp.abs(turned))
+    }[transport]  # fmt: skip
+    renewed = galore_refresh(state, grads[1], transport=transport, projector=exact_svd())
+    np.testing.assert_allclose(renewed.inner_state.mu, expected[0], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(renewed.inner_state.nu, expected[1], rtol=1e-9, atol=1e-12)
+    wrapped = quantize_state(optax.chain(optax.identity(), optax.scale_by_adam()), 16, min_size=1)
+    tx = scale_by_galore(wrapped, 16, 1, transport=transport, projector=exact_svd())
+    state = tx.update(grads[0], tx.init(grads[0]))[1]
+    renewed = galore_refresh(state, grads[1], transport=transport, projector=exact_svd())
+    inner = jax.tree.leaves(renewed.inner_state.inner_state[1].mu)
+    assert inner[0].dtype == jnp.uint16 and bool(jnp.any(inner[0])) == (transport != "reset")
+
+
+def test_state_bytes_are_counted_exactly():
+    params = {"a": jax.ShapeDtypeStruct((64, 256), jnp.bfloat16), "b": jax.ShapeDtypeStruct((3, 96, 32), jnp.bfloat16)}
+    params["c"] = jax.ShapeDtypeStruct((100,), jnp.bfloat16)
+    size = galore_state_bytes(params, 16)
+    assert size.bases == 2 * 16 * (64 + 3 * 32)
+    assert size.inner == 4 * 2 * (16 * (256 + 3 * 96) + 100)
+    assert size.counters == 4 + 4 + 2 * 4 * (1 + 3) and size.total == sum(size)
+    narrow = galore_state_bytes(params, 16, accumulator_dtype=jnp.bfloat16, side="long")
+    assert narrow.inner == 2 * 2 * (16 * (64 + 3 * 32) + 100) and narrow.bases == 2 * 16 * (256 + 3 * 96)
+
+
+def test_clip_by_the_norm_before():
+    grads = {"a": jnp.full((2, 2), 3.0), "b": jnp.full((4,), 4.0)}
+    tx = clip_by_previous_norm(2.0)
+    first, state = tx.update(grads, tx.init(grads))
+    np.testing.assert_allclose([jnp.linalg.norm(x) for x in jax.tree.leaves(first)], np.sqrt(2.0), rtol=1e-12)
+    second, state = tx.update(jax.tree.map(lambda g: g / 100, grads), state)
+    np.testing.assert_allclose(second["a"], 0.03 * 2 / 10, rtol=1e-12)
+    third, state = tx.update(grads, state)
+    np.testing.assert_allclose(third["a"], grads["a"])
+    assert jnp.isfinite(tx.update(jax.tree.map(lambda g: g * jnp.nan, grads), state)[1].norm)
+
+
+def test_bad_input(as_users):
+    params = {"w": jnp.zeros((4, 6)), "b": jnp.zeros(4)}
+    init = lambda **options: scale_by_galore(**options).init(params)
+    cases = {
+        "rank must be at least 1, got 0": {"rank": 0},
+        "rank must be at most the short side of some matrix, 4 at the most, got 5": {"rank": 5},
+        "rank must, as a fraction of the short side, be above 0 and at most 1, got 1.5": {"rank": 1.5},
+        "rank for 'w' must be at most 4": {"rank": {"w": 5}},
+        "rank for 'b' must be None, since it is no matrix": {"rank": {"w": 2, "b": 2}},
+        "rank has an entry for 'v', but there is no such parameter": {"rank": {"v": 2}},
+        "there is no such parameter": {"rank": True},
+        "update_proj_gap must be at least 1, got -3": {"rank": 2, "update_proj_gap": -3},
+        "update_proj_gap must be a number": {"rank": 2, "update_proj_gap": "never"},
+        "side must be one of short, long": {"rank": 2, "side": "top"},
+        "transport must be one of keep": {"rank": 2, "transport": "move"},
+        "accumulate must be at least 1, got 0": {"rank": 2, "accumulate": 0},
+        "min_dim must be at least 2, got 1": {"rank": 2, "min_dim": 1},
+        "must name each axis once": {"rank": 2, "weight_dimension_numbers": {"w": GaLoreDimensionNumbers(0, (0, 1))}},
+        "name axis 2, but its shape": {"rank": 2, "weight_dimension_numbers": {"w": GaLoreDimensionNumbers(0, 2)}},
+    }
+    for message, options in cases.items():
+        with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+            init(**options)
+    with pytest.raises(ValueError, match="'attn', which is in the name of no matrix"):
+        galore_labels(params, ["attn"])
+    with pytest.raises(ValueError, match="max_norm must be positive, got 0"):
+        clip_by_previous_norm(0.0)
+    for make in (lambda: subspace_iteration(0), lambda: randomized_range(-1)):
+        with pytest.raises(ValueError, match="must be at least"):
+            make()
+
+
+@pytest.mark.parametrize("base", [optax.adamw(0.1), optax.adafactor(0.1)])
+def test_a_base_that_needs_parameters_says_what_to_do(base):
+    params = jnp.ones((4, 6))
+    tx = scale_by_galore(base, 2)
+    with pytest.raises(ValueError, match=r"adamw and adafactor do.*weight_decay of galore; or project_params=True"):
+        tx.update(params, tx.init(params), params)
+    tx = scale_by_galore(base, 2, project_params=True, transport="keep")
+    assert jnp.all(jnp.isfinite(tx.update(params, tx.init(params), params)[0]))
+
+
+def test_unknown_moments_are_warned_about():
+    with pytest.warns(UserWarning, match="of which it is not known whether it is a moment"):
+        scale_by_galore(optax.scale_by_lbfgs(), 2).init({"w": jnp.zeros((4, 6))})
