@@ -2,6 +2,8 @@
 
 from . import eviction as eviction
 from . import joma as joma
+from . import llama as llama
+from . import pretrain as pretrain
 from . import reversal as reversal
 from . import scan_snap as scan_snap
 from . import text as text

@@ -230,9 +230,11 @@ class Sequences(NamedTuple):
 
 
 def next_token_loss(
-    model: Transformer, batch: Sequences | Int[Array, "batch length_and_one"], *, last_only: bool = False
+    model: Callable[..., Array], batch: Sequences | Int[Array, "batch length_and_one"], *, last_only: bool = False
 ) -> Float[Array, ""]:
     """The mean cross-entropy, in nats, of each token given those before it; with `last_only`, of the last token alone.
+
+    `model(tokens, key=key)` gives the logits of the next token at every position, as a `Transformer` or a `Llama` does.
 
     A token beyond the model's vocabulary makes it NaN.
     """

@@ -83,7 +83,7 @@ def scale_by_galore(
     """
     _check(update_proj_gap, side, min_dim, accumulate)
     base_optimizer = optax.scale_by_adam() if base_optimizer is None else base_optimizer
-    if accumulate is not None:
+    if accumulate not in (None, 1):
         base_optimizer = optax.MultiSteps(base_optimizer, accumulate).gradient_transformation()
     low_rank = _LowRank(projector_dtype, jnp.dtype(accumulator_dtype), scale, rank_tol)
     base = optax.with_extra_args_support(base_optimizer)
@@ -160,7 +160,7 @@ def galore(
     decays = not isinstance(weight_decay, float | int) or weight_decay != 0
     decay = [optax.add_decayed_weights(weight_decay, mask)] if decays else []  # pyright: ignore[reportArgumentType]
     outer = optax.chain(*decay, optax.scale_by_learning_rate(learning_rate))
-    if accumulate is not None:
+    if accumulate not in (None, 1):
         last = lambda step, **extra: (jnp.asarray(step) + 1) % accumulate == 0
         outer = optax.conditionally_transform(outer, last)
     return optax.chain(low_rank, outer)
