@@ -1,5 +1,6 @@
 """Theory: differential equations, closed forms and invariants. Knows no networks, data or optimisers."""
 
+from . import galore as galore
 from . import joma as joma
 from . import reversal as reversal
 from . import scan_snap as scan_snap

@@ -11,14 +11,14 @@ import jax
 from tqdm import tqdm
 
 from ..nets.pretrain import OPTIMISERS
-from . import joma, report, reversal, scan_snap
+from . import galore, joma, report, reversal, scan_snap
 from .claim import Claim, Setting
 from .corpus import read_corpus
 from .papers import BIBTEX
 from .pretrain import SIZES, pretrain
 from .verify import verify as run_claims
 
-BUILT_IN = (*joma.CLAIMS, *scan_snap.CLAIMS, *reversal.CLAIMS)
+BUILT_IN = (*joma.CLAIMS, *scan_snap.CLAIMS, *reversal.CLAIMS, *galore.CLAIMS)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

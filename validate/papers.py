@@ -1,6 +1,15 @@
 """How to cite the papers whose claims are checked here, by the first part of a claim's name."""
 
 BIBTEX = {
+    "galore": """\
+@inproceedings{zhao2024galore,
+  title     = {{GaLore}: Memory-Efficient {LLM} Training by Gradient Low-Rank Projection},
+  author    = {Zhao, Jiawei and Zhang, Zhenyu and Chen, Beidi and Wang, Zhangyang and Anandkumar, Anima and Tian,
+               Yuandong},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2024},
+  note      = {arXiv:2403.03507}
+}""",
     "joma": """\
 @inproceedings{tian2024joma,
   title     = {{JoMA}: Demystifying Multilayer Transformers via Joint Dynamics of {MLP} and Attention},

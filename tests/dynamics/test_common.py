@@ -20,7 +20,7 @@ import optimistix as optx
 import pytest
 from hypothesis import strategies as st
 
-from traindyn.dynamics import Flow, GradientFlow, joma, reversal, scan_snap, solve
+from traindyn.dynamics import Flow, GradientFlow, galore, joma, reversal, scan_snap, solve
 
 H = 1e-4  # how far the second and third of the `lanes` lie from the first
 TOLERANCES = (1e-10, 1e-8, 1e-6)
@@ -59,6 +59,10 @@ def _decay(flow, t, y0):
 def _push_back(head, label, h):
     """`−∂/∂h` of the cross-entropy of `h @ head`."""
     return (jax.nn.one_hot(label, head.shape[1], dtype=h.dtype) - jax.nn.softmax(h @ head)) @ head.T
+
+
+def _psd(x):
+    return x @ x.swapaxes(-1, -2)
 
 
 def _table() -> dict[str, Case]:
@@ -140,6 +144,12 @@ def _table() -> dict[str, Case]:
             reversal.OneLayer(jnp.array([10.0, 50.0]), jnp.array([3.0, 4.0]), jnp.array([0.5, 1.0]), targets=2),
             jnp.array([0.1, 0.3]),
             (0.5, 20.0),
+            _exact,
+        ),
+        "ReversibleGradient": Case(
+            galore.ReversibleGradient(normal(3, 2, 4), _psd(normal(3, 2, 2)), _psd(normal(3, 4, 1))),
+            normal(2, 4),
+            (0.5, 3.0),
             _exact,
         ),
         "LogGap": Case(joma.LogGap(mu), jnp.array([0.0, 0.1, 0.0, -0.1, 0.0]), (0.1, 0.4, 0.5, 1.0, 10.0), _exact),

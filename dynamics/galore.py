@@ -1,0 +1,150 @@
+"""GaLore (Zhao et al., ICML 2024, arXiv 2403.03507): the gradient of a reversible network, and how its rank falls.
+
+Time is `t = learning_rate × step`. The gradient G is the direction of descent, `W ← W + η G`, as in the paper.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import expm
+from jaxtyping import Array, ArrayLike, Float
+
+from ._checks import as_float, check_shape, concrete, require
+from .flow import Flow
+
+
+class Split(NamedTuple):
+    """A gradient, split by the two smallest distinct eigenvalues of the operator that drives it.
+
+    - `parallel` G∥, shape `(rows, columns)`: its part in the eigenspace of the smallest eigenvalue.
+    - `rest` G⊥, the same shape: everything else.
+    - `first` λ₁, `second` λ₂: the two smallest distinct eigenvalues; `largest` λ_max. λ₂ is infinite if there is one
+      eigenvalue only.
+    """
+
+    parallel: Float[Array, "rows columns"]
+    rest: Float[Array, "rows columns"]
+    first: Float[Array, ""]
+    second: Float[Array, ""]
+    largest: Float[Array, ""]
+
+    def ratio(self, learning_rate: Float[ArrayLike, ""]) -> Float[Array, ""]:
+        """`q = (1 − ηλ₂)/(1 − ηλ₁)`: by how much G⊥ shrinks against G∥ in one step, at least. Zero without a λ₂."""
+        eta, some = jnp.asarray(learning_rate, self.first.dtype), jnp.isfinite(self.second)
+        return jnp.where(some, (1 - eta * jnp.where(some, self.second, 0.0)) / (1 - eta * self.first), 0.0)
+
+
+class ReversibleGradient(Flow):
+    """`Ẇ = G(W) = (1/N) Σ_i (A_i − B_i W C_i)`: one weight matrix of a reversible network, all else held fixed.
+
+    **Fields:** `a` A, shape `(samples, rows, columns)`; `b` B, shape `(samples, rows, rows)`; `c` C, shape
+    `(samples, columns, columns)`; `B_i`, `C_i` symmetric and positive semidefinite. For the squared loss of a deep
+    linear or ReLU network they are `A_i = Jᵀ y fᵀ`, `B_i = Jᵀ J`, `C_i = f fᵀ`, with J the Jacobian of the layers above
+    and f the input of the layer. **State:** `W`, shape `(rows, columns)`.
+
+    **Assumptions:** A, B and C do not depend on W: the layers around are fixed, and so are the signs of a ReLU.
+
+    **Closed form:** with `S = (1/N) Σ C_i ⊗ B_i`, `vec G(t) = exp(−St) vec G(0)`; in steps, `(1 − ηS)ⁿ`.
+    **What must happen:** the part of G in the eigenspace of the smallest eigenvalue that G contains outlives all
+    others, and with it the stable rank of G tends to the stable rank of that part (Lemma 3.3). **Values that work:**
+    up to `rows × columns` of some hundreds, for the closed form is a function of a matrix of that order.
+
+    Source: GaLore, Theorem 3.2 and Lemma 3.3. **Raises** `ValueError` for shapes that do not fit, and for B or C that
+    are not symmetric, where their values are known.
+    """
+
+    a: Float[Array, "samples rows columns"] = eqx.field(converter=as_float)
+    b: Float[Array, "samples rows rows"] = eqx.field(converter=as_float)
+    c: Float[Array, "samples columns columns"] = eqx.field(converter=as_float)
+
+    def __check_init__(self):
+        check_shape("a", self.a, ("samples", "rows", "columns"))
+        samples, rows, columns = self.a.shape
+        check_shape("b", self.b, (samples, rows, rows))
+        check_shape("c", self.c, (samples, columns, columns))
+        for name, x in (("b", self.b), ("c", self.c)):
+            if concrete(x):
+                x = np.asarray(x)
+                same = np.allclose(x, x.swapaxes(1, 2), rtol=0, atol=1e-5 * np.abs(x).max(initial=0))
+                require(x, same, f"{name} must hold symmetric matrices, got some that are not.")
+
+    def __call__(self, t: ArrayLike, y: Float[Array, "rows columns"], args: Any = None) -> Float[Array, "rows columns"]:
+        check_shape("W", y, self.a.shape[1:])
+        return jnp.mean(self.a - self.b @ y[None] @ self.c, axis=0)
+
+    def operator(self) -> Float[Array, "modes modes"]:
+        """S, which takes a gradient, its entries row by row, to `(1/N) Σ B_i G C_i`; `modes = rows × columns`."""
+        samples, rows, columns = self.a.shape
+        return jnp.einsum("sia,sbj->ijab", self.b, self.c).reshape(rows * columns, rows * columns) / samples
+
+    def modes(self) -> tuple[Float[Array, " modes"], Float[Array, "modes rows columns"]]:
+        """The eigenvalues of S, ascending, and its eigenvectors as matrices of Frobenius norm one."""
+        values, vectors = jnp.linalg.eigh(self.operator())
+        return values, vectors.T.reshape(-1, *self.a.shape[1:])
+
+    def exact(self, t: ArrayLike, y0: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
+        """The state at time `t`. By the exponential of a matrix rather than by the eigenvectors of S: that is
+        differentiable where eigenvalues coincide, too."""
+        check_shape("W0", y0, self.a.shape[1:])
+        start = self(0.0, y0)
+        # d/dt (W − W₀, 1) = [[−S, G(0)], [0, 0]] (W − W₀, 1)
+        matrix = jnp.pad(-self.operator(), ((0, 1), (0, 1))).at[:-1, -1].set(start.ravel())
+        moved = expm(matrix * jnp.asarray(t, y0.dtype), max_squarings=32)[:-1, -1]
+        return y0 + moved.reshape(y0.shape)
+
+    def split(self, gradient: Float[Array, "rows columns"], tolerance: float | None = None) -> Split:
+        """Splits a gradient by the smallest eigenvalue of S. Eigenvalues within `tolerance` of it, in units of the
+        largest, count as the same: by default `eps^⅔`, 4e-11 in float64 and 2e-5 in float32."""
+        check_shape("gradient", gradient, self.a.shape[1:])
+        values, modes = self.modes()
+        tolerance = float(jnp.finfo(values.dtype).eps) ** (2 / 3) if tolerance is None else tolerance
+        slow = values <= values[0] + jnp.asarray(tolerance, values.dtype) * values[-1]
+        inside = jnp.einsum("kij,ij->k", modes, gradient)
+        parallel = jnp.einsum("k,kij->ij", jnp.where(slow, inside, 0.0), modes)
+        second = jnp.min(jnp.where(slow, jnp.inf, values))
+        return Split(parallel, gradient - parallel, values[0], second, values[-1])
+
+    def within(
+        self,
+        p: Float[Array, "rows left"],
+        q: Float[Array, "columns right"],
+        y0: Float[Array, "rows columns"],
+    ) -> "ReversibleGradient":
+        """The flow of X where `W = W₀ + P X Qᵀ` moves by the projected gradient `R = Pᵀ G Q` (GaLore with fixed
+        projections and without a normalisation). It has the same form, with `Pᵀ B_i P` and `Qᵀ C_i Q`.
+
+        `p` P and `q` Q have orthonormal columns; `y0` W₀ is where X = 0. Source: GaLore, Definition 3.6, Theorem 3.8.
+        """
+        check_shape("p", p, (self.a.shape[1], "left"))
+        check_shape("q", q, (self.a.shape[2], "right"))
+        check_shape("y0", y0, self.a.shape[1:])
+        a = p.T @ (self.a - self.b @ y0[None] @ self.c) @ q
+        return ReversibleGradient(a, p.T @ self.b @ p, q.T @ self.c @ q)
+
+    def contraction(self) -> Float[Array, ""]:
+        """`κ = (1/N) Σ λ_min(B_i) λ_min(C_i)`: G shrinks by the factor `1 − ηκ` in each step, at least, if
+        `η λ_max(S) ≤ 1`. Source: GaLore, Theorem 3.8, on the flow `within` the projections."""
+        return jnp.mean(jnp.linalg.eigvalsh(self.b)[:, 0] * jnp.linalg.eigvalsh(self.c)[:, 0])
+
+
+def stable_rank_bound(
+    split: Split, learning_rate: Float[ArrayLike, ""], steps: Float[ArrayLike, " times"]
+) -> Float[Array, " times"]:
+    """What the stable rank of G cannot exceed `steps` steps after it was `split`:
+
+        (‖G∥‖_F² + q^{2s} ‖G⊥‖_F²) / max(0, ‖G∥‖₂ − q^s ‖G⊥‖_F)²,   q = (1 − ηλ₂)/(1 − ηλ₁)
+
+    for steps `W ← W + ηG` with `ηλ_max < 1`; infinite while the difference is not positive. It tends to the stable rank
+    of G∥ as q^s. Proof: the parts of `G_t/(1 − ηλ₁)^s` are G∥ and one of Frobenius norm at most `q^s ‖G⊥‖_F`, which are
+    orthogonal, and whose spectral norms differ by no more than that of the sum.
+
+    Source: GaLore, Lemma 3.3, whose printed bound `sr(G∥) + q^{2s} ‖G⊥‖_F²/‖G∥‖₂²` takes ‖G_t‖₂ for at least
+    `(1 − ηλ₁)^s ‖G∥‖₂`, which it need not be.
+    """
+    shrunk = split.ratio(learning_rate) ** jnp.asarray(steps, split.parallel.dtype)
+    square = lambda x: jnp.sum(x**2)
+    top = square(split.parallel) + shrunk**2 * square(split.rest)
+    gap = jnp.linalg.norm(split.parallel, ord=2) - shrunk * jnp.sqrt(square(split.rest))
+    return jnp.where(gap > 0, top / jnp.where(gap > 0, gap, 1.0) ** 2, jnp.inf)

@@ -1,0 +1,356 @@
+"""Whether the gradient becomes low rank: on JoMA's flow, on the trained block, and on a small LLaMA on text."""
+
+import functools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from ...dynamics.joma import ManyNodes
+from ...nets import joma as nets
+from ...nets import train
+from ...nets.llama import Llama, LlamaConfig
+from ...nets.transformer import Windows, next_token_loss
+from ..claim import Evidence, Setting, claim, identity, panel, statistic
+from ._shared import PAPER, stable_ranks
+
+TOKENS, NODES, CLASSES, RECORDS = 64, 32, 40, 20
+
+
+@jax.jit
+@jax.vmap
+def _flow(delta: Float[Array, "tokens nodes"], left: Float[Array, " times"]):
+    """V and V̇ along JoMA's flow of several nodes, at `1 − t/t* = left`."""
+    flow, zero = ManyNodes(delta), jnp.zeros_like(delta)
+    v = jax.vmap(flow.exact, (0, None))((1 - left) * jnp.min(flow.blow_up_time(zero)), zero)
+    return v, jax.vmap(lambda v: flow(0.0, v))(v)
+
+
+class _Block(NamedTuple):
+    """Of blocks trained, `(tasks, records)`: the loss, and stable ranks of V, of its gradient, and of that gradient
+    with its entries shuffled."""
+
+    loss: np.ndarray
+    v: np.ndarray
+    gradient: np.ndarray
+    shuffled: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnames=("attention", "steps"))
+@functools.partial(jax.vmap, in_axes=(0, 0, None, None, None, None))
+def _train_block(probability: Array, key: Array, rate: Array, eta_z: Array, attention: str, steps: int):
+    """The loss, V and −V̇ of the block along gradient descent on one sample of each class; `eta_z` is the rate of the
+    attention logits over that of the weights."""
+    model = nets.JomaBlock(TOKENS, NODES, classes=CLASSES, attention=attention, dtype=probability.dtype, key=key)
+    data = nets.Contexts(probability, jnp.arange(CLASSES), jnp.zeros(CLASSES, int))
+
+    def observe(model):
+        loss, gradient = eqx.filter_value_and_grad(nets.cross_entropy)(model, data)
+        return loss, model.v, model.u_c.T @ gradient.w
+
+    slow = lambda updates: eqx.tree_at(lambda m: m.z, updates, replace_fn=lambda z: z * eta_z)
+    scaled = optax.stateless(lambda updates, _: slow(updates))
+    optimiser = optax.chain(optax.sgd(rate), scaled)
+    return train(model, nets.cross_entropy, data, optimiser, steps, observe=observe, every=steps // RECORDS).observed
+
+
+def _blocks(setting: Setting, attention: str, rate: float, eta_z: float) -> _Block:
+    """Several tasks: classes with token frequencies of their own, drawn sparse."""
+    rng, tasks, steps = setting.rng, *setting.pick(smoke=(5, 1000), laptop=(8, 2000), paper=(40, 20000))
+    probability = rng.dirichlet(np.full(TOKENS, 0.2), size=(tasks, CLASSES))
+    as_float = lambda x: jnp.asarray(x, setting.dtype)
+    keys = jax.random.split(setting.key, tasks)
+    seen = _train_block(as_float(probability), keys, as_float(rate), as_float(eta_z), attention, steps)
+    loss, v, gradient = map(np.asarray, seen)
+    shuffled = rng.permuted(gradient.reshape(*loss.shape, -1), axis=-1).reshape(gradient.shape)
+    return _Block(loss, *map(stable_ranks, (v, gradient, shuffled)))
+
+
+@claim(
+    "galore.low_rank_joma",
+    paper=PAPER,
+    kind="statistic",
+    statement="Attention that is trained along makes the gradient of the layer below its nonlinearity low rank: on "
+    "JoMA's flow the stable rank of V̇ falls below 1.05, ahead of that of V; on the trained block it falls to less than "
+    "half, below that of V and of the shuffled gradient.",
+    source="Lemma B.6, with the sum over nodes inside the exponential (see joma.many_nodes)",
+    assumptions=(
+        "flow: stationary back-propagated gradient, zero start, any normal Δ, 1 − t/t* = 1e-5",
+        "block: exponential attention, one query, cross-entropy, gradient descent",
+    ),
+    control="attention held fixed; for the shuffled gradient, a normal random matrix",
+)
+def low_rank_joma(setting: Setting) -> Evidence:
+    rng, draws = np.random.default_rng([setting.seed, 1]), setting.pick(smoke=20, laptop=100, paper=1000)
+    left = np.concatenate([[0.9, 0.5, 0.2, 0.1], 10.0 ** -np.arange(2, 6)])
+    delta = rng.standard_normal((draws, TOKENS, NODES))
+    arguments = (jnp.asarray(x, setting.dtype) for x in (delta, np.tile(left, (draws, 1))))
+    of_v, of_rate = (stable_ranks(np.asarray(x)) for x in _flow(*arguments))
+    trained, fixed = (_blocks(setting, "exp", 0.3, eta_z) for eta_z in (1.0, 0.0))
+    random = stable_ranks(delta)
+    steps = setting.pick(smoke=1000, laptop=2000, paper=20000) // RECORDS * np.arange(RECORDS + 1)
+    least = trained.gradient.min(axis=1)
+    equal = np.argmax(trained.loss <= fixed.loss[:, -1:], axis=1)  # where the trained one has come as far
+    then = np.take_along_axis(trained.gradient, equal[:, None], axis=1).mean()
+    mean = lambda x: x.mean(axis=0)
+    curves = lambda block: {
+        "gradient": mean(block.gradient),
+        "V": mean(block.v),
+        "shuffled gradient": mean(block.shuffled),
+    }
+    remarks = [
+        f"Block: the stable rank of the gradient goes from {mean(trained.gradient)[0]:.1f} to {least.mean():.1f} at "
+        f"its lowest and back to {mean(trained.gradient)[-1]:.1f}, as the loss goes to {mean(trained.loss)[-1]:.2g}: "
+        "once the samples of the leading direction are learned, the others are what is left.",
+        f"With attention held fixed it rises, to {mean(fixed.gradient)[-1]:.1f} at a loss of "
+        f"{mean(fixed.loss)[-1]:.2g}, where with trained attention it is {then:.1f}: it is the joint dynamics that "
+        "lowers it.",
+    ]
+    panels = [
+        panel(
+            f"JoMA's flow, {TOKENS} tokens, {NODES} nodes, mean of {draws} draws",
+            ("1 − t/t*", left),
+            y="stable rank",
+            observed={"V": mean(of_v), "V̇": mean(of_rate)},
+            control={"random matrix": np.full(len(left), random.mean())},
+            log="xy",
+        ),
+        panel(
+            "block, exponential attention, mean over tasks",
+            ("step", steps),
+            y="stable rank",
+            observed=curves(trained),
+            control={"gradient, attention fixed": mean(fixed.gradient)},
+        ),
+    ]
+    if setting.scale != "smoke":
+        softmax = _blocks(setting, "softmax", 1.0, 1.0)
+        panels.append(panel("the same, softmax attention", ("step", steps), y="stable rank", observed=curves(softmax)))
+        remarks.append(
+            f"With softmax attention the effect is weaker: {mean(softmax.gradient)[0]:.1f} at the start, "
+            f"{softmax.gradient.min(axis=1).mean():.1f} at the lowest, {mean(softmax.gradient)[-1]:.1f} at the end, no "
+            f"lower than V's {mean(softmax.v)[-1]:.1f}."
+        )
+    at = np.flatnonzero(left < 2e-5)[0]
+    return Evidence(
+        rows={
+            "block: least sr(V̇) over its start": statistic(least / trained.gradient[:, 0], at_most=0.5),
+            "block: sr(V̇)/sr(V) at the end": statistic(trained.gradient[:, -1] / trained.v[:, -1], at_most=1.0),
+            "block: sr(V̇) over the shuffled, at the end": statistic(
+                trained.gradient[:, -1] / trained.shuffled[:, -1], at_most=0.7
+            ),
+            "flow: median sr(V̇) at 1e-5": statistic(of_rate[:, at], quantile=0.5, at_most=1.05),
+            "flow: sr(V̇)/sr(V) there, worst draw": identity(of_rate[:, at] / of_v[:, at], 1.0),
+        },
+        control={
+            "attention fixed: least sr(V̇) over its start": statistic(
+                fixed.gradient.min(axis=1) / fixed.gradient[:, 0], at_most=0.5
+            ),
+            "attention fixed: sr(V̇)/sr(V) at the end": statistic(fixed.gradient[:, -1] / fixed.v[:, -1], at_most=1.0),
+            "random matrix over the shuffled": statistic(random[:draws] / random.mean(), at_most=0.7),
+        },
+        panels=panels,
+        remarks=remarks,
+    )
+
+
+class _Size(NamedTuple):
+    """Of the small LLaMA, of its training, and of what is recorded."""
+
+    width: int
+    hidden: int
+    layers: int
+    length: int
+    batch: int
+    every: int  # steps between records
+    records: int
+    seeds: int
+
+
+VOCABULARY, LAGS = 96, 5  # refreshes every LAGS records
+KINDS = ("query", "key", "value", "output", "gate", "up", "down")
+RECTANGULAR = ("gate", "up", "down")
+
+
+def _tokens(corpus: str) -> np.ndarray:
+    """The bytes of the text: the most frequent ones by number, the last for all others."""
+    data = np.frombuffer(corpus.encode()[: 2**20], np.uint8)
+    number = np.full(256, VOCABULARY - 1)
+    frequent = np.argsort(-np.bincount(data, minlength=256), kind="stable")[: VOCABULARY - 1]
+    number[frequent] = np.arange(len(frequent))
+    return number[data].astype(np.int32)
+
+
+@functools.partial(eqx.filter_jit, donate="all-except-first")
+def _updates(sampler: tuple[Windows, Array], model: Llama, state: Any, steps: Array):
+    """Updates of Adam at the numbered `steps`, and the loss and gradient of the last batch before its update."""
+    draw, key = sampler
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def step(carry, number):
+        params, state, _, _ = carry
+        batch = draw(jax.random.fold_in(key, number))
+        loss = lambda params: next_token_loss(eqx.combine(params, static), batch)
+        value, gradient = jax.value_and_grad(loss)(params)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = _ADAM.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state, value, gradient), None
+
+    start = (params, state, jnp.zeros((), jnp.float32), params)
+    (params, state, value, gradient), _ = jax.lax.scan(step, start, steps)
+    return eqx.combine(params, static), state, value, gradient
+
+
+_ADAM = optax.adam(3e-3)
+
+
+def _gradients(setting: Setting, size: _Size, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The training loss at each record, and the gradient of each kind of matrix, `(records, layers, out, in)`, and of
+    the head. Minibatch gradients, as an optimiser sees them."""
+    config = LlamaConfig(
+        vocabulary=VOCABULARY,
+        width=size.width,
+        hidden=size.hidden,
+        layers=size.layers,
+        heads=4,
+        length=size.length,
+    )
+    key = jax.random.fold_in(setting.key, seed)
+    model: Any = Llama(config, dtype=jnp.float32, key=key)
+    sampler = (Windows(_tokens(setting.corpus), size.length, size.batch), key)
+    state, losses, seen = _ADAM.init(eqx.filter(model, eqx.is_inexact_array)), [], []
+    for numbers in np.arange(1, size.records * size.every + 1, dtype=np.uint32).reshape(-1, size.every):
+        model, state, loss, gradient = _updates(sampler, model, state, jnp.asarray(numbers))
+        of = lambda kind, g=gradient: np.stack([np.asarray(getattr(block, kind).weight) for block in g.blocks])
+        seen.append({kind: of(kind) for kind in KINDS} | {"head": np.asarray(gradient.head.weight)[None]})
+        losses.append(float(loss))
+    return np.array(losses), {name: np.stack([record[name] for record in seen]) for name in seen[0]}
+
+
+class _Spectra(NamedTuple):
+    """Of one kind of matrix, `(records, layers)`: stable rank and the energy of the r = k/4 leading directions, k the
+    short side; and `(refreshes, lags, layers)`: the share of the energy of later gradients, from lag 1 on, that a basis
+    of a refresh captures, on the short side and on the long."""
+
+    rank: np.ndarray
+    top: np.ndarray
+    short: np.ndarray
+    long: np.ndarray
+
+
+def _spectra(g: np.ndarray) -> _Spectra:
+    g = g.astype(np.float64)  # so that the Gram matrix of the short side keeps what float32 resolves
+    g = g if g.shape[-2] <= g.shape[-1] else g.swapaxes(-1, -2)  # short side first
+    values, vectors = np.linalg.eigh(g @ g.swapaxes(-1, -2))
+    r, energy = g.shape[-2] // 4, values.sum(-1)
+    left = vectors[..., -r:]
+    right = g.swapaxes(-1, -2) @ left / np.sqrt(values[..., None, -r:])
+    square = lambda x: (x**2).sum((-1, -2))
+    short, long = [], []
+    for start in range(0, len(g) - LAGS, LAGS):
+        later, of = g[start + 1 : start + LAGS + 1], energy[start + 1 : start + LAGS + 1]
+        short.append(square(left[start].swapaxes(-1, -2) @ later) / of)
+        long.append(square(later @ right[start]) / of)
+    return _Spectra(energy / values[..., -1], values[..., -r:].sum(-1) / energy, np.stack(short), np.stack(long))
+
+
+@claim(
+    "galore.low_rank_llama",
+    paper=PAPER,
+    kind="statistic",
+    statement="In a small LLaMA on text the gradient of a matrix is low rank from the start: k/4 of its k directions "
+    "hold more than 90 % of its energy, and its stable rank is less than half of a random matrix's. On rectangular "
+    "matrices a basis of the short side captures more of later gradients than one of the long side. The stable rank "
+    "does not fall further in training: it rises.",
+    source="section 3 and Algorithm 1 (short side); that the gradient becomes low rank over time is not found here",
+    assumptions=("Adam at a fixed rate", "bytes of the corpus", "minibatch gradients", "float32"),
+    control="random matrices of the same shapes; the long side as if it captured more; a stable rank that falls",
+)
+def low_rank_llama(setting: Setting) -> Evidence:
+    size = setting.pick(
+        smoke=_Size(32, 88, 1, 16, 32, 10, 16, 3),
+        laptop=_Size(64, 176, 2, 32, 16, 10, 26, 3),
+        paper=_Size(256, 688, 4, 128, 64, 50, 101, 4),
+    )
+    runs = [_gradients(setting, size, seed) for seed in range(size.seeds)]
+    spectra = [{name: _spectra(g) for name, g in gradients.items()} for _, gradients in runs]
+    rng = setting.rng
+    random = {name: _spectra(rng.standard_normal(g.shape)) for name, g in runs[0][1].items()}
+    # One sample for each kind of matrix, layer and seed.
+    over = lambda of: np.concatenate([of(name, run[name]) for run in spectra for name in KINDS])
+    relative = over(lambda name, s: s.rank.mean(0) / random[name].rank.mean())
+    top, rise = over(lambda name, s: s.top.mean(0)), over(lambda name, s: s.rank[-LAGS:].mean(0) / s.rank[0])
+    margin = np.concatenate([(run[n].short - run[n].long).mean((0, 1)) for run in spectra for n in RECTANGULAR])
+    random_top = np.concatenate([random[name].top.mean(0) for name in KINDS])
+    random_rank = np.concatenate([random[name].rank.mean(0) / random[name].rank.mean() for name in KINDS])
+    return Evidence(
+        rows={
+            "gate, up, down: share captured, short − long": statistic(margin, at_least=0.0),
+            "energy of the k/4 leading directions": statistic(top, at_least=0.9),
+            "sr(G) over a random matrix's": statistic(relative, at_most=0.5),
+            "sr(G) at the end over the start": statistic(rise, at_least=1.0),
+        },
+        control={
+            "long − short": statistic(-margin, at_least=0.0),
+            "random: energy of the k/4 leading directions": statistic(random_top, at_least=0.9),
+            "random: sr over the mean": statistic(random_rank, at_most=0.5),
+            "sr(G) at the end over the start, as if it fell": statistic(rise, at_most=1.0),
+        },
+        panels=_llama_panels(size, spectra, random, np.mean([losses for losses, _ in runs], axis=0)),
+        remarks=_llama_remarks(spectra, [losses[-1] for losses, _ in runs], rise),
+    )
+
+
+def _llama_panels(size: _Size, spectra: list, random: dict[str, _Spectra], loss: np.ndarray) -> list:
+    """Curves over training, and over the lag since a refresh: means over seeds, layers and matrices."""
+    steps = size.every * np.arange(1, size.records + 1)
+    mean = lambda name, of: np.mean([of(run[name]) for run in spectra], axis=0)
+    rank = lambda s: s.rank.mean(1)
+    lags = lambda of: np.mean([mean(name, of) for name in RECTANGULAR], axis=0)
+    return [
+        panel(
+            f"width {size.width}, {size.layers} layers: stable rank of the gradient",
+            ("step", steps),
+            y="stable rank",
+            observed={name: mean(name, rank) for name in KINDS},
+            control={f"random, {n}": np.full(len(steps), random[n].rank.mean()) for n in ("query", "gate")},
+            log="y",
+        ),
+        panel(
+            "energy of the k/4 leading directions",
+            ("step", steps),
+            y="share of ‖G‖²",
+            observed={name: mean(name, lambda s: s.top.mean(1)) for name in KINDS},
+            control={f"random, {n}": np.full(len(steps), random[n].top.mean()) for n in ("query", "gate")},
+        ),
+        panel(
+            "gate, up, down: captured by the basis of a refresh",
+            ("steps since the refresh", size.every * np.arange(1, LAGS + 1)),
+            y="share of ‖G‖²",
+            observed={"short side": lags(lambda s: s.short.mean((0, 2)))},
+            control={"long side": lags(lambda s: s.long.mean((0, 2)))},
+        ),
+        panel("training", ("step", steps), y="loss (nats a byte)", observed={"minibatch": loss}),
+    ]
+
+
+def _llama_remarks(spectra: list, losses: list[float], rise: np.ndarray) -> list[str]:
+    mean = lambda name, of: np.mean([of(run[name]) for run in spectra])
+    shares = "; ".join(
+        f"{name} {mean(name, lambda s: s.short.mean()):.2f} and {mean(name, lambda s: s.long.mean()):.2f}"
+        for name in RECTANGULAR
+    )
+    square = [mean(name, lambda s: s.short.mean()) for name in KINDS if name not in RECTANGULAR]
+    inputs = [mean(name, lambda s: s.long.mean()) for name in KINDS if name not in RECTANGULAR]
+    sides = lambda of: f"{mean('head', lambda s: of(s.short)):.2f} and {mean('head', lambda s: of(s.long)):.2f}"
+    head = [sides(lambda share: share[0].mean()), sides(lambda share: share[1:].mean())]
+    return [
+        f"Captured by the short side and by the long: {shares}. Square matrices: output side {np.mean(square):.2f}, "
+        f"input side {np.mean(inputs):.2f}. Head: {head[0]} by the first basis, {head[1]} by later ones.",
+        f"The stable rank grows {np.mean(rise):.1f}-fold from the first record to the last, to a loss of "
+        f"{np.mean(losses):.2f} nats a byte: at first all gradients teach the frequencies of the bytes.",
+    ]
