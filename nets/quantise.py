@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, UInt
 
 from ._precision import at_least_float32
+from ._sharding import with_specs
 
 DECADES = {
     True: 5.0,
@@ -48,6 +50,18 @@ def quantise(
     **Raises** `ValueError` for other `bits`, and a `block` below 1.
     """
     _check(bits, block)
+    encode = lambda x, step: _encoded(x, step, bits, block)
+    return with_specs(encode, lambda sharding: quantised_specs(sharding, x.shape, block), x, x, step)
+
+
+def dequantise(x: Any) -> Any:
+    """The array that a `Quantised` stands for. Anything else is returned as it is."""
+    if not isinstance(x, Quantised):
+        return x
+    return with_specs(_decoded, lambda sharding: sharding.spec, x.codes, x)
+
+
+def _encoded(x: Array, step: Any, bits: int, block: int) -> Quantised:
     blocked = _blocks(x, block)
     largest, signed = jnp.max(jnp.abs(blocked), axis=-1), jnp.any(blocked < 0, axis=-1)
     scale, both = _along(largest, block, x.shape), _along(signed, block, x.shape)
@@ -59,10 +73,7 @@ def quantise(
     return Quantised(code.astype(_dtype(bits)), jnp.where(signed, -largest, largest), block)
 
 
-def dequantise(x: Any) -> Any:
-    """The array that a `Quantised` stands for. Anything else is returned as it is."""
-    if not isinstance(x, Quantised):
-        return x
+def _decoded(x: Quantised) -> Array:
     bits = 8 * x.codes.dtype.itemsize
     dtype = x.scale.dtype
     scale = _along(x.scale, x.block, x.shape).astype(at_least_float32(dtype))
@@ -113,6 +124,15 @@ def quantize_state(
         return updates, QuantisedState(count, quantised(new, count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def quantised_specs(sharding: NamedSharding, shape: tuple[int, ...], block: int) -> Quantised:
+    """How the parts of a `Quantised` are sharded if its array is so: scales as the array, where that divides them."""
+    *batch, last = *sharding.spec, *(None,) * (len(shape) - len(sharding.spec))
+    names = () if last is None else last if isinstance(last, tuple) else (last,)
+    even = -(-shape[-1] // block) % math.prod(sharding.mesh.shape[name] for name in names) == 0
+    scale = PartitionSpec(*batch, last if even else None)
+    return Quantised(sharding.spec, scale, block)  # pyright: ignore[reportArgumentType]
 
 
 def _check(bits: int, block: int) -> None:

@@ -11,7 +11,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encod
 
 
 def test_the_examples_run_and_print_what_they_say(tmp_path):
-    first, second, _ = BLOCKS
+    first, second, *_ = BLOCKS
     assert len(first.strip().splitlines()) <= 12
     run = subprocess.run(
         [sys.executable, "-c", first + second], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -22,8 +22,17 @@ def test_the_examples_run_and_print_what_they_say(tmp_path):
     assert all(3 < larger / smaller < 6 for larger, smaller in pairwise(drifts)), "about a quarter at half the rate"
 
 
+def test_the_optimiser_is_made_and_its_bytes_counted(tmp_path):
+    third = BLOCKS[2]
+    run = subprocess.run([sys.executable, "-c", third], cwd=tmp_path, capture_output=True, text=True, check=True)
+    bases = 4 * 64 * (256 + 1024 + 1024)
+    low = 2 * (3 * 64 * 1024 + 4 * (1024 + 2 * 64 * 4))  # codes of two moments, and a scale for each 256 or row
+    whole = 2 * (10 * 1024 + 4 * 10 * 4) + 2 * 4 * (3 * 1024 + 10)
+    assert int(run.stdout) == bases + low + whole + 4 * (3 + 2 * 3) == 1040820
+
+
 def test_the_users_own_claim_runs(tmp_path):
-    (tmp_path / "my_claims.py").write_text(BLOCKS[2], encoding="utf-8")
+    (tmp_path / "my_claims.py").write_text(BLOCKS[3], encoding="utf-8")
     command = [
         sys.executable,
         "-m",

@@ -10,11 +10,12 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from .._precision import at_least_float32
+from .._sharding import with_specs
+from ..quantise import Quantised, quantised_specs
 from ..train import AnyKey
 from .layout import Layout, adjoint, is_masked, path_name, state_layouts
 from .moments import TRANSPORTS, Rotate, States, Transport, transported
 from .projectors import Projector, subspace_iteration
-from .sharding import with_specs
 
 Due = Callable[[Int[Array, "*batch"], int, int], Bool[Array, "*batch"]]
 
@@ -88,7 +89,9 @@ class Refresh(NamedTuple):
 
         def specs(sharding: NamedSharding) -> Held:
             p, q, r, one = layout.specs(sharding)
-            moments = [{name: r for name in group} for group in held.moments]
+            reduced = NamedSharding(sharding.mesh, r)
+            spec = lambda x: quantised_specs(reduced, x.shape, x.block) if isinstance(x, Quantised) else r
+            moments = [{name: spec(x) for name, x in group.items()} for group in held.moments]
             left, right = (None if x is None else spec for x, spec in ((held.p, p), (held.q, q)))
             return Held(left, right, moments, one, one)  # pyright: ignore[reportArgumentType]
 

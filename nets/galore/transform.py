@@ -13,11 +13,11 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from .._precision import at_least_float32
+from .._sharding import full, known_sharding, with_specs
 from .layout import SIDES, Layout, Ranks, Side, is_masked, layouts, path_name, state_layouts
 from .moments import States, Transport
 from .projectors import Projector
 from .refresh import GaLoreState, energy, refresh_options
-from .sharding import full, known_sharding, with_specs
 
 Gap = ArrayLike | Callable[[Int[Array, ""]], Bool[ArrayLike, ""]] | Literal["external"]
 

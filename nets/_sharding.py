@@ -1,4 +1,4 @@
-"""What GaLore must know of how a parameter is spread over devices."""
+"""What an optimiser must know of how an array is spread over devices."""
 
 from collections.abc import Callable
 from typing import Any
