@@ -8,7 +8,7 @@ verify: .venv/installed
 	$(BIN)/traindyn verify --scale laptop
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
@@ -25,6 +25,7 @@ notebooks: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/joma.py
 	$(BIN)/python benchmarks/scan_snap.py
+	$(BIN)/python benchmarks/galore.py
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -116,16 +116,13 @@ def test_steps_are_the_algorithm_written_out():
         for t, each in enumerate(g):
             if name != "vector":
                 if t % gap == 0:
-                    p = np.linalg.svd(each)[0][:, :rank]
-                    if t:  # a singular vector's sign is arbitrary; ours is JAX's
-                        p = p * np.sign(np.sum(p * np.asarray(jnp.linalg.svd(each)[0])[:, :rank], 0))
+                    p, theirs = np.linalg.svd(each)[0][:, :rank], exact_svd()(jnp.asarray(each), None, None, rank)
+                    p = p * np.sign(np.sum(p * np.asarray(theirs), axis=0))  # signs of singular vectors are arbitrary
                 each = p.T @ each
             m, v = 0.9 * m + 0.1 * each, 0.999 * v + 0.001 * each**2
             n = m / (1 - 0.9 ** (t + 1)) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
             w = w - rate * (n if name == "vector" else scale * p @ n)
         expected = w.T if name == "tall" else w
-        if name != "vector":  # up to the signs that NumPy and JAX chose at the first step
-            np.testing.assert_allclose(np.abs(ours[name]).sum(), np.abs(expected).sum(), rtol=1e-6)
         np.testing.assert_allclose(ours[name], expected, rtol=1e-6, atol=1e-9)
 
 
@@ -169,7 +166,7 @@ def test_captured_energy(dtype):
     singular = np.arange(1, k + 1) ** -0.5
     g = jnp.asarray(u * singular @ v.T, dtype)
     best = np.sum(singular[:r] ** 2) / np.sum(singular**2)
-    least = {"exact_svd": 1, "gram_eigh": 1, "randomized_range": 0.95, "subspace_iteration": 0.95}
+    least = {"exact_svd": 1, "gram_eigh": 1, "randomized_range": 0.95, "subspace_iteration": 0.9}
     for name, projector in PROJECTORS.items():
         tx = scale_by_galore(rank=r, projector=projector)
         state = jax.jit(lambda g, tx=tx: tx.update(g, tx.init(g))[1])(g)
