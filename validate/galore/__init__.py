@@ -1,11 +1,13 @@
-"""The claims of GaLore: the form of the gradient, how its rank falls, and what projecting it saves.
+"""The claims of GaLore: the form of the gradient, how its rank falls, what the transform does, and what it saves."""
 
-What the transform itself must do, step by step, is in the tests of `nets.galore`.
-"""
-
+from .composition import compilation, compose, resume
+from .devices import sharding
+from .exactness import adam_basis, full_rank, momentum_transport, side
 from .low_rank import low_rank_joma, low_rank_llama
 from .memory import memory_table, state_bytes
+from .projectors import guards, projectors, update
 from .reversible import gradient_form, theorem_3_8
+from .robustness import precision, quantised, trees
 from .theory import corollary_3_4, lemma_3_3
 
 CLAIMS = (
@@ -15,6 +17,20 @@ CLAIMS = (
     theorem_3_8,
     low_rank_joma,
     low_rank_llama,
+    full_rank,
+    momentum_transport,
+    adam_basis,
+    side,
+    projectors,
+    update,
+    guards,
+    trees,
+    precision,
+    quantised,
+    compilation,
+    compose,
+    sharding,
+    resume,
     memory_table,
     state_bytes,
 )

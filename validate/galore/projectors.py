@@ -1,0 +1,406 @@
+"""How much of a gradient each way of finding a basis keeps, and gradients that no basis should be made of."""
+
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import scipy.linalg
+import scipy.optimize
+
+from ...nets.galore import (
+    exact_svd,
+    galore_refresh,
+    gram_eigh,
+    random_orthonormal,
+    randomized_range,
+    scale_by_galore,
+    subspace_iteration,
+)
+from ...nets.galore.projectors import Projector
+from ..claim import Evidence, Setting, claim, heatmap, identity, panel
+from ._shared import PAPER
+
+NOISE = 0.5  # of the gradient that the basis in use was made from, relative to ‖G‖_F
+EXACT = {"exact_svd": exact_svd(), "gram_eigh": gram_eigh()}
+COLD = {
+    "randomized, q = 0": randomized_range(power_iters=0),
+    "randomized, q = 1": randomized_range(),
+    "randomized, q = 2": randomized_range(power_iters=2),
+}
+WARM = {"warm × 1": subspace_iteration(1), "warm × 2": subspace_iteration(2)}
+RANDOM = {"random_orthonormal": random_orthonormal()}
+PROJECTORS = EXACT | COLD | WARM | RANDOM
+SPECTRA = {"i^−1/2": 0.5, "i^−1": 1.0}  # singular values σ_i = i^−power
+
+
+def _with_spectrum(rng: np.random.Generator, size: tuple[int, int], power: float) -> np.ndarray:
+    """A matrix of singular values i^−power, turned by one dense reflection on either side."""
+    k, o = size
+    singular = np.arange(1, k + 1) ** -power
+    u, v = (x / np.linalg.norm(x) for x in (rng.standard_normal(k), rng.standard_normal(o)))
+    g = np.zeros(size)
+    np.fill_diagonal(g, singular)
+    g -= np.outer(2 * u, u @ g)
+    return g - np.outer(g @ v, 2 * v)
+
+
+def _refreshed(g: Any, used: Any, r: int, projector: Projector, **options: Any) -> Any:
+    """The basis of g through the transform, where `used`, if any, is the basis in use."""
+    state: Any = scale_by_galore(optax.identity(), r, side="left", **options).init(g)
+    state = state if used is None else state._replace(left=used)
+    return galore_refresh(state, g, projector=projector).left
+
+
+@functools.partial(jax.jit, static_argnames=("names", "r"))
+def _bases(g, used, names, r):
+    return {name: _refreshed(g, used, r, PROJECTORS[name]) for name in names}
+
+
+@functools.partial(jax.jit, static_argnames="r")
+def _bfloat16(g, r):
+    return _refreshed(g, None, r, gram_eigh(), projector_dtype=jnp.bfloat16)
+
+
+def _leading(g: np.ndarray, r: int) -> np.ndarray:
+    """The first r left singular vectors, to single precision."""
+    k, g = len(g), g.astype(np.float32)
+    return scipy.linalg.eigh(g @ g.T, subset_by_index=(k - r, k - 1))[1][:, ::-1]
+
+
+def _expected(singular: np.ndarray, columns: int, power_iters: int) -> float:
+    """The energy that a random sketch of so many columns keeps, in the limit of large matrices: the projector onto
+    `S^{1/2} Z` is on average `S (S + κ)⁻¹`, of trace `columns`, with `S = (G Gᵀ)^{2q+1}` (Dereziński et al., 2020)."""
+    s = singular ** (2 * (2 * power_iters + 1))
+    trace = lambda log_kappa: np.sum(s / (s + np.exp(log_kappa))) - columns
+    root: Any = scipy.optimize.brentq(trace, np.log(s[-1]) - 20, np.log(s.sum()) + 20)
+    kappa = np.exp(root)
+    return float(np.sum(singular**2 * s / (s + kappa)))
+
+
+def _energy(basis: np.ndarray, g: np.ndarray) -> float:
+    return float(np.sum((basis.T @ g) ** 2))
+
+
+@claim(
+    "galore.projectors",
+    paper=PAPER,
+    kind="identity",
+    statement="Singular vectors keep Σ_{i≤r} σ_i² of a gradient's energy, the best possible. A random sketch with one "
+    "power iteration keeps 96 % of that for σ_i = i^−1/2 and 99.9 % for i^−1; one product with a basis from a gradient "
+    "that was off by half keeps 99 %.",
+    source="equation 12 (singular vectors); randomised ranges: arXiv 0909.4061; shares at 1024 × 4096, r = 128",
+    assumptions=(
+        "sketches of r + 8 columns",
+        f"basis in use: the singular vectors of G + noise, ‖noise‖_F = {NOISE:g} ‖G‖_F",
+        "what sketches keep does not depend on the singular vectors, only on the values",
+    ),
+    control="directions drawn uniformly, taken to be as good: what they keep is r/k of the whole",
+)
+def projectors(setting: Setting) -> Evidence:
+    rng, large, r = setting.rng, (1024, 4096), 128
+    k_exact, r_exact = setting.pick(smoke=((64, 256), 8), laptop=((256, 1024), 32), paper=(large, r))
+    # Zero singular values more change nothing for a sketch, but the noise in a basis is averaged over columns.
+    square = setting.pick(smoke=(1024, 1024), laptop=large, paper=large)
+    few = ("randomized, q = 1", "random_orthonormal")
+    cold = setting.pick(smoke=few, laptop=(*COLD, *RANDOM), paper=(*COLD, *RANDOM))
+    warm = setting.pick(smoke=("warm × 1",), laptop=tuple(WARM), paper=tuple(WARM))
+    spectra = setting.pick(smoke=("i^−1/2",), laptop=tuple(SPECTRA), paper=tuple(SPECTRA))  # for warm starts
+    share, orthonormal = {}, []
+
+    def measure(label: str, size: tuple[int, int], r: int, names: tuple[str, ...], warm: bool = False) -> None:
+        """The shares of the best energy, `share[label, name]`, and how far the bases are from orthonormal."""
+        power = SPECTRA[label]
+        g, used = _with_spectrum(rng, size, power), np.zeros((size[0], r))
+        if warm:
+            noise = rng.standard_normal(size)
+            used = _leading(g + NOISE * np.linalg.norm(g) / np.linalg.norm(noise) * noise, r)
+        cast = lambda x: jnp.asarray(x, setting.dtype)
+        best = np.sum(np.arange(1, r + 1) ** (-2 * power))
+        for name, basis in _bases(cast(g), cast(used), names, r).items():
+            basis = np.asarray(basis, float)
+            share[label, name] = _energy(basis, g) / best
+            orthonormal.append(np.abs(basis.T @ basis - np.eye(r)).max())
+
+    for label in SPECTRA:
+        measure(label, k_exact, r_exact, tuple(EXACT))
+        measure(label, square, r, cold)
+    for label in spectra:
+        measure(label, large, r, warm, warm=True)
+    g = _with_spectrum(rng, k_exact, 0.5)
+    narrow = np.asarray(_bfloat16(jnp.asarray(g, setting.dtype), r_exact), float)
+    rounding = np.abs(narrow.T @ narrow - np.eye(r_exact)).max()
+
+    half, one = SPECTRA
+    exact = [share[label, name] - 1 for label in SPECTRA for name in EXACT]
+    sizes = [f"{size[0]} × {size[1]}, r = {rank}" for size, rank in ((k_exact, r_exact), (large, r))]
+    methods = [*EXACT, *cold, *warm]
+    singular = np.arange(1, large[0] + 1) ** -0.5
+    best = np.sum(singular[:r] ** 2)
+    iterations = np.arange(4)
+    curve = np.array([share.get((half, f"randomized, q = {q}"), np.nan) for q in iterations])
+    lost = lambda label, name: 1 - share[label, name]
+    random = share[half, "random_orthonormal"]
+    return Evidence(
+        rows={
+            f"‖Pᵀ G‖²/Σ σ_i² − 1, singular vectors, {sizes[0]}": identity(np.array(exact), setting.bound(1e-9, 1e-5)),
+            "share lost, sketch with q = 1, i^−1/2": identity(lost(half, "randomized, q = 1"), 0.04),
+            "share lost, sketch with q = 1, i^−1": identity(lost(one, "randomized, q = 1"), 0.001),
+        }
+        | {f"share lost, warm × 1, {label}": identity(lost(label, "warm × 1"), 0.01) for label in spectra}
+        | {
+            "max |Pᵀ P − 1|": identity(np.array(orthonormal), setting.bound(1e-12, 5e-6)),
+            "max |Pᵀ P − 1|, kept in bfloat16": identity(rounding, 5e-3),
+        },
+        control={
+            "share lost, random directions, i^−1/2": identity(1 - random, 0.04),
+            "share lost, random directions, i^−1": identity(lost(one, "random_orthonormal"), 0.001),
+        },
+        panels=[
+            heatmap(
+                "share of the best energy",
+                ("method", methods),
+                ("singular values", list(SPECTRA)),
+                [[share.get((label, name), np.nan) for name in methods] for label in SPECTRA],
+                z_label="‖Pᵀ G‖² / Σ_{i≤r} σ_i²",
+                limits=(0.0, 1.0),
+            ),
+            panel(
+                f"random sketch, i^−1/2, {sizes[1]}",
+                ("power iterations q", iterations),
+                y="share of the best energy",
+                observed={"r + 8 columns, best r of them": curve},
+                predicted={
+                    "limit law, r columns": np.array([_expected(singular, r, int(q)) / best for q in iterations]),
+                },
+                control={"random directions": np.full(len(iterations), random)},
+            ),
+        ],
+        remarks=[
+            f"Of the best energy at {sizes[1]}: "
+            + "; ".join(
+                f"{name} {value:.4f} for {label}" for (label, name), value in share.items() if name not in EXACT
+            )
+            + ".",
+            f"A sketch of r columns, not r + 8, is expected to keep {_expected(singular, r, 0) / best:.3f} with no "
+            f"power iteration and {_expected(singular, r, 1) / best:.3f} with one, for i^−1/2.",
+        ],
+    )
+
+
+SHORT, LONG, GOOD = 16, 48, 40
+
+
+@functools.partial(jax.jit, static_argnames="tx")
+def _captured(tx, bad, grads):
+    """Shares of later gradients in the basis, and the updates, for a first gradient that is `bad`."""
+    state = tx.update(bad, tx.init(bad))[1]
+
+    def step(state, g):
+        update, state = tx.update(g, state)
+        return state, jnp.sum(update**2) / jnp.sum(g**2)
+
+    return jax.lax.scan(step, state, grads)[1]
+
+
+@functools.partial(jax.jit, static_argnames="tx")
+def _first_update(tx, g):
+    return tx.update(g, tx.init(g))[0]
+
+
+def _stray(update: np.ndarray, u: np.ndarray) -> float:
+    """The share of an update's energy that is not along the one direction u of the gradient's columns."""
+    along = u @ update / np.linalg.norm(u)
+    return float(1 - np.sum(along**2) / np.sum(update**2))
+
+
+@claim(
+    "galore.guards",
+    paper=PAPER,
+    kind="identity",
+    statement="A zero or NaN gradient makes no basis: the next good one does. Rounding noise in directions that a "
+    "gradient of lower rank does not have is not blown up by Adam. Complex gradients are projected as such.",
+    source="algorithm 2, which says nothing of these; failures measured on optax.contrib",
+    assumptions=("16 × 48, rank 4, a gap of 200; rank-one gradient of 256 × 512 in float32 with rank 8",),
+    control="optax.contrib.galore in the same places",
+)
+def guards(setting: Setting) -> Evidence:
+    rng, r = setting.rng, 4
+    signal = np.linalg.qr(rng.standard_normal((SHORT, 4)))[0] * 3 @ rng.standard_normal((4, LONG))
+    draw = lambda: signal + rng.standard_normal((SHORT, LONG))
+    real = np.stack([draw() for _ in range(GOOD)])
+    grads = jnp.asarray(real, setting.dtype)
+    identity_base = optax.identity()
+    ours = scale_by_galore(identity_base, r, 200, projector=exact_svd())
+    theirs = optax.contrib.scale_by_galore(r, 200, 1.0, identity_base)
+    bad = {"zero": jnp.zeros_like(grads[0]), "NaN": jnp.full_like(grads[0], jnp.nan)}
+    kept = {name: np.asarray(_captured(ours, g, grads)) for name, g in bad.items()}
+    lost = {name: np.asarray(_captured(theirs, g, grads)) for name, g in bad.items()}
+    basis = np.linalg.svd(real[0])[0][:, :r]
+    best = np.sum((basis.T @ real) ** 2, axis=(1, 2)) / np.sum(real**2, axis=(1, 2))
+
+    u, v = rng.standard_normal(256), rng.standard_normal(512)
+    g = jnp.asarray(np.outer(u, v), jnp.float32)
+    adam = {"here": scale_by_galore(rank=8, projector=exact_svd()), "optax.contrib": optax.contrib.scale_by_galore(8)}
+    stray = {name: _stray(np.asarray(_first_update(tx, g), float), u) for name, tx in adam.items()}
+
+    factors = [rng.standard_normal(shape) for shape in ((SHORT, r), (r, LONG), (SHORT, r), (r, LONG))]
+    a, b = factors[0] + 1j * factors[2], factors[1] + 1j * factors[3]
+    matrices = {"general": a @ b, "purely imaginary": 1j * factors[0] @ factors[1]}
+    dtype = jnp.result_type(setting.dtype, jnp.complex64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optax.contrib discards the imaginary part, of which NumPy warns
+
+        def share(tx: Any, g: np.ndarray) -> float:
+            update = np.asarray(_first_update(tx, jnp.asarray(g, dtype)))
+            return float(np.sum(np.abs(update) ** 2) / np.sum(np.abs(g) ** 2))
+
+        complex_ours = {name: share(ours, g) for name, g in matrices.items()}
+        complex_theirs = {name: share(theirs, g) for name, g in matrices.items()}
+    infinite = lambda x: np.where(np.isnan(x), np.inf, x)
+    bound, share_bound = setting.bound(1e-12, 1e-5), setting.bound(1e-10, 1e-5)
+    return Evidence(
+        rows={
+            f"share kept after a {name} gradient, less that of the first good basis": identity(x - best, bound)
+            for name, x in kept.items()
+        }
+        | {"rank one: energy of the update in empty directions": identity(stray["here"], 1e-6)}
+        | {f"complex, {name}: 1 − share kept": identity(1 - x, share_bound) for name, x in complex_ours.items()},
+        control={
+            f"optax.contrib after a {name} gradient": identity(infinite(x - best), bound) for name, x in lost.items()
+        }
+        | {"optax.contrib, rank one": identity(stray["optax.contrib"], 1e-6)}
+        | {f"optax.contrib, complex, {name}": identity(1 - x, share_bound) for name, x in complex_theirs.items()},
+        panels=[
+            panel(
+                "after a first gradient of zero",
+                ("step", np.arange(1, GOOD + 1)),
+                y="share of the gradient's energy in the update",
+                observed={"here": kept["zero"]},
+                predicted={"basis of the first good gradient": best},
+                control={"optax.contrib, basis e₁…e_r": lost["zero"]},
+            )
+        ],
+        remarks=[
+            f"After a first gradient of zero optax.contrib keeps the basis e₁…e_r for the whole gap, and "
+            f"{lost['zero'].mean():.2f} of the energy where {best.mean():.2f} is to be had; after NaN all is NaN.",
+            f"Of the update for a rank-one gradient {stray['optax.contrib']:.2f} is in directions that it lacks "
+            f"with optax.contrib, {stray['here']:.1g} here.",
+            "Purely imaginary: optax.contrib keeps "
+            f"{complex_theirs['purely imaginary']:.3f} of the energy, and {complex_theirs['general']:.3f} in general: "
+            "it decomposes the real part.",
+        ],
+    )
+
+
+UPDATE_RANK, SCALE = 4, 0.25
+
+
+def _first_ranks(k: int) -> tuple[int, ...]:
+    return (1, k // 4, k)
+
+
+def _remembered(base: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transform that keeps its last output N in its state."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        n, inner = base.update(updates, state[0], params)
+        return n, (inner, n)
+
+    return optax.GradientTransformation(
+        lambda params: (base.init(params), jax.tree.map(jnp.zeros_like, params)), update
+    )
+
+
+@functools.partial(jax.jit, static_argnames="names")
+def _updates(grads, bases, names):
+    """Updates, bases and Adam's output N, `(draws, steps, …)` each, for each projector and a Gaussian matrix; and sizes
+    of first updates in the leading directions of `bases`, relative to Adam's, at three ranks."""
+    adam = optax.scale_by_adam()
+
+    def trail(projector):
+        base = _remembered(adam)
+        tx = scale_by_galore(base, UPDATE_RANK, 2, SCALE, projector=projector, transport="keep")
+
+        def step(state: Any, g: Any) -> Any:
+            result: Any = tx.update(g, state)
+            update, state = result
+            return state, (update, state.left, state.inner_state[1])
+
+        return jax.vmap(lambda g: jax.lax.scan(step, tx.init(g[0]), g)[1])(grads)
+
+    def size(r):
+        def of(g, basis):
+            tx = scale_by_galore(adam, r, 1000, SCALE, projector=lambda g, previous, key, r: basis[:, :r])
+            return jnp.linalg.norm(tx.update(g, tx.init(g))[0]) / jnp.linalg.norm(adam.update(g, adam.init(g))[0])
+
+        return jax.vmap(of)(grads[:, 0], bases)
+
+    gaussian = lambda g, previous, key, r: jax.random.normal(key, (g.shape[0], r), g.dtype) / np.sqrt(r).astype(g.dtype)
+    sizes = jnp.stack([size(r) for r in _first_ranks(grads.shape[2])])
+    return {name: trail(PROJECTORS[name]) for name in names}, trail(gaussian), sizes
+
+
+def _checked(trail: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    """What must vanish, for each draw and step: of the basis, of the update's size, form and rank."""
+    update, p, n = trail
+    norm = lambda x: np.linalg.norm(x, axis=(-2, -1))
+    singular = np.linalg.svd(update, compute_uv=False)
+    return {
+        "project(project_back(R)) − R": norm(p.swapaxes(-1, -2) @ p @ n - n) / norm(n),
+        "Pᵀ update / α − N, over N": norm(p.swapaxes(-1, -2) @ update / SCALE - n) / norm(n),
+        "‖update‖/(α‖N‖) − 1, if above": np.maximum(norm(update) / (SCALE * norm(n)) - 1, 0),
+        "σ_{r+1}/σ₁ of the update": singular[..., UPDATE_RANK] / singular[..., 0],
+    }
+
+
+@claim(
+    "galore.update",
+    paper=PAPER,
+    kind="identity",
+    statement="Projecting undoes projecting back; the update α P N has the size α‖N‖_F and at most rank r. The first "
+    "update of Adam is α√(r/k) of its full-rank size.",
+    source="algorithm 2; section 5 (why a learning rate of 0.01 is stable)",
+    assumptions=("normal gradients", f"rank {UPDATE_RANK}, scale {SCALE}, a gap of 2, four steps"),
+    control="a Gaussian matrix over √r in place of an orthonormal basis, as random sketches use it",
+)
+def update(setting: Setting) -> Evidence:
+    k, n, draws = setting.pick(smoke=(16, 24, 16), laptop=(16, 24, 256), paper=(64, 96, 256))
+    rng, every = setting.rng, ("exact_svd", "randomized, q = 1", "warm × 1", "random_orthonormal")
+    grads = jnp.asarray(rng.standard_normal((draws, 4, k, n)), setting.dtype)
+    bases = jnp.asarray(np.linalg.qr(rng.standard_normal((draws, k, k)))[0], setting.dtype)
+    results = _updates(grads, bases, setting.pick(smoke=every[:1], laptop=every, paper=every))
+    ours, gaussian, sizes = jax.tree.map(lambda x: np.asarray(x, float), results)
+    found, wrong = {name: _checked(trail) for name, trail in ours.items()}, _checked(gaussian)
+    # In float32 bases are orthonormal to 5e-6, entry by entry, and products with them exact to r times that.
+    bound, ranks = setting.bound(1e-12, UPDATE_RANK * 5e-6), np.array(_first_ranks(k))
+    size = "‖update‖/(α‖N‖) − 1, if above"
+    ratio = SCALE * np.sqrt(ranks / k)
+    short = np.abs(sizes / ratio[:, None] - 1)  # |N| is |g|/(|g| + 1e-8), not quite one
+    return Evidence(
+        rows={name: identity(np.stack([x[name] for x in found.values()]), bound) for name in wrong}
+        | {"‖first update‖/(α√(r/k) ‖Adam‖) − 1, median": identity(np.median(short), setting.bound(1e-6, 1e-5))},
+        control={name: identity(np.median(wrong[name]), bound) for name in list(wrong)[:3]}
+        | {"‖first update‖ taken to be α ‖Adam‖, r < k": identity(sizes[:-1] / SCALE - 1, 1e-2)},
+        panels=[
+            panel(
+                "first update against Adam's",
+                ("rank r over short side k", ranks / k),
+                y="‖α P N‖/‖N_full‖",
+                observed={"measured": sizes.mean(1)},
+                predicted={"α √(r/k)": ratio},
+                control={"α": np.full(len(ranks), SCALE)},
+                log="xy",
+            ),
+            panel(
+                "size of the update, exact_svd",
+                ("draw", np.arange(draws)),
+                y="‖update‖/(α ‖N‖)",
+                observed={"orthonormal basis": 1 + found["exact_svd"][size][:, -1]},
+                control={"Gaussian / √r": 1 + wrong[size][:, -1]},
+            ),
+        ],
+    )
