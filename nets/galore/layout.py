@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 from optax.contrib import GaLoreDimensionNumbers
@@ -98,13 +99,18 @@ class Layout:
 
 
 def layouts(
-    params: PyTree, rank: Ranks, side: Side, dimension_numbers: PyTree | Callable, min_dim: Any
+    params: PyTree, rank: Ranks, side: Side, dimension_numbers: PyTree | Callable, min_dim: int
 ) -> list[Layout | None]:
     """The layout of every leaf, `None` for those that are not projected, in the order of `jax.tree.leaves`.
 
     **Raises** `ValueError`, naming the parameter, for a rank below 1 or above the short side, overlapping axes, and
     trees of options that do not match the parameters.
     """
+    if isinstance(rank, Tracer):
+        raise ValueError(
+            "rank must be known when compiling, got a traced number. Inside jit, inject_hyperparams needs "
+            "static_args=('rank',) for its init."
+        )
     leaves = jax.tree.leaves_with_path(params)
     found = [
         _matrices(path_name(path), leaf, dims, min_dim)
@@ -201,11 +207,11 @@ def _ranked(name: str, layout: Layout, rank: Any, side: Side, shared: bool) -> L
     return dataclasses.replace(layout, left=r if left else None, right=r if both or not left else None)
 
 
-def _matrices(name: str, leaf: Any, dims: GaLoreDimensionNumbers | None, min_dim: Any) -> Layout | None:
+def _matrices(name: str, leaf: Any, dims: GaLoreDimensionNumbers | None, min_dim: int) -> Layout | None:
     ndim = jnp.ndim(leaf)
     if dims is None or not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return None
-    if dims is _LAST_TWO and ndim < max(min_dim, 2):
+    if dims is _LAST_TWO and ndim < min_dim:
         return None
     tuples = [(axes,) if isinstance(axes, int) else tuple(axes) for axes in dims]
     for axis in (*tuples[0], *tuples[1]):

@@ -35,7 +35,7 @@ def scale_by_galore(
     stagger: bool = True,
     projector_dtype: Any = None,
     accumulator_dtype: Any = "float32",
-    min_dim: ArrayLike = 2,
+    min_dim: int | None = None,
     rank_tol: ArrayLike | None = None,
     project_params: bool = False,
     accumulate: int | None = None,
@@ -67,7 +67,7 @@ def scale_by_galore(
     - `stagger`: spread the renewals of different leaves over the gap. The first step renews all.
     - `projector_dtype`: of the bases kept, by default the parameter's. They are computed in float32 at least.
     - `accumulator_dtype`: at least this for what the base optimiser sees, and so for the moments it makes.
-    - `min_dim`: leaves of fewer axes are left whole.
+    - `min_dim`: leaves of fewer axes than this, by default 2, are left whole.
     - `rank_tol`: rows of `R` smaller than this, relative to the largest, are rounding noise, which Adam would blow up
       to the size of the others; they are set to zero. By default 16 times the rounding unit.
     - `project_params`: give the base optimiser `Pᵀ W` as parameters.
@@ -91,7 +91,7 @@ def scale_by_galore(
     due = _Due(update_proj_gap, accumulate or 1, stagger)
 
     def init(params: PyTree) -> GaLoreState:
-        plan = layouts(params, rank, side, weight_dimension_numbers, min_dim)
+        plan = layouts(params, rank, side, weight_dimension_numbers, min_dim or 2)
         state = low_rank.init(params, plan, base)
         if transport != "keep":
             _warn_of_unknown_moments(state.inner_state, params, plan)
@@ -126,7 +126,7 @@ def galore(
     stagger: bool = True,
     projector_dtype: Any = None,
     accumulator_dtype: Any = "float32",
-    min_dim: ArrayLike = 2,
+    min_dim: int | None = None,
     rank_tol: ArrayLike | None = None,
     project_params: bool = False,
     accumulate: int | None = None,
@@ -137,7 +137,7 @@ def galore(
 
     The paper pre-trains with `scale=0.25`, `update_proj_gap=200` and a learning rate of 0.01. With `accumulate`, decay
     and schedule act once for each update, not for each call. Inside `optax.inject_hyperparams` numbers need not be
-    named in `static_args`, functions must.
+    named in `static_args` (but `rank`, if its `init` is compiled); functions must.
     """
     low_rank = scale_by_galore(
         base_optimizer,
@@ -311,14 +311,14 @@ def _warn_of_unknown_moments(inner: PyTree, params: PyTree, plan: list[Layout | 
             return
 
 
-def _check(gap: Gap, side: str, min_dim: ArrayLike, accumulate: int | None) -> None:
+def _check(gap: Gap, side: str, min_dim: int | None, accumulate: int | None) -> None:
     if isinstance(gap, str) and gap != "external":
         raise ValueError(f"update_proj_gap must be a number of updates, a function of it or 'external', got {gap!r}.")
     if not isinstance(gap, str) and not callable(gap):
         _at_least("update_proj_gap", gap, 1)
     if side not in SIDES:
         raise ValueError(f"side must be one of {', '.join(SIDES)}, got {side!r}.")
-    _at_least("min_dim", min_dim, 2)
+    _at_least("min_dim", 2 if min_dim is None else min_dim, 2)
     _at_least("accumulate", 1 if accumulate is None else accumulate, 1)
 
 

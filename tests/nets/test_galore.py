@@ -439,6 +439,9 @@ def test_bad_input(as_users):
     for message, options in cases.items():
         with pytest.raises(ValueError, match=message.replace("(", r"\(")):
             init(**options)
+    injected = optax.inject_hyperparams(galore)(learning_rate=0.1, rank=2)
+    with pytest.raises(ValueError, match="rank must be known when compiling"):
+        jax.jit(injected.init)(params)
     with pytest.raises(ValueError, match="'attn', which is in the name of no matrix"):
         galore_labels(params, ["attn"])
     with pytest.raises(ValueError, match="max_norm must be positive, got 0"):
