@@ -1,9 +1,12 @@
 """Practice: networks, data, optimisers and the training loop. Knows no theory."""
 
 from . import eviction as eviction
+from . import galore as galore
 from . import joma as joma
 from . import llama as llama
+from . import low_rank as low_rank
 from . import pretrain as pretrain
+from . import quantise as quantise
 from . import reversal as reversal
 from . import scan_snap as scan_snap
 from . import text as text

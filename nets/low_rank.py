@@ -91,7 +91,7 @@ def lora(model: Model, rank: int, where: Where, alpha: float = 32.0, *, key: Any
 
     Optimisers that move weights without a gradient, by weight decay, would move the frozen ones too: mask them by
     `trainable`. **Raises** `ValueError` as `factorise` does, and for an `alpha` that is not positive. Source: Hu et
-    al., arXiv 2106.09685; `alpha=32` is that of the comparison in arXiv 2403.03507.
+    al., arXiv 2106.09685.
     """
     if not alpha > 0:
         raise ValueError(f"alpha must be positive, got {alpha}.")

@@ -131,6 +131,11 @@ axes[1].legend()
 plt.show()
 
 # %% [markdown]
+# The gradient is of low rank from the start, a few directions where a random matrix has 26, but it does not *become*
+# lower here: its stable rank rises as the loss falls. Its leading directions move, too. The basis of the short side
+# keeps much more of later gradients than that of the long side, at every lag; a later basis lasts longer than the
+# first.
+#
 # ## 3. The transform
 #
 # `galore(learning_rate, rank, update_proj_gap, scale)` has the arguments of `optax.contrib.galore`. It takes Equinox

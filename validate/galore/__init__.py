@@ -8,6 +8,7 @@ from .memory import memory_table, state_bytes
 from .projectors import guards, projectors, update
 from .reversible import gradient_form, theorem_3_8
 from .robustness import precision, quantised, trees
+from .text import text_perplexity
 from .theory import corollary_3_4, lemma_3_3
 
 CLAIMS = (
@@ -17,6 +18,7 @@ CLAIMS = (
     theorem_3_8,
     low_rank_joma,
     low_rank_llama,
+    text_perplexity,
     full_rank,
     momentum_transport,
     adam_basis,
