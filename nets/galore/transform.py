@@ -254,11 +254,13 @@ class _LowRank(NamedTuple):
         return self.accumulator_dtype if wider and not jnp.issubdtype(dtype, jnp.complexfloating) else dtype
 
     def _without_noise(self, r: Array, layout: Layout) -> Array:
-        tolerance = 16 * jnp.finfo(r.dtype).eps if self.rank_tol is None else self.rank_tol
+        """With a comparison that NaN fails: a gradient that is not finite must show."""
+        exact = at_least_float32(r.dtype)
+        tolerance = 16 * float(jnp.finfo(exact).eps) if self.rank_tol is None else self.rank_tol
         for projected, axis in ((layout.left, -1), (layout.right, -2)):
             if projected:
-                size = energy(r, axis)
-                r = jnp.where(size >= tolerance**2 * jnp.max(size, axis=(-2, -1), keepdims=True), r, 0)
+                size = energy(r.astype(exact), axis)
+                r = jnp.where(size < tolerance**2 * jnp.max(size, axis=(-2, -1), keepdims=True), 0, r)
         return r
 
 

@@ -352,5 +352,5 @@ def _llama_remarks(spectra: list, losses: list[float], rise: np.ndarray) -> list
         f"Captured by the short side and by the long: {shares}. Square matrices: output side {np.mean(square):.2f}, "
         f"input side {np.mean(inputs):.2f}. Head: {head[0]} by the first basis, {head[1]} by later ones.",
         f"The stable rank grows {np.mean(rise):.1f}-fold from the first record to the last, to a loss of "
-        f"{np.mean(losses):.2f} nats a byte: at first all gradients teach the frequencies of the bytes.",
+        f"{np.mean(losses):.2f} nats a byte. Whether it falls in longer runs was not tried.",
     ]
