@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ..train import AnyKey
+from .layout import adjoint
 
 Matrix = Inexact[Array, "k o"]
 Basis = Inexact[Array, "k r"]
@@ -24,13 +25,13 @@ def exact_svd() -> Projector:
     Source: GaLore (arXiv 2403.03507), equation 12.
     """
     # of the tall matrix, which takes half the time
-    return lambda g, previous, key, r: _adjoint(jnp.linalg.svd(_adjoint(g), full_matrices=False)[2])[:, :r]
+    return lambda g, previous, key, r: adjoint(jnp.linalg.svd(adjoint(g), full_matrices=False)[2])[:, :r]
 
 
 def gram_eigh() -> Projector:
     """The same vectors from the eigenvectors of `g gᴴ`, shape `(k, k)`: exact to the square root of rounding, several
     times cheaper. Meant for a small `k`; a `g` sharded along `k` is gathered."""
-    return lambda g, previous, key, r: jnp.linalg.eigh(g @ _adjoint(g))[1][:, ::-1][:, :r]
+    return lambda g, previous, key, r: jnp.linalg.eigh(g @ adjoint(g))[1][:, ::-1][:, :r]
 
 
 def randomized_range(oversample: int = 8, power_iters: int = 1) -> Projector:
@@ -49,8 +50,8 @@ def randomized_range(oversample: int = 8, power_iters: int = 1) -> Projector:
             q = _power(g, q)
         if q.shape[1] == r:
             return q
-        inside = _adjoint(q) @ g
-        return q @ jnp.linalg.eigh(inside @ _adjoint(inside))[1][:, ::-1][:, :r]
+        inside = adjoint(q) @ g
+        return q @ jnp.linalg.eigh(inside @ adjoint(inside))[1][:, ::-1][:, :r]
 
     return basis
 
@@ -90,11 +91,7 @@ def _sketch(g: Matrix, key: AnyKey, r: int) -> Basis:
 
 
 def _power(g: Matrix, q: Basis) -> Basis:
-    return jnp.linalg.qr(g @ (_adjoint(g) @ q))[0]
-
-
-def _adjoint(x: Array) -> Array:
-    return jnp.conj(jnp.swapaxes(x, -1, -2))
+    return jnp.linalg.qr(g @ (adjoint(g) @ q))[0]
 
 
 def _at_least(name: str, value: int, least: int) -> None:
