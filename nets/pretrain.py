@@ -133,14 +133,15 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def make_mesh(data: int, model: int) -> Mesh:
-    """All devices as a mesh of axes `("data", "model")`.
+    """The first `data × model` devices as a mesh of axes `("data", "model")`.
 
-    **Raises** `ValueError` if their product is not the number of devices.
+    **Raises** `ValueError` if there are fewer.
     """
-    devices = jax.device_count()
-    if data * model != devices:
-        raise ValueError(f"data × model must be {devices}, the number of devices, got {data} × {model}.")
-    return jax.make_mesh((data, model), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    devices = jax.devices()
+    if data * model > len(devices):
+        raise ValueError(f"data × model must be at most {len(devices)}, the number of devices, got {data} × {model}.")
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((data, model), ("data", "model"), axis_types=auto, devices=devices[: data * model])
 
 
 def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:

@@ -28,3 +28,9 @@ def as_users() -> Iterator[None]:
     jaxtyping_config.update("jaxtyping_disable", True)
     yield
     jaxtyping_config.update("jaxtyping_disable", False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: each file runs on one core, and both are busy to the end."""
+    longest = ("test_notebooks.py", "test_pretrain.py", "test_claims.py")
+    items.sort(key=lambda item: item.path.name not in longest)

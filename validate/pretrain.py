@@ -145,8 +145,8 @@ def _plan(given: dict[str, Any]) -> Plan:
         raise _bad("warmup", f"must be below --steps {plan.steps}, got {plan.warmup}.")
     if plan.mesh is not None:
         data, model = plan.mesh
-        if data * model != jax.device_count():
-            raise _bad("mesh", f"needs a product of {jax.device_count()}, the devices here, got {data}x{model}.")
+        if data * model > jax.device_count():
+            raise _bad("mesh", f"needs at most {jax.device_count()} devices, those that are here, got {data}x{model}.")
         if plan.batch % data:
             raise _bad("batch", f"must be a multiple of {data}, the data axis of --mesh, got {plan.batch}.")
     return plan

@@ -192,7 +192,7 @@ def test_matrices_are_split_along_their_longer_side_where_that_divides():
         (lambda: warmup_cosine(0.1, 5, 5), "warmup must be at least 0 and below steps = 5, got 5."),
         (
             lambda: make_mesh(3, 5),
-            f"data × model must be {jax.device_count()}, the number of devices, got 3 × 5.",
+            f"data × model must be at most {jax.device_count()}, the number of devices, got 3 × 5.",
         ),
     ),
 )

@@ -93,7 +93,7 @@ def _check_resumed(start, folder, options, kills, steps):
 def test_a_killed_run_goes_on_as_if_it_had_not_been(start, text, tmp_path):
     steps, kill = 16, random.randrange(1, 16)
     print(f"killed at line {kill}")
-    lines = _check_resumed(start, tmp_path, (*GALORE, "--stacked"), [kill], steps)
+    lines = _check_resumed(start, tmp_path, (*GALORE, "--stacked", "--mesh", "1x1"), [kill], steps)
     training = [line for line in lines if "loss" in line]
     assert [line["step"] for line in training] == list(range(1, steps + 1))
     assert [line["tokens"] for line in training] == [64 * n for n in range(1, steps + 1)]
@@ -110,6 +110,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(start, text, tmp_path):
     assert json.loads((out / "config.json").read_text())["rank"] == 8
     before = (out / "metrics.jsonl").read_bytes()
     same = ("train", "--corpus", str(text), "--out", str(out), "--steps", str(steps), *SHORT, *GALORE, "--stacked")
+    same = (*same, "--mesh", "1x1")
     refused = {
         (): "holds a run already",
         ("--resume", "--seed", "1"): "--seed: must be as in the run that is resumed: seed was 0, got 1.",
@@ -147,7 +148,12 @@ def test_killed_runs_go_on_from_many_places(start, tmp_path, options, seed):
 )
 def test_a_mesh_of_devices_gives_the_losses_of_one(start, tmp_path, options):
     options = (*options, "--dtype", "float64", "--steps", "8")
-    _finish(start((*options, "--out", tmp_path / "one"), (*options, "--out", tmp_path / "four", "--mesh", "2x2")))
+    _finish(
+        start(
+            (*options, "--out", tmp_path / "one", "--mesh", "1x1"),
+            (*options, "--out", tmp_path / "four", "--mesh", "2x2"),
+        )
+    )
     one, four = ([line.get("loss", line.get("eval_loss")) for line in _lines(tmp_path / x)] for x in ("one", "four"))
     assert len(one) == 10 and len(set(one)) == 10
     np.testing.assert_allclose(four, one, rtol=1e-9)
