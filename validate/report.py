@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 COLUMNS = ("claim", "kind", "measured", "bound", "control", "verdict", "s")
-WIDTHS = (28, 9, 24, 17, 8, 9, 6)
+WIDTHS = (28, 9, 28, 17, 8, 9, 6)
 
 _STYLES = {
     "observed": {"marker": "o", "linestyle": "none", "markersize": 3.5, "zorder": 2},
