@@ -8,3 +8,4 @@ from .flow import Flow as Flow
 from .flow import GradientFlow as GradientFlow
 from .flow import SolveError as SolveError
 from .flow import solve as solve
+from .sweep import map_lanes as map_lanes

@@ -1,5 +1,6 @@
 """float64, and JAX's strict modes, for the whole session: a silent promotion of a dtype or a rank is an error."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
@@ -10,6 +11,8 @@ from jaxtyping import config as jaxtyping_config
 hypothesis.settings.register_profile("compiled", deadline=None)  # the first example of a test compiles
 hypothesis.settings.load_profile("compiled")
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_enable_compilation_cache", False)  # which the command line switches on, in the user's folder
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -30,3 +30,10 @@ def test_the_wheel_from_the_sdist_works_outside_the_checkout(tmp_path):
         "-m", "traindyn.validate", "list", cwd=tmp_path, env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}
     )
     assert "joma.exp_invariant" in listed.stdout
+
+
+def test_importing_starts_no_backend():
+    """So that `jax.distributed.initialize` and the caller's settings can still come after the import."""
+    code = "import traindyn.validate.__main__, jax; "
+    code += "jax.config.update('jax_num_cpu_devices', 3); assert jax.device_count() == 3"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,4 +18,7 @@ from .claim import limit as limit
 from .claim import panel as panel
 from .claim import statistic as statistic
 from .corpus import read_corpus as read_corpus
+from .subject import Subject as Subject
+from .sweep import SweepError as SweepError
+from .sweep import sweep as sweep
 from .verify import verify as verify

@@ -1,6 +1,8 @@
-"""The command line: `traindyn list`, `traindyn verify`, `traindyn cite`, `traindyn train`."""
+"""The command line: `traindyn list`, `traindyn verify`, `traindyn sweep`, `traindyn cite`, `traindyn train`."""
 
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
@@ -11,20 +13,35 @@ import jax
 from tqdm import tqdm
 
 from ..nets.pretrain import OPTIMISERS
-from . import galore, joma, report, reversal, scan_snap
+from . import flows, galore, joma, named_sweep, report, reversal, scan_snap
 from .claim import Claim, Setting
 from .corpus import read_corpus
 from .papers import BIBTEX
 from .pretrain import SIZES, pretrain
+from .subject import Subject
 from .verify import verify as run_claims
 
 BUILT_IN = (*joma.CLAIMS, *scan_snap.CLAIMS, *reversal.CLAIMS, *galore.CLAIMS)
+SUBJECTS = (joma.VALIDITY, scan_snap.VALIDITY, *flows.SUBJECTS)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="traindyn")
 def main() -> None:
     """Check theory of how neural networks learn against how they really learn."""
+    _keep_compiled()
+
+
+def _keep_compiled() -> None:
+    """Compilation is what a short run waits for, so what was compiled is kept in the user's cache, unless they have
+    said where (JAX_COMPILATION_CACHE_DIR) or that it should not be (JAX_ENABLE_COMPILATION_CACHE=false)."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(cache / "traindyn" / "jax"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if "JAX_LOGGING_LEVEL" not in os.environ:  # else XLA warns, falsely, of each program it finds (jax issue 38445)
+        jax.config.update("jax_logging_level", "CRITICAL")
 
 
 _MORE = click.option(
@@ -35,9 +52,12 @@ _MORE = click.option(
 @main.command("list")
 @_MORE
 def list_claims(more: tuple[str, ...]) -> None:
-    """List every claim: its name, kind and statement."""
+    """List every claim: its name, kind and statement; and what else can be swept, with its parameters."""
     for claim in _all_claims(more):
         click.echo(f"{claim.name:28}{claim.kind:11}{claim.statement}")
+    for subject in SUBJECTS:
+        parameters = ", ".join(f"{name}={value:g}" for name, value in subject.defaults.items())
+        click.echo(f"{subject.name:28}{'sweep':11}{subject.statement} [{parameters}]")
 
 
 @main.command()
@@ -81,6 +101,81 @@ def verify(names, scale, seed, corpus, out, x32, jobs, resume, more) -> None:
             sys.exit(130)
     click.echo(f"\n{report.summary(records)}\nReport: {out / 'report.html'}")
     sys.exit(0 if all(record["passed"] for record in records) else 1)
+
+
+class _Axis(click.ParamType):
+    name = "NAME=FIRST:LAST:NUMBER[:log]"
+
+    def convert(self, value, param, ctx):
+        try:
+            return named_sweep.parse_axis(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--axis", "axes", type=_Axis(), multiple=True, help="Also seed=0:8, integers, and mu=0.5,1,2. Repeatable."
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/sweep"), show_default=True)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Lanes a device has in work at a time.")
+@click.option("--devices", type=click.IntRange(min=1), help="Devices that a CPU counts as.  [default: its cores]")
+@click.option("--scale", type=click.Choice(["smoke", "laptop", "paper"]), default="smoke", help="Of a claim.")
+@click.option("--corpus", type=click.Path(path_type=Path), help="Text for a claim on real text.  [default: Python's]")
+@click.option("--x32", is_flag=True, help="Compute in float32 instead of float64.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Of several processes: where the first listens.")
+@click.option("--processes", type=click.IntRange(min=1), help="How many processes there are.")
+@click.option("--process", type=click.IntRange(min=0), help="The number of this one.")
+@_MORE
+def sweep(name, axes, out, batch_size, devices, scale, corpus, x32, coordinator, processes, process, more) -> None:
+    """Sweep the flow, validity map or claim NAMEd (see `list`) over axes, of a claim over seeds.
+
+    Writes sweep.nc (for xarray.open_dataset) and figure.png to OUT, which also keeps what is finished: the same command
+    goes on from there. Exit status: 0, 2 on bad arguments.
+
+    On several machines run the same command on each, with --coordinator, --processes and --process, and an OUT that
+    they share; where JAX knows the cluster (Slurm, TPU pods, Open MPI), --coordinator auto is enough.
+    """
+    axes = dict(axes)
+    known: dict[str, object] = {thing.name: thing for thing in (*SUBJECTS, *_all_claims(more))}
+    if name not in known:
+        raise click.BadParameter(f"nothing is named {name!r}. Known: {', '.join(known)}.", param_hint="NAME")
+    thing = known[name]
+    if coordinator is None and (processes or process is not None):
+        raise click.BadParameter("needs --coordinator too.", param_hint="--processes")
+    jax.config.update("jax_enable_x64", not x32)
+    with contextlib.suppress(RuntimeError):  # JAX is running already, or XLA_FLAGS has said how many
+        jax.config.update("jax_num_cpu_devices", devices or os.cpu_count() or 1)
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    elif coordinator is not None:
+        jax.distributed.initialize(coordinator, processes, process)
+    first = jax.process_index() == 0
+    try:
+        if isinstance(thing, Claim):
+            if {*axes} - {"seed"} or not axes:
+                raise ValueError(f"{name} is a claim, which has one axis: --axis seed=0:8.")
+            setting = Setting(scale, 0, *read_corpus(corpus))
+            with tqdm(total=len(axes["seed"]), unit="seed", disable=not sys.stderr.isatty()) as bar:
+                found = named_sweep.sweep_claim(thing, axes["seed"].tolist(), setting, out=out, on_seed=bar.update)
+            picture = named_sweep.claim_figure(found)
+        else:
+            assert isinstance(thing, Subject)
+            mesh = named_sweep.all_devices()
+            progress = first and sys.stderr.isatty()
+            found = named_sweep.sweep_subject(thing, axes, out=out, batch_size=batch_size, mesh=mesh, progress=progress)
+            picture = named_sweep.figure(found, [*(axes or thing.axes)])
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--axis") from error
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. The same command goes on from what is in {out}.", err=True)
+        sys.exit(130)
+    if first:
+        found.to_netcdf(out / "sweep.nc")
+        picture.savefig(out / "figure.png", dpi=120)
+        well = int((found["status"] == 0).sum())
+        click.echo(f"{found}\n\n{well} of {found['status'].size} lanes are well. {out / 'sweep.nc'}, figure.png")
 
 
 @main.command()

@@ -24,6 +24,13 @@ from . import report
 from .claim import Claim, Evidence, Row, Setting, Verdict
 
 Record = dict[str, Any]
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_platforms",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_logging_level",
+)
 
 
 def verify(
@@ -72,7 +79,7 @@ def _workers(jobs: int) -> Iterator[Callable[..., Iterator]]:
     if jobs == 1:
         yield map
         return
-    options = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_platforms")}
+    options = {name: getattr(jax.config, name) for name in _SETTINGS}
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (options,))
     try:
         yield pool.map

@@ -1,6 +1,9 @@
 """Running claims, the files they leave, and the command line, on small claims made here."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,3 +212,16 @@ def test_bad_corpora_say_what_is_wrong(tmp_path, content, message):
 def test_the_default_corpus_needs_no_file():
     text, name = read_corpus()
     assert name == "pydoc_data.topics" and len(text.split()) > 10_000
+
+
+def test_a_second_start_finds_what_the_first_compiled(tmp_path):
+    cache = tmp_path / "cache" / "traindyn" / "jax"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    command = [sys.executable, "-m", "traindyn.validate", "verify", "galore.gradient_form", "--scale", "smoke"]
+    found = []
+    for i in range(2):
+        run = subprocess.run([*command, "--out", tmp_path / str(i)], env=environment, capture_output=True, check=True)
+        assert b"cpu_aot_loader" not in run.stderr
+        found.append({path.name for path in cache.glob("*-cache")})
+    assert found[0] and found[1] == found[0]

@@ -13,6 +13,7 @@ from .linear import blow_up, erf_law, linear_attention, low_rank, many_nodes, sg
 from .mixture import mixture_training, theta
 from .nonlinear import entropy_bounce, entropy_bounce_ce, implicit_law, lag_law, no_attention
 from .training import adam_breaks, gd_to_flow, text_invariant
+from .validity import VALIDITY as VALIDITY
 
 CLAIMS = (
     linear_invariant,

@@ -7,6 +7,7 @@ from .gradients import gradients, population_flow
 from .phase_diagram import phase_diagram
 from .text import text_attention
 from .training import figure_4, figure_6, finite_length, three_tiers
+from .validity import VALIDITY as VALIDITY
 
 CLAIMS = (
     gradients,

@@ -1,0 +1,279 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+
+import traindyn
+from traindyn.dynamics import joma, solve
+from traindyn.nets import joma as nets
+from traindyn.nets import train
+from traindyn.validate import SweepError, named_sweep, sweep
+from traindyn.validate.__main__ import main
+
+RATES = jnp.array([0.1, 0.2, 0.4])
+HERE = Path(__file__).parent
+
+
+def square(point):
+    return {"square": point["rate"] ** 2 * jnp.ones(2), "draw": jax.random.uniform(point["seed"])}
+
+
+def solved(point):
+    """Blows up in finite time once delta is large."""
+    flow = joma.LinearActivation(point["delta"] * jnp.array([1.0, 0.5]))
+    return solve(flow, jnp.zeros(2), jnp.array([0.5, 1.0]), throw=False)
+
+
+def test_the_grid_is_labelled():
+    keys = jax.random.split(jax.random.key(0), 4)
+    found = traindyn.sweep(square, {"rate": RATES, "seed": keys}, batch_size=5, dims={"square": ["pair"]})
+    assert found["square"].dims == ("rate", "seed", "pair") and found["draw"].dims == ("rate", "seed")
+    np.testing.assert_array_equal(found["rate"], RATES)
+    np.testing.assert_array_equal(found["seed"], range(4))
+    np.testing.assert_allclose(found["square"].sel(rate=0.2, seed=3), 0.04, rtol=1e-15)
+    for i in range(4):
+        np.testing.assert_array_equal(found["draw"].sel(seed=i), np.full(3, jax.random.uniform(keys[i])))
+    assert (found["status"] == 0).all() and found["status"].dtype == np.int8
+
+
+def test_axes_move_together_and_hold_trees():
+    trees = {"a": jnp.arange(3.0), "b": jnp.ones((3, 2))}
+    axes = {("rate", "decay"): (RATES, [3.0, 2.0, 1.0]), "tree": trees}
+    found = sweep(lambda p: p["rate"] * p["decay"] + p["tree"]["a"] * p["tree"]["b"][1], axes)
+    np.testing.assert_allclose(found["value"], (RATES * jnp.array([3, 2, 1.0]))[:, None] + jnp.arange(3.0)[None])
+    assert found["decay"].dims == ("rate",) and found["value"].dims == ("rate", "tree")
+
+
+def test_solutions_and_runs_bring_their_times():
+    data = nets.class_tokens("gaussian", key=jax.random.key(0))
+    model = nets.JomaBlock(20, 20, attention="exp", key=jax.random.key(1))
+
+    def both(point):
+        run = train(model, nets.cross_entropy, data, optax.sgd(point["rate"]), 4, observe=lambda m: m.z, every=2)
+        flow = joma.LinearActivation(jnp.array([1.0, 0.5]))
+        return {"sgd": run, "theory": solve(flow, jnp.zeros(2), jnp.array([0.1, 0.2]), throw=False)}
+
+    found = sweep(both, {"rate": RATES}, dims={"theory": ["theory.time", "token"]})
+    np.testing.assert_array_equal(found["sgd.step"], [0, 2, 4])
+    np.testing.assert_array_equal(found["theory.time"], [0.1, 0.2])
+    assert found["theory"].dims == ("rate", "theory.time", "token")
+    assert found["sgd"].dims[:2] == ("rate", "sgd.step")
+    single = train(model, nets.cross_entropy, data, optax.sgd(0.2), 4, observe=lambda m: m.z, every=2)
+    np.testing.assert_allclose(found["sgd"].sel(rate=0.2), single.observed, rtol=1e-13)
+    np.testing.assert_allclose(found["sgd.model.w"].sel(rate=0.2), single.model.w, rtol=1e-13)
+
+
+def test_a_lane_that_fails_is_marked_and_costs_the_others_nothing():
+    axes = {"delta": np.array([0.5, 1.0, 2.0, 3.0])}
+    found = sweep(solved, axes, batch_size=3)
+    np.testing.assert_array_equal(found["status"], [0, 0, 2, 2])
+    well = sweep(solved, {"delta": axes["delta"][[0, 1, 0, 1]]}, batch_size=3)
+    np.testing.assert_array_equal(found["y"][:2], well["y"][:2])
+    np.testing.assert_array_equal(found["num_steps"][:2], well["num_steps"][:2])
+    assert 0 < well.attrs["lane_efficiency"] <= 1
+
+    def raises(point):  # inside the sweep the values are not known, so that this is an error at run time
+        flow = joma.LinearActivation(point["delta"] * jnp.array([1.0, 0.5]))
+        return solve(flow, jnp.zeros(2), jnp.array([0.5, 1.0])).ys
+
+    marked = sweep(raises, axes, batch_size=3)
+    np.testing.assert_array_equal(marked["status"], [0, 0, 4, 4])
+    np.testing.assert_allclose(marked["value"][:2], well["y"][:2], rtol=1e-12)
+    assert np.isnan(marked["value"][2:]).all()
+    with pytest.raises(SweepError, match="blows up"):
+        sweep(raises, {"delta": 4 + axes["delta"]}, batch_size=3)
+
+
+def test_training_that_diverges_is_marked():
+    def run(point):
+        return train(jnp.ones(()), lambda m, _: m**4, (), optax.sgd(point["rate"]), 30, observe=lambda m: m, every=10)
+
+    found = sweep(run, {"rate": [1e-3, 1e3]})
+    np.testing.assert_array_equal(found["status"], [0, 3])
+    assert np.isfinite(found["observed"][0]).all() and found["diverged_at"][1] > 0
+    not_finite = sweep(lambda p: {"log": jnp.log(p["x"]), "x2": p["x"] * 2}, {"x": [-1.0, 1.0]})
+    np.testing.assert_array_equal(not_finite["status"], [1, 0])
+
+
+def test_cost_reorders_the_work_and_nothing_else():
+    def lane(point):
+        flow = joma.LogGap(point["mu"] * jnp.ones(2))
+        return solve(flow, jnp.zeros(2), jnp.array([1.0, 2.0]), rtol=1e-8, atol=1e-10, throw=False)
+
+    mu = np.random.default_rng(0).permutation(np.linspace(0.1, 4.0, 24))
+    plain, sorted_ = (sweep(lane, {"mu": mu}, batch_size=4, cost=cost) for cost in (None, lambda p: p["mu"]))
+    xr.testing.assert_allclose(plain, sorted_, rtol=1e-13)
+    np.testing.assert_array_equal(plain["num_steps"], sorted_["num_steps"])
+    assert sorted_.attrs["lane_efficiency"] > 0.8 > plain.attrs["lane_efficiency"]
+
+
+def test_a_killed_sweep_goes_on(tmp_path):
+    out = tmp_path / "sweep"
+    process = subprocess.Popen([sys.executable, HERE / "_slow_sweep.py", str(out)])
+    chunks = lambda: sorted(out.glob("chunk-*.npz"))
+    end = time.time() + 120
+    while len(chunks()) < 4 and process.poll() is None and time.time() < end:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in chunks()}
+    assert 4 <= len(before) < 20, "killed half-way"
+
+    sys.path.insert(0, str(HERE))
+    try:
+        import _slow_sweep
+    finally:
+        sys.path.pop(0)
+    resumed = sweep(_slow_sweep.slow, _slow_sweep.AXES, batch_size=7, out=out)
+    assert all(path.stat().st_mtime_ns == at for path, at in before.items())
+    lanes = np.concatenate([np.load(path)["lanes"] for path in chunks()])
+    np.testing.assert_array_equal(np.sort(lanes), np.arange(60))  # each lane once: no chunk ran twice
+    again = sweep(_slow_sweep.slow, _slow_sweep.AXES, out=out)
+    xr.testing.assert_identical(again, resumed)
+    xr.testing.assert_allclose(resumed, sweep(_slow_sweep.slow, _slow_sweep.AXES, batch_size=3), rtol=1e-15)
+
+
+def test_out_refuses_another_sweep(tmp_path):
+    axes = {"rate": RATES, "seed": jax.random.split(jax.random.key(0), 2)}
+    first = sweep(square, axes, out=tmp_path)
+    xr.testing.assert_identical(sweep(square, axes, out=tmp_path), first)
+    with pytest.raises(ValueError, match=r"another sweep: axis rate differs"):
+        sweep(square, axes | {"rate": 2 * RATES}, out=tmp_path)
+    with pytest.raises(ValueError, match=r"another sweep: axis seed differs"):
+        sweep(square, axes | {"seed": jax.random.split(jax.random.key(1), 2)}, out=tmp_path)
+    with pytest.raises(ValueError, match=r"another sweep: fn differs"):
+        sweep(lambda p: {"square": p["rate"] ** 3, "draw": jax.random.uniform(p["seed"])}, axes, out=tmp_path)
+
+
+def test_an_error_keeps_what_was_computed(tmp_path, monkeypatch):
+    module, calls = sys.modules["traindyn.validate.sweep"], []
+    real = module._run
+
+    def fails_at_third(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise MemoryError("full")
+        return real(*args)
+
+    monkeypatch.setattr(module, "_run", fails_at_third)
+    with pytest.raises(SweepError, match="after 2 of 3 lanes: full") as caught:
+        sweep(lambda p: p["rate"] ** 2, {"rate": RATES}, batch_size=1, out=tmp_path)
+    np.testing.assert_array_equal(caught.value.dataset["status"], [0, 0, -1])
+    np.testing.assert_allclose(caught.value.dataset["value"][:2], RATES[:2] ** 2)
+
+
+@pytest.mark.parametrize(
+    "axes, options, message",
+    [
+        ({}, {}, "at least one axis"),
+        ({"rate": 0.1}, {}, "rate must be arrays with a common leading axis"),
+        ({"rate": []}, {}, "rate must have at least one value"),
+        ({"status": RATES}, {}, "not 'status'"),
+        ({("a", "b"): (RATES, [1, 2])}, {}, "move together"),
+        ({("a", "b"): (RATES,)}, {}, "one set of values each, got 1"),
+        ({"value": RATES}, {}, "'value', which is the name of an axis"),
+        ({"rate": RATES}, {"batch_size": 0}, "batch_size must be at least 1"),
+        ({"rate": RATES}, {"dims": {"value": ["a"]}}, "dims must name the 0 axes of value"),
+        ({"rate": RATES}, {"dims": {"velue": ["a"]}}, "'velue', which fn does not return"),
+        ({"rate": RATES}, {"cost": lambda p: jnp.ones(2)}, "cost must return a scalar"),
+    ],
+)
+def test_bad_arguments(axes, options, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(lambda p: jnp.asarray(next(iter(p.values()))), axes, **options)
+
+
+def test_a_function_without_arrays():
+    with pytest.raises(ValueError, match="at least one array"):
+        sweep(lambda p: None, {"rate": RATES})
+
+
+def test_the_dataset_can_be_saved(tmp_path):
+    found = sweep(solved, {"delta": [0.5, 2.0]})
+    found.to_netcdf(tmp_path / "sweep.nc")
+    with xr.open_dataset(tmp_path / "sweep.nc") as read:
+        xr.testing.assert_equal(read, found)
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("rate=1e-3:1:4:log", [1e-3, 1e-2, 1e-1, 1]),
+        ("rate=0:1:3", [0, 0.5, 1]),
+        ("rate=2:5", [2, 3, 4]),
+        ("rate=0.5,2", [0.5, 2]),
+        ("rate=7", [7]),
+    ],
+)
+def test_axes_as_text(text, values):
+    name, found = named_sweep.parse_axis(text)
+    assert name == "rate"
+    np.testing.assert_allclose(found, values, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "text", ["rate", "=1:2", "rate=", "rate=1:2:3:lag", "rate=0:1:3:log", "rate=5:2", "rate=a,b", "rate=1:2:0"]
+)
+def test_bad_axes_as_text(text):
+    with pytest.raises(ValueError, match="needs NAME=FIRST:LAST:NUMBER"):
+        named_sweep.parse_axis(text)
+
+
+def test_command_line(tmp_path):
+    invoke = lambda *words: CliRunner().invoke(main, ["sweep", *words, "--out", str(tmp_path)])
+    axes = ("--axis", "learning_rate=1e-3:1e-1:3:log", "--axis", "seed=0:2")
+    result = invoke("joma.LinearAttention", *axes)
+    assert result.exit_code == 0, result.output
+    assert "6 of 6 lanes are well" in result.output
+    with xr.open_dataset(tmp_path / "sweep.nc") as found:
+        error = found["error"].values
+        assert found["error"].dims == ("learning_rate", "seed")
+    np.testing.assert_allclose(error[1] / error[0], 10, rtol=0.1)  # first order in the rate
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    for words, message in (
+        (("joma.nothing",), "nothing is named"),
+        (("joma.LinearAttention", "--axis", "mu=1,2"), "has no parameter 'mu': it has learning_rate"),
+        (("joma.LinearAttention", "--axis", "mu=1:"), "needs NAME="),
+        (("joma.no_attention",), "one axis: --axis seed=0:8"),
+        (("joma.LinearAttention", "--process", "0"), "needs --coordinator"),
+        (("joma.LinearAttention", "--axis", "z0=0.1,0.2"), "another sweep"),
+    ):
+        result = invoke(*words)
+        assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_claims_over_seeds(tmp_path):
+    words = ["sweep", "galore.memory_table", "--axis", "seed=0:2", "--out", str(tmp_path)]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    with xr.open_dataset(tmp_path / "sweep.nc") as found:
+        assert found["passed"].values.all() and found["measured"].dims == ("row", "seed")
+    assert json.loads((tmp_path / "seed-1" / "results.json").read_text())[0]["seed"] == 1
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    """Two processes with two devices each, lanes over the mesh of all four, by the documented command."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    sweep_it = [sys.executable, "-m", "traindyn.validate", "sweep", "joma.LinearAttention", "--devices", "2"]
+    sweep_it += ["--axis", "learning_rate=1e-2:1e-1:3:log", "--axis", "seed=0:3", "--batch-size", "2"]
+    both = ["--coordinator", address, "--processes", "2", "--out", str(tmp_path / "two")]
+    running = [subprocess.Popen([*sweep_it, *both, "--process", str(i)]) for i in range(2)]
+    assert [process.wait(timeout=240) for process in running] == [0, 0]
+    assert len(list((tmp_path / "two").glob("chunk-*.npz"))) == 2  # nine lanes, eight at a time
+    subprocess.run([*sweep_it, "--out", str(tmp_path / "one")], check=True)
+    with xr.open_dataset(tmp_path / "two/sweep.nc") as two, xr.open_dataset(tmp_path / "one/sweep.nc") as one:
+        xr.testing.assert_identical(two, one)
