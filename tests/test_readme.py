@@ -22,9 +22,15 @@ def test_the_examples_run_and_print_what_they_say(tmp_path):
     assert all(3 < larger / smaller < 6 for larger, smaller in pairwise(drifts)), "about a quarter at half the rate"
 
 
+def test_the_sweep_runs_and_marks_what_diverges(tmp_path):
+    run = subprocess.run([sys.executable, "-c", BLOCKS[2]], cwd=tmp_path, capture_output=True, text=True, check=True)
+    drift, status = run.stdout.strip().split("\n")
+    assert 0 < float(drift) < 0.1 and status == "[0 0 0 3 3 3]"
+
+
 def test_the_optimiser_is_made_and_its_bytes_counted(tmp_path):
-    third = BLOCKS[2]
-    run = subprocess.run([sys.executable, "-c", third], cwd=tmp_path, capture_output=True, text=True, check=True)
+    code = BLOCKS[3]
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     bases = 4 * 64 * (256 + 1024 + 1024)
     low = 2 * (3 * 64 * 1024 + 4 * (1024 + 2 * 64 * 4))  # codes of two moments, and a scale for each 256 or row
     whole = 2 * (10 * 1024 + 4 * 10 * 4) + 2 * 4 * (3 * 1024 + 10)
@@ -32,7 +38,7 @@ def test_the_optimiser_is_made_and_its_bytes_counted(tmp_path):
 
 
 def test_the_users_own_claim_runs(tmp_path):
-    (tmp_path / "my_claims.py").write_text(BLOCKS[3], encoding="utf-8")
+    (tmp_path / "my_claims.py").write_text(BLOCKS[4], encoding="utf-8")
     command = [
         sys.executable,
         "-m",
