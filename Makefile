@@ -22,10 +22,19 @@ lint: .venv/installed
 notebooks: .venv/installed
 	cd notebooks && ../$(BIN)/jupytext --to ipynb *.py && ../$(BIN)/jupyter execute --inplace *.ipynb
 
-bench: .venv/installed
-	$(BIN)/python benchmarks/joma.py
+# A quarter of an hour, six minutes of it for `scan_snap.py` and `galore.py`.
+bench: .venv/bench
+	$(BIN)/python benchmarks/trajectories.py
+	$(BIN)/python benchmarks/sweeps.py
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/scan_snap.py
 	$(BIN)/python benchmarks/galore.py
+
+.venv/bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]' --constraint constraints.txt
+	touch $@
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

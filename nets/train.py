@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -47,6 +48,7 @@ def train(
     steps: int,
     *,
     key: AnyKey | None = None,
+    trainable: PyTree = True,
     observe: Callable[[Any], PyTree] = lambda model: None,
     every: int | None = None,
     progress: bool = False,
@@ -64,6 +66,8 @@ def train(
     `(key) -> batch`, drawn anew inside the scan at each step, or a fixed PyTree of arrays, used whole at each step.
 
     - `key`: for the sampler, which needs one. Step `n` draws with `jax.random.fold_in(key, n)`.
+    - `trainable`: `True` at the leaves to train, `False` at those to keep, or any tree prefix of that, as in
+      `trainable=block.trainable()`. What is kept has no gradient, state or decay, and lanes share it under `vmap`.
     - `observe`: maps the model to any PyTree of arrays, recorded at the steps `0, every, 2·every, …`.
     - `every`: by default `steps`: the start and the end.
     - `progress`: shows a bar, at the cost of a return to Python at each record.
@@ -78,7 +82,9 @@ def train(
         raise ValueError(f"steps must be at least 0 and every at least 1, got steps={steps}, every={every}.")
     if callable(data) and key is None:
         raise ValueError("key must be given: data is a sampler, which draws with it.")
-    params, static = eqx.partition(model, eqx.is_inexact_array)
+    chosen, kept = eqx.partition(model, trainable)
+    params, static = eqx.partition(chosen, eqx.is_inexact_array)
+    static = eqx.combine(static, kept)
     if not jax.tree.leaves(params):
         raise ValueError("model must hold at least one floating-point array, got none to train.")
     for path, leaf in jax.tree.leaves_with_path(data if not callable(data) else None):
@@ -124,11 +130,8 @@ class _Loop(eqx.Module):
         ok = carry.diverged_at < 0
         return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan if eqx.is_inexact_array(x) else jnp.zeros_like(x)), seen)
 
-    def update(self, carry: _Carry) -> _Carry:
-        batch = self.data
-        if callable(self.data):
-            assert self.key is not None
-            batch = self.data(jax.random.fold_in(self.key, carry.step))
+    def update(self, carry: _Carry, key: AnyKey | None) -> _Carry:
+        batch = self.data(key) if callable(self.data) else self.data
         value, grads = eqx.filter_value_and_grad(lambda p: self.loss(eqx.combine(p, self.static), batch))(carry.params)
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes inside, whatever the caller's mode
             updates, state = self.optimiser.update(grads, carry.state, carry.params)
@@ -140,7 +143,11 @@ class _Loop(eqx.Module):
         return _Carry(params, jax.tree.map(keep, state, carry.state), carry.step + 1, diverged_at)
 
     def updates(self, carry: _Carry, number: int) -> _Carry:
-        return jax.lax.scan(lambda c, _: (self.update(c), None), carry, length=number)[0]
+        keys = None
+        if callable(self.data):  # all keys at once: one small computation less at each step
+            assert self.key is not None
+            keys = jax.vmap(partial(jax.random.fold_in, self.key))(carry.step + jnp.arange(number))
+        return jax.lax.scan(lambda c, key: (self.update(c, key), None), carry, keys, length=number)[0]
 
 
 def _all(loop: _Loop, carry: _Carry, records: int, rest: int) -> tuple[_Carry, PyTree]:

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, ArrayLike, Key, Real
-from scipy import stats
 
 from .metrics import fit_order
 
@@ -97,6 +96,8 @@ def statistic(
 
     **Raises** `ValueError` for fewer than three samples, or unless exactly one of `at_least`, `at_most` is given.
     """
+    from scipy import stats  # takes half a second, which the other kinds need not wait for
+
     values = np.ravel(np.asarray(samples, float))
     if values.size < 3:
         raise ValueError(f"a statistic needs at least three samples, got {values.size}.")

@@ -263,12 +263,20 @@ def _join(*names: str) -> str:
     return ".".join(name for name in names if name)
 
 
+class _Cost(eqx.Module):
+    fn: Callable[[Point], ArrayLike]
+    grid: _Grid
+
+    def __call__(self, index: Int[ArrayLike, ""]):
+        return jnp.asarray(self.fn(self.grid.point(index)), float)
+
+
 def _in_order(grid: _Grid, cost: Callable[[Point], ArrayLike] | None) -> np.ndarray:
     """The lanes in the order in which they run: the dearest first, so that the last chunk is a cheap one."""
     lanes = np.arange(grid.number, dtype=np.int32)
     if cost is None:
         return lanes
-    costs = np.asarray(map_lanes(lambda i: jnp.asarray(cost(grid.point(i)), float), lanes, batch_size=4096))
+    costs = np.asarray(map_lanes(_Cost(cost, grid), lanes, batch_size=4096))
     if costs.shape != lanes.shape:
         raise ValueError(f"cost must return a scalar for each point, got shape {costs.shape[1:]}.")
     order = np.argsort(-costs, kind="stable").astype(np.int32)

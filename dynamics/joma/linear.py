@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.scipy.special import erf, erfinv, ndtr, ndtri
+from jax.scipy.special import erf, erfc, erfinv, ndtri
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from .._checks import as_float, check_shape
@@ -184,16 +184,21 @@ def _directions(delta):
     return norm, delta / jnp.where(norm > 0, norm, 1.0)[:, None]
 
 
+def _tail(a: Float[Array, " n"]) -> Float[Array, " n"]:
+    """`1 − Φ(a)`. JAX's `ndtr` computes it by three branches and takes all of them, at twice the time."""
+    return erfc(a * math.sqrt(0.5)) / 2
+
+
 def _quantile_law(a0: Float[Array, " n"], rate: Float[Array, " n"], t: ArrayLike) -> Float[Array, " n"]:
     """`a(t)` of `ȧ = rate exp(a²/2)`. Near zero by erf, which keeps small values; further out by the tail of the normal
     distribution, which keeps `1 − erf`. NaN once it has blown up."""
     sign = jnp.where(rate < 0, -1.0, 1.0).astype(a0.dtype)
     t = jnp.asarray(t, a0.dtype)
     middle = erf(a0 / math.sqrt(2)) + math.sqrt(2 / math.pi) * rate * t
-    tail = ndtr(-sign * a0) - sign * rate * t / math.sqrt(2 * math.pi)
+    tail = _tail(sign * a0) - sign * rate * t / math.sqrt(2 * math.pi)
     near, over = jnp.abs(middle) < 0.5, tail <= 0
     inner = math.sqrt(2) * erfinv(jnp.where(near, middle, 0.0))
-    back = ndtr(sign * a0) + sign * rate * t / math.sqrt(2 * math.pi)  # the tail that the row comes out of
+    back = _tail(-sign * a0) + sign * rate * t / math.sqrt(2 * math.pi)  # the tail that the row comes out of
     behind = sign * middle < 0
     far = ndtri(jnp.where(near | over, 0.5, jnp.where(behind, back, tail)))
     outer = jnp.where(behind, sign, -sign) * far
@@ -204,5 +209,5 @@ def _quantile_time(a0: Float[Array, " n"], rate: Float[Array, " n"]) -> Float[Ar
     """When `ȧ = rate exp(a²/2)` becomes infinite; never where the rate is zero."""
     still = rate == 0
     size = jnp.abs(jnp.where(still, 1.0, rate))
-    time = math.sqrt(2 * math.pi) * ndtr(-jnp.sign(rate) * a0) / size
+    time = math.sqrt(2 * math.pi) * _tail(jnp.sign(rate) * a0) / size
     return jnp.where(still, jnp.inf, time)

@@ -4,9 +4,11 @@ The components are separate, so one scalar equation carries the file. With the g
 
     ṡ = exp(½ (μ − w₀ e^{−s})²),      e^{μ²/2} t = s + ∫_{e^{−s}}^1 (exp(μ w₀ x − w₀² x²/2) − 1)/x dx.
 
-The integrand is entire, so a fixed Gauss–Legendre rule gives the right-hand side to rounding, and Newton inverts it.
+The integrand is entire, so a fixed Gauss–Legendre rule gives the right-hand side to rounding, and Halley's iteration
+inverts it: the slope of the right-hand side, and the slope of that, cost nothing beside the integral.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +20,9 @@ from jaxtyping import Array, ArrayLike, Float
 from .._checks import as_float, check_shape, require
 from ..flow import Flow
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
+Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights
+_FINE: Rule = np.polynomial.legendre.leggauss(64)
+_COARSE: Rule = np.polynomial.legendre.leggauss(16)  # to rounding for |μ| ≤ 3 from zero
 
 
 class NonlinearActivation(Flow):
@@ -125,47 +129,70 @@ class LogGap(Flow):
         return -self.mu * jnp.expm1(-y)
 
 
-def _remainder(delta: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
+def _remainder(
+    delta: Float[Array, " n"],
+    mu: Float[Array, " n"],
+    gap: Float[Array, " n"],
+    rule: Rule = _FINE,
+    expm1: Callable[[Array], Array] = jnp.expm1,
+) -> Float[Array, " n"]:
     """`∫_δ^1 (exp(μ w x − w² x²/2) − 1)/x dx`."""
-    half = (1 - delta)[:, None] / 2
-    x = delta[:, None] + half * (1 + jnp.asarray(_NODES, mu.dtype))[None]
+    nodes, weights = (jnp.asarray(a, mu.dtype) for a in rule)
+    half = (1 - delta) / 2
+    x = delta[:, None] + half[:, None] * (1 + nodes)[None]
     wx = gap[:, None] * x
-    return jnp.sum(half * jnp.asarray(_WEIGHTS, mu.dtype)[None] * jnp.expm1(wx * (mu[:, None] - wx / 2)) / x, axis=1)
+    return half * ((expm1(wx * (mu[:, None] - wx / 2)) / x) @ weights)
 
 
-def _elapsed(s: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
+def _elapsed(
+    s: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"], rule: Rule = _FINE
+) -> Float[Array, " n"]:
     """`e^{μ²/2} t` as a function of the progress `s = ln(gap at t = 0 / gap at t)`."""
-    return s + _remainder(jnp.exp(-s), mu, gap)
+    # Beside s = ∫_δ^1 dx/x what cancels in exp(q) − 1 is below rounding, and expm1 takes half as long again.
+    return s + _remainder(jnp.exp(-s), mu, gap, rule, lambda q: jnp.exp(q) - 1)
 
 
 def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Inverts `_elapsed` by Newton inside a bracket: the curve is concave only where v and μ agree in sign."""
+    """Inverts `_elapsed`: to the end by the coarse rule, and from there by the fine one, mostly in a single step."""
     scaled = t * jnp.exp(mu**2 / 2)
 
-    def residual(s):
-        return _elapsed(s, mu, gap) - scaled
+    def residual(s, rule=_FINE):
+        return _elapsed(s, mu, gap, rule) - scaled
 
-    def newton(_, s):
-        # v² never exceeds the larger of its two ends, so the speed ṡ = exp(v²/2) lies between one and that bound.
-        fastest = jnp.maximum(mu**2, (mu - gap) ** 2) / 2
-        lower, upper = jnp.broadcast_to(t, s.shape), t * jnp.exp(fastest)
+    def invert(residual, s):
+        s = _halley(lambda s: residual(s, _COARSE), s, t, mu, gap)
+        return _halley(residual, s, t, mu, gap)
 
-        def step(carry):
-            s, lower, upper, _, count = carry
-            r = residual(s)
-            lower, upper = jnp.where(r < 0, s, lower), jnp.where(r > 0, s, upper)
-            wx = gap * jnp.exp(-s)
-            new = s - r / jnp.exp(wx * (mu - wx / 2))
-            inside = (new >= lower) & (new <= upper)
-            change = jnp.where(inside, jnp.abs(new - s), upper - lower)
-            return jnp.where(inside, new, (lower + upper) / 2), lower, upper, change, count + 1
+    late = scaled - _remainder(jnp.zeros_like(gap), mu, gap, _COARSE)  # exact as t grows
+    return jax.lax.custom_root(residual, late, lambda _, s: invert(residual, s), lambda g, r: r / g(jnp.ones_like(r)))
 
-        def unfinished(carry):  # Newton squares the error: after a small step the next would be below rounding
-            s, _, _, change, count = carry
-            return jnp.any(change > 0.1 * jnp.sqrt(jnp.finfo(s.dtype).eps) * s) & (count < 64)
 
-        s = jnp.clip(s, lower, upper)
-        return jax.lax.while_loop(unfinished, step, (s, lower, upper, jnp.full_like(s, jnp.inf), 0))[0]
+def _halley(
+    residual: Callable[[Array], Array],
+    s: Float[Array, " n"],
+    t: Float[Array, ""],
+    mu: Float[Array, " n"],
+    gap: Float[Array, " n"],
+) -> Float[Array, " n"]:
+    """The root of a residual whose slope is `exp(μ w x − w² x²/2)` at `x = e^{−s}`, inside a bracket."""
+    # v² never exceeds the larger of its two ends, so the speed ṡ = exp(v²/2) lies between one and that bound.
+    fastest = jnp.maximum(mu**2, (mu - gap) ** 2) / 2
+    lower, upper = jnp.broadcast_to(t, s.shape), t * jnp.exp(fastest)
 
-    late = scaled - _remainder(jnp.zeros_like(gap), mu, gap)  # exact as t grows
-    return jax.lax.custom_root(residual, late, lambda f, s: newton(f, s), lambda g, r: r / g(jnp.ones_like(r)))
+    def step(carry):
+        s, lower, upper, _, count = carry
+        r = residual(s)
+        lower, upper = jnp.where(r < 0, s, lower), jnp.where(r > 0, s, upper)
+        wx = gap * jnp.exp(-s)
+        newton = r / jnp.exp(wx * (mu - wx / 2))
+        new = s - newton / (1 + newton * wx * (mu - wx) / 2)
+        inside = (new >= lower) & (new <= upper)
+        change = jnp.where(inside, jnp.abs(new - s), upper - lower)
+        return jnp.where(inside, new, (lower + upper) / 2), lower, upper, change, count + 1
+
+    def unfinished(carry):  # Halley cubes the error: after a small step the next would be below rounding
+        s, _, _, change, count = carry
+        return jnp.any(change > 0.1 * jnp.cbrt(jnp.finfo(s.dtype).eps) * s) & (count < 64)
+
+    s = jnp.clip(s, lower, upper)
+    return jax.lax.while_loop(unfinished, step, (s, lower, upper, jnp.full_like(s, jnp.inf), 0))[0]

@@ -58,6 +58,14 @@ def test_exact_solves_the_equation():
     np.testing.assert_array_equal(flow.exact(0.0, v0), v0)
 
 
+def test_exact_converges_where_it_starts_far_out_and_ends_near_zero():
+    rng = np.random.default_rng(0)
+    mu, v0 = jnp.asarray(rng.uniform(-1, 1, 4000)), jnp.asarray(rng.uniform(-5, 5, 4000))
+    flow = joma.NonlinearActivation(mu)
+    for t in (1e-3, 0.1, 1.0):  # Newton's iteration oscillated at a dozen of these
+        np.testing.assert_allclose(flow.time_to(flow.exact(t, v0), v0), t, rtol=1e-9)
+
+
 def test_exact_at_the_critical_point_stays_there():
     mu = jnp.array([0.0, 1.0, 4.0])
     np.testing.assert_allclose(joma.NonlinearActivation(mu).exact(0.7, mu), mu, rtol=1e-15)

@@ -21,11 +21,12 @@ def _block(key, **options):
     ("activation", "phi"),
     (("identity", lambda h: h), ("relu", lambda h: np.maximum(h, 0)), ("quadratic", np.square), (jnp.tanh, np.tanh)),
 )
-def test_output_is_that_of_the_equations(key, attention, activation, phi):
-    block = _block(key, attention=attention, activation=activation, temperature=0.7, normaliser=1.3)
+@pytest.mark.parametrize("queries", (1, QUERIES))  # a single query has its own order of the products
+def test_output_is_that_of_the_equations(key, attention, activation, phi, queries):
+    block = _block(key, attention=attention, activation=activation, queries=queries, temperature=0.7, normaliser=1.3)
     x = np.array([0.1, 0.2, 0.0, 0.3, 0.4])
     u_c, u_q, w, d = (np.asarray(a) for a in (block.u_c, block.u_q, block.w, block.decoder))
-    for query in range(QUERIES):
+    for query in range(queries):
         z = np.asarray(block.z)[query]
         b = {
             "linear": z * x,
@@ -52,6 +53,20 @@ def test_given_embeddings_are_those_of_the_tokens_and_then_of_the_queries(key):
     assert block.w.shape == (10, NODES)
 
 
+@pytest.mark.parametrize("queries", (1, QUERIES))
+def test_identity_embeddings_are_the_unit_matrix_without_its_products(key, queries):
+    unit = jnp.eye(TOKENS + queries)
+    plain, written = (_block(key, queries=queries, embeddings=embeddings) for embeddings in ("identity", unit))
+    assert plain.u_c is None and plain.u_q is None
+    for name in ("w", "v", "beta", "z", "decoder"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(written, name))
+    data = joma.class_tokens("random", TOKENS, CLASSES, key=key)
+    slopes = [jax.grad(joma.cross_entropy)(block, data) for block in (plain, written)]
+    for name in ("w", "z"):
+        np.testing.assert_allclose(*(getattr(slope, name) for slope in slopes), rtol=1e-12, atol=1e-15)
+    assert jax.tree.leaves(plain.trainable()).count(True) == 2
+
+
 def test_without_classes_the_output_is_the_hidden_layer(key):
     block, x = _block(key, classes=None), jnp.full(TOKENS, 0.2)
     np.testing.assert_array_equal(block(x, 1), block.hidden(x, 1))
@@ -64,8 +79,9 @@ def test_softmax_attention_survives_large_logits_and_an_empty_context(key):
     large = eqx.tree_at(lambda b: b.z, block, block.z + 1e4)  # exp(1e4) overflows
     np.testing.assert_allclose(large.attend(x), block.attend(x), rtol=1e-11)  # 1e4 eps
     np.testing.assert_array_equal(block.attend(jnp.zeros(TOKENS)), jnp.zeros(TOKENS))
-    slope = jax.grad(lambda b: jnp.sum(b(jnp.zeros(TOKENS))))(block)
-    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(slope))
+    for of in (block, _block(key, queries=1)):
+        slope = jax.grad(lambda b: jnp.sum(b(jnp.zeros(TOKENS))))(of)
+        assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(slope))
 
 
 @pytest.mark.parametrize("attention", ("linear", "exp", "softmax"))
@@ -111,6 +127,11 @@ def test_stationary_loss_sends_back_g(key):
     b = jax.vmap(block.attend)(x)
     np.testing.assert_allclose(block.u_c.T @ -slope.w, b.T @ g / 6, rtol=1e-12)
     np.testing.assert_allclose(block.u_q.T @ -slope.w, jnp.mean(g, axis=0)[None], rtol=1e-12)
+
+
+def test_unknown_embeddings_are_refused(key):
+    with pytest.raises(ValueError, match="embeddings must be an array, None or 'identity', got 'unit'"):
+        _block(key, embeddings="unit")
 
 
 # Data

@@ -205,6 +205,37 @@ def test_weight_decay_with_the_mask_reaches_what_is_trained_and_nothing_else(key
         np.testing.assert_array_equal(getattr(end, name), getattr(block, name))
 
 
+# Trained leaves
+
+
+def test_leaves_that_are_not_trainable_have_no_state_and_stay_under_any_decay(key):
+    block = joma.JomaBlock(4, 3, classes=5, key=key, init_scale=0.5)
+    data, decay = joma.class_tokens("random", 4, 5, key=key), optax.adamw(0.1, weight_decay=0.1)
+    seen = []
+
+    def init(params):
+        seen.append(len(jax.tree.leaves(params)))
+        return decay.init(params)
+
+    end = train(
+        block, joma.cross_entropy, data, decay._replace(init=init), 5, trainable=block.trainable(),
+        observe=lambda m: m.u_c,
+    )  # fmt: skip
+    masked = train(block, joma.cross_entropy, data, optax.adamw(0.1, weight_decay=0.1, mask=block.trainable()), 5)
+    assert seen == [2]
+    _assert_same(jax.tree.leaves(end.model), jax.tree.leaves(masked.model))
+    assert end.observed.shape == (2, *block.u_c.shape)
+
+
+def test_trainable_may_be_a_tree_prefix():
+    model = {"still": {"a": jnp.ones(2), "n": 3}, "moving": jnp.ones(2)}
+    loss = lambda m, _: jnp.sum(m["moving"] ** 2) + jnp.sum(m["still"]["a"] ** 2)
+    end = train(model, loss, None, optax.sgd(0.25), 1, trainable={"still": False, "moving": True}).model
+    np.testing.assert_array_equal(end["still"]["a"], 1.0)
+    np.testing.assert_array_equal(end["moving"], 0.5)
+    assert end["still"]["n"] == 3
+
+
 # Bad input
 
 
