@@ -21,7 +21,13 @@ from traindyn.nets import joma as nets
 from traindyn.nets import train
 
 PAIRS = 5
-TRAINING, SOLVING = "joma.gd_invariant", "joma.no_attention"
+CLAIM = ("verify", "--scale", "smoke", "--jobs", "1")
+SUBJECTS = {  # name: words of the command line, more of the environment
+    "a map of closed forms and training, joma.validity": (("sweep", "joma.validity"), {}),
+    "training, joma.gd_invariant": ((*CLAIM, "joma.gd_invariant"), {}),
+    "solves, joma.no_attention": ((*CLAIM, "joma.no_attention"), {}),
+    "the same, EQX_ON_ERROR=off": ((*CLAIM, "joma.no_attention"), {"EQX_ON_ERROR": "off"}),
+}
 
 
 def first_results() -> None:
@@ -33,14 +39,12 @@ def first_results() -> None:
     program = str(Path(sys.executable).with_name("traindyn"))
     bare = _seconds([sys.executable, "-c", "import traindyn.validate.__main__"], {})
     print(f"\nimporting all that the command line imports: {bare:.2f} s")
-    subjects = {f"training, {TRAINING}": (TRAINING, {}), f"solves, {SOLVING}": (SOLVING, {})}
-    subjects[f"solves, {SOLVING}, EQX_ON_ERROR=off"] = SOLVING, {"EQX_ON_ERROR": "off"}
-    for name, (claim, more) in subjects.items():
+    for name, (words, more) in SUBJECTS.items():
         cold, warm = [], []
         for _ in range(PAIRS):
             with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as out:
                 found = more | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
-                command = [program, "verify", claim, "--scale", "smoke", "--jobs", "1", "--out"]
+                command = [program, *words, "--out"]
                 cold.append(_seconds([*command, str(Path(out) / "cold")], found))
                 warm.append(_seconds([*command, str(Path(out) / "warm")], found))
         timings = {"cold": Timing(cold[0], tuple(cold)), "with the cache": Timing(warm[0], tuple(warm))}

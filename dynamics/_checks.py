@@ -26,6 +26,12 @@ def require(x: T, ok: Bool[ArrayLike, ""], message: str) -> T:
     return x
 
 
+def or_nan(x: Inexact[Array, "..."], ok: Bool[ArrayLike, "..."], message: str) -> Inexact[Array, "..."]:
+    """Returns `x`. Raises `ValueError(message)` unless `ok`; where `ok` is traced, `x` is NaN instead: no check at run
+    time, which would keep what calls it out of JAX's compilation cache."""
+    return jnp.where(ok, x, jnp.nan) if isinstance(ok, Tracer) else require(x, ok, message)
+
+
 def as_float(x: Any) -> Inexact[Array, "..."]:
     """`x` as an array; numbers and integer arrays become floating point."""
     x = jnp.asarray(x)

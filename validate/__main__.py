@@ -118,7 +118,7 @@ class _Axis(click.ParamType):
 @click.option(
     "--axis", "axes", type=_Axis(), multiple=True, help="Also seed=0:8, integers, and mu=0.5,1,2. Repeatable."
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/sweep"), show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[default: out/sweep/NAME]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Lanes a device has in work at a time.")
 @click.option("--devices", type=click.IntRange(min=1), help="Devices that a CPU counts as.  [default: its cores]")
 @click.option("--scale", type=click.Choice(["smoke", "laptop", "paper"]), default="smoke", help="Of a claim.")
@@ -137,7 +137,7 @@ def sweep(name, axes, out, batch_size, devices, scale, corpus, x32, coordinator,
     On several machines run the same command on each, with --coordinator, --processes and --process, and an OUT that
     they share; where JAX knows the cluster (Slurm, TPU pods, Open MPI), --coordinator auto is enough.
     """
-    axes = dict(axes)
+    axes, out = dict(axes), out or Path("out/sweep") / name
     known: dict[str, object] = {thing.name: thing for thing in (*SUBJECTS, *_all_claims(more))}
     if name not in known:
         raise click.BadParameter(f"nothing is named {name!r}. Known: {', '.join(known)}.", param_hint="NAME")
@@ -167,7 +167,7 @@ def sweep(name, axes, out, batch_size, devices, scale, corpus, x32, coordinator,
             found = named_sweep.sweep_subject(thing, axes, out=out, batch_size=batch_size, mesh=mesh, progress=progress)
             picture = named_sweep.figure(found, [*(axes or thing.axes)])
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--axis") from error
+        raise click.UsageError(str(error)) from error
     except KeyboardInterrupt:
         click.echo(f"Interrupted. The same command goes on from what is in {out}.", err=True)
         sys.exit(130)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.experimental import multihost_utils
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, Int, PyTree
 from tqdm import tqdm
@@ -103,7 +104,7 @@ def sweep(
     results = Results(grid.number)
     chunks = None
     if out is not None:
-        text = eqx.filter_jit(lane).lower(jnp.zeros((), jnp.int32)).as_text()
+        lane, text = _traced(lane)
         chunks = Chunks(Path(out), grid.fingerprints(), text)
         chunks.read(results)
         if jax.process_count() > 1:  # nobody writes before all have read
@@ -249,6 +250,16 @@ class _Lane(eqx.Module):
         return variables, jnp.where(stopped, STATUS["solve_stopped_early"], status).astype(jnp.int8)
 
 
+def _traced(lane: _Lane) -> tuple[Callable, str]:
+    """The lane, traced once and for all, and the text of its program."""
+    index, is_array = jnp.zeros((), jnp.int32), lambda x: isinstance(x, jax.Array | np.ndarray)
+    arrays, rest = eqx.partition(lane, is_array)  # the values of the axes stay out of the text
+    program, shapes = jax.make_jaxpr(lambda a, i: eqx.combine(a, rest)(i), return_shape=True)(arrays, index)
+    run, tree = jaxpr_as_fun(program), jax.tree.structure(shapes)
+    text = jax.jit(lambda a, i: run(*jax.tree.leaves(a), i)).lower(arrays, index).as_text()
+    return lambda index: jax.tree.unflatten(tree, run(*jax.tree.leaves(arrays), index)), text
+
+
 def _named(tree: PyTree, prefix: str, bare: str, dim: str) -> dict[tuple[str, str], Any]:
     """The arrays of a tree by their paths."""
     found = {}
@@ -300,7 +311,7 @@ def _calls(
         yield lanes.swapaxes(0, 1), batch
 
 
-def _run(lane: _Lane, lanes: np.ndarray, batch: int, mesh: Mesh | None):
+def _run(lane: Callable, lanes: np.ndarray, batch: int, mesh: Mesh | None):
     """The lanes computed, their variables, their status, steps taken and steps waited for, and what they raised."""
     flat = lanes.ravel()
     try:
@@ -323,7 +334,7 @@ def _run(lane: _Lane, lanes: np.ndarray, batch: int, mesh: Mesh | None):
     return flat[first], {k: x[first] for k, x in variables.items()}, status[first], (taken, waited), message
 
 
-def _computed(lane: _Lane, flat: np.ndarray, batch: int, mesh: Mesh | None):
+def _computed(lane: Callable, flat: np.ndarray, batch: int, mesh: Mesh | None):
     lanes = flat
     if mesh is not None:
         sharding = NamedSharding(Mesh(mesh.devices, mesh.axis_names), PartitionSpec(mesh.axis_names))
@@ -334,7 +345,7 @@ def _computed(lane: _Lane, flat: np.ndarray, batch: int, mesh: Mesh | None):
     return jax.tree.map(_on_host, out)
 
 
-def _one_by_one(lane: _Lane, flat: np.ndarray, message: str):
+def _one_by_one(lane: Callable, flat: np.ndarray, message: str):
     """Each lane alone, so that one that raises takes no other with it."""
     results = Results(len(flat))
     for place in range(len(flat)):
@@ -357,7 +368,7 @@ def _dataset(grid: _Grid, results: Results, dims: Mapping, coords: Mapping) -> x
     axes = [names[0] for names in grid.groups]
     labels = grid.coordinates()
     coordinates = {name: (dim, values) for name, (dim, values) in labels.items()}
-    ran = ~np.isin(results.status, (STATUS["not_run"], STATUS["raised"]))
+    ended = np.isin(results.status, [STATUS[s] for s in ("ok", "not_finite", "training_diverged")])
     names = {name for name, _ in results.variables}
     for unknown in set(dims) - names if results.variables else ():
         raise ValueError(f"dims names {unknown!r}, which fn does not return: it returns {', '.join(sorted(names))}.")
@@ -365,8 +376,8 @@ def _dataset(grid: _Grid, results: Results, dims: Mapping, coords: Mapping) -> x
     for (name, leading), flat in results.variables.items():
         if name in labels or name == "status":
             raise ValueError(f"fn returns {name!r}, which is the name of an axis or of the status.")
-        if name == leading and ran.any() and (flat[ran] == flat[ran][0]).all():  # times or steps that all lanes share
-            coordinates[name] = (name, flat[ran][0])
+        if name == leading and ended.any() and (flat[ended] == flat[ended][0]).all():  # times or steps in common
+            coordinates[name] = (name, flat[ended][0])
             continue
         if name == leading:
             name = f"{name}s_of_lane"

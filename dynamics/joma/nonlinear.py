@@ -15,14 +15,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
-from .._checks import as_float, check_shape, require
+from .._checks import as_float, check_shape, or_nan, require
 from ..flow import Flow
 
 Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights
 _FINE: Rule = np.polynomial.legendre.leggauss(64)
-_COARSE: Rule = np.polynomial.legendre.leggauss(16)  # to rounding for |μ| ≤ 3 from zero
+_COARSE: Rule = np.polynomial.legendre.leggauss(16)
+_NEAR = 4.0  # the coarse rule is right to rounding where neither |μ| nor the gap exceeds this
 
 
 class NonlinearActivation(Flow):
@@ -79,7 +80,7 @@ class NonlinearActivation(Flow):
 
     def _progress(self, t: ArrayLike, gap: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         t = jnp.asarray(t, gap.dtype)
-        t = require(t, t >= 0, "t must be zero or later.")
+        t = or_nan(t, t >= 0, "t must be zero or later.")
         return _progress(t, self.mu, gap) if self.attention else jnp.broadcast_to(t, gap.shape)
 
 
@@ -105,7 +106,7 @@ class LogGap(Flow):
         """The state at time `t ≥ 0`."""
         check_shape("y0", y0, self.mu.shape)
         t = jnp.asarray(t, y0.dtype)
-        t = require(t, t >= 0, "t must be zero or later.")
+        t = or_nan(t, t >= 0, "t must be zero or later.")
         return y0 + (_progress(t, self.mu, self.mu * jnp.exp(-y0)) if self.attention else t)
 
     def time_to(self, y: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
@@ -153,15 +154,15 @@ def _elapsed(
 
 
 def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Inverts `_elapsed`: to the end by the coarse rule, and from there by the fine one, mostly in a single step."""
+    """Inverts `_elapsed`: by the coarse rule to the end, and where that is not exact, mostly one step by the fine."""
     scaled = t * jnp.exp(mu**2 / 2)
 
     def residual(s, rule=_FINE):
         return _elapsed(s, mu, gap, rule) - scaled
 
     def invert(residual, s):
-        s = _halley(lambda s: residual(s, _COARSE), s, t, mu, gap)
-        return _halley(residual, s, t, mu, gap)
+        s = _halley(lambda s: residual(s, _COARSE), s, t, mu, gap, jnp.ones_like(s, bool))
+        return _halley(residual, s, t, mu, gap, jnp.maximum(jnp.abs(mu), jnp.abs(gap)) > _NEAR)
 
     late = scaled - _remainder(jnp.zeros_like(gap), mu, gap, _COARSE)  # exact as t grows
     return jax.lax.custom_root(residual, late, lambda _, s: invert(residual, s), lambda g, r: r / g(jnp.ones_like(r)))
@@ -173,8 +174,10 @@ def _halley(
     t: Float[Array, ""],
     mu: Float[Array, " n"],
     gap: Float[Array, " n"],
+    wanted: Bool[Array, " n"],
 ) -> Float[Array, " n"]:
-    """The root of a residual whose slope is `exp(μ w x − w² x²/2)` at `x = e^{−s}`, inside a bracket."""
+    """The root of a residual whose slope is `exp(μ w x − w² x²/2)` at `x = e^{−s}`, inside a bracket; s itself, at no
+    cost, if it is `wanted` nowhere."""
     # v² never exceeds the larger of its two ends, so the speed ṡ = exp(v²/2) lies between one and that bound.
     fastest = jnp.maximum(mu**2, (mu - gap) ** 2) / 2
     lower, upper = jnp.broadcast_to(t, s.shape), t * jnp.exp(fastest)
@@ -195,4 +198,4 @@ def _halley(
         return jnp.any(change > 0.1 * jnp.cbrt(jnp.finfo(s.dtype).eps) * s) & (count < 64)
 
     s = jnp.clip(s, lower, upper)
-    return jax.lax.while_loop(unfinished, step, (s, lower, upper, jnp.full_like(s, jnp.inf), 0))[0]
+    return jax.lax.while_loop(unfinished, step, (s, lower, upper, jnp.where(wanted, jnp.inf, 0.0), 0))[0]

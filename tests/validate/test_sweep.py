@@ -79,6 +79,7 @@ def test_a_lane_that_fails_is_marked_and_costs_the_others_nothing():
     axes = {"delta": np.array([0.5, 1.0, 2.0, 3.0])}
     found = sweep(solved, axes, batch_size=3)
     np.testing.assert_array_equal(found["status"], [0, 0, 2, 2])
+    np.testing.assert_array_equal(found["time"], [0.5, 1.0])  # though the lanes that failed did not reach the last
     well = sweep(solved, {"delta": axes["delta"][[0, 1, 0, 1]]}, batch_size=3)
     np.testing.assert_array_equal(found["y"][:2], well["y"][:2])
     np.testing.assert_array_equal(found["num_steps"][:2], well["num_steps"][:2])
