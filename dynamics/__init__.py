@@ -1,6 +1,8 @@
 """Theory: differential equations, closed forms and invariants. Knows no networks, data or optimisers."""
 
+from . import composing as composing
 from . import galore as galore
+from . import groups as groups
 from . import joma as joma
 from . import reversal as reversal
 from . import scan_snap as scan_snap

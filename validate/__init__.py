@@ -1,5 +1,6 @@
 """Theory against practice: claims, their evidence, metrics, and the report. Calls the other two rooms."""
 
+from . import composing as composing
 from . import galore as galore
 from . import joma as joma
 from . import metrics as metrics

@@ -88,7 +88,7 @@ def end_of(flow: Flow, y0: PyTree, time: Float[ArrayLike, ""], steps: int = 32) 
     """The state of a smooth flow at `time`, by that many equal steps of Tsit5. Its error is far below that of any
     descent beside it, no lane of a sweep waits for another, and it compiles several times faster than an adaptive
     solve."""
-    solver, term, h = dfx.Tsit5(), dfx.ODETerm(flow), time / steps
+    solver, term, h = dfx.Tsit5(), dfx.ODETerm(flow), jnp.asarray(time) / steps
 
     def step(i, carry):
         y, state = carry

@@ -1,6 +1,15 @@
 """How to cite the papers whose claims are checked here, by the first part of a claim's name."""
 
 BIBTEX = {
+    "composing": """\
+@misc{tian2024composing,
+  title         = {Composing Global Optimizers to Reasoning Tasks via Algebraic Objects in Neural Nets},
+  author        = {Tian, Yuandong},
+  year          = {2024},
+  eprint        = {2410.01779},
+  archivePrefix = {arXiv},
+  primaryClass  = {cs.LG}
+}""",
     "galore": """\
 @inproceedings{zhao2024galore,
   title     = {{GaLore}: Memory-Efficient {LLM} Training by Gradient Low-Rank Projection},

@@ -1,0 +1,120 @@
+"""How potentials move under gradient flow, and what becomes of that at infinite width.
+
+Source: Composing Global Optimisers (arXiv 2410.01779), Theorem 6; the finite-width flow is derived here.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Complex, Float
+
+from .._checks import as_float, check_shape
+from ..flow import Flow
+
+
+def target(order: int) -> Float[Array, "order order order"]:
+    """δ: one at (k, k, k), zero elsewhere."""
+    k = jnp.arange(order)
+    return jnp.zeros((order, order, order)).at[k, k, k].set(1.0)
+
+
+class TruncatedFlow(Flow):
+    """`ż = −(1/d) conj ∂ℓ̃/∂z`: the gradient flow of the network's weights, on the truncated loss
+
+        ℓ̃ = (1/d) Σ_{k≠0} { −2 r_kkk + Σ_{k1,k2≠0} |r_{k1k2k}|² }
+
+    which leaves out what has a or b twice. **Fields:** `order` d. **State:** the real and the imaginary part of the
+    frequencies without zero, shape `(2, 3, d − 1, nodes)` (`pack`, `unpack`); Hermitian symmetry is kept.
+
+    `velocity(z)` is how its potentials move, `ṙ = (2/d²) J J* (δ − r)` with `J = ∂r/∂z`: always downhill.
+    """
+
+    order: int = eqx.field(static=True)
+
+    def __call__(self, t: ArrayLike, y: Float[Array, "2 3 k nodes"], args: Any = None) -> Float[Array, "2 3 k nodes"]:
+        check_shape("z", y, (2, 3, self.order - 1, "nodes"))
+        return self.pack(self.descent(self.unpack(y)))
+
+    def pack(self, z: Complex[Array, "3 k nodes"]) -> Float[Array, "2 3 k nodes"]:
+        return jnp.stack([z.real, z.imag])
+
+    def unpack(self, y: Float[Array, "2 3 k nodes"]) -> Complex[Array, "3 k nodes"]:
+        return jax.lax.complex(y[0], y[1])
+
+    def potentials(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "k k k"]:
+        """`r_{k1k2k}` at the frequencies without zero."""
+        return jnp.einsum("ij,kj,lj->ikl", *z)
+
+    def descent(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "3 k nodes"]:
+        """ż: `(2/d²) J* (δ − r)`."""
+        gap = target(self.order - 1).astype(z.dtype) - self.potentials(z)
+        back = (
+            jnp.einsum("ikl,kj,lj->ij", gap, jnp.conj(z[1]), jnp.conj(z[2])),
+            jnp.einsum("ikl,ij,lj->kj", gap, jnp.conj(z[0]), jnp.conj(z[2])),
+            jnp.einsum("ikl,ij,kj->lj", gap, jnp.conj(z[0]), jnp.conj(z[1])),
+        )
+        return 2 / self.order**2 * jnp.stack(back)
+
+    def velocity(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "k k k"]:
+        """`ṙ = (2/d²) J J* (δ − r)`, with
+
+        `(JJ*)_{(k1k2k),(l1l2l)} = [k1=l1] Σ_j b_k2 c_k conj(b_l2 c_l) + [k2=l2] Σ_j a_k1 c_k conj(a_l1 c_l)
+        + [k=l] Σ_j a_k1 b_k2 conj(a_l1 b_l2)`.
+        """
+        gap = target(self.order - 1).astype(z.dtype) - self.potentials(z)
+        a, b, c = z
+        pairs = lambda p, q: p[:, None] * q[None]  # (k, k', nodes)
+        bc, ac, ab = pairs(b, c), pairs(a, c), pairs(a, b)
+        return (
+            2
+            / self.order**2
+            * (
+                jnp.einsum("klj,mnj,imn->ikl", bc, jnp.conj(bc), gap)
+                + jnp.einsum("ilj,mnj,mkn->ikl", ac, jnp.conj(ac), gap)
+                + jnp.einsum("ikj,mnj,mnl->ikl", ab, jnp.conj(ab), gap)
+            )
+        )
+
+    def gram(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "kkk kkk"]:
+        """The matrix JJ*, of order (d−1)³: for small d."""
+        k = self.order - 1
+        a, b, c = z
+        eye = jnp.eye(k, dtype=z.dtype)
+        bc, ac, ab = (p[:, None] * q[None] for p, q in ((b, c), (a, c), (a, b)))
+        square = (
+            jnp.einsum("im,klj,npj->iklmnp", eye, bc, jnp.conj(bc))
+            + jnp.einsum("kn,ilj,mpj->iklmnp", eye, ac, jnp.conj(ac))
+            + jnp.einsum("lp,ikj,mnj->iklmnp", eye, ab, jnp.conj(ab))
+        )
+        return square.reshape(k**3, k**3)
+
+
+class InfiniteWidth(Flow):
+    """`ṙ = rate (δ − r)`, `rate = 6 q σ⁴/d²`: Theorem 6, every potential follows an equation of its own, for the
+    truncated loss, wide networks and weights drawn with mean zero and variance `d σ²`.
+
+    **Fields:** `order` d; `rate`. **State:** r, shape `(d−1, d−1, d−1)` (its real part, as the flow keeps both apart).
+    **Assumptions:** JJ* stays what it is at the start; the theorem says so of the start alone.
+
+    **Closed form:** `r(t) = δ + e^{−rate t} (r(0) − δ)`.
+    """
+
+    order: int = eqx.field(static=True)
+    rate: Float[Array, ""] = eqx.field(converter=as_float)
+
+    @classmethod
+    def of(cls, order: int, nodes: int, variance: ArrayLike) -> "InfiniteWidth":
+        """For `nodes` hidden nodes whose weights have this variance."""
+        sigma2 = jnp.asarray(variance, float) / order
+        return cls(order, 6 * nodes * sigma2**2 / order**2)
+
+    def __call__(self, t: ArrayLike, y: Float[Array, "k k k"], args: Any = None) -> Float[Array, "k k k"]:
+        check_shape("r", y, (self.order - 1,) * 3)
+        return self.rate * (target(self.order - 1).astype(y.dtype) - y)
+
+    def exact(self, t: ArrayLike, y0: Float[Array, "k k k"]) -> Float[Array, "k k k"]:
+        """The state at time `t`."""
+        delta = target(self.order - 1).astype(y0.dtype)
+        return delta + jnp.exp(-self.rate * jnp.asarray(t, y0.dtype)) * (y0 - delta)

@@ -1,0 +1,203 @@
+"""The semi-ring of two-layer networks with quadratic activation on a finite Abelian group, and its potentials.
+
+The network `o_g(g1, g2) = (1/2d) Σ_j w_cgj (w_ag1j + w_bg2j)²` learns `g1 + g2`. In Fourier space it is an array z of
+shape `(3, d, q)`, `w_amj = Σ_k z_akj φ_k(m)`, the same for b, and with conjugate characters for c. The loss is a
+function of cubic sums over nodes, the potentials, which turn sums and products of networks into sums and products.
+
+Source: Composing Global Optimisers (Tian, arXiv 2410.01779), Theorems 1 to 3. The published transform leaves out the
+2π, the 1/d and the opposite sign for c; the loss as printed holds for `z_a0 = z_b0 = 0`.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Complex, Float, Inexact
+
+from .._checks import concrete, require
+from ..groups import Abelian, Group, require_abelian
+
+
+class Weights(NamedTuple):
+    """The real matrices of the network, each of shape `(order, nodes)`."""
+
+    a: Float[Array, "order nodes"]
+    b: Float[Array, "order nodes"]
+    c: Float[Array, "order nodes"]
+
+
+class Potentials(NamedTuple):
+    """`r[k1, k2, k] = Σ_j z_ak1j z_bk2j z_ckj`, and `a`, `b`: the same with a twice, and with b twice."""
+
+    r: Complex[Array, "order order order"]
+    a: Complex[Array, "order order order"]
+    b: Complex[Array, "order order order"]
+
+
+class Solution(eqx.Module):
+    """An element of the semi-ring: a network of q hidden nodes in Fourier space, `z_{−k} = conj z_k`.
+
+    `y + z` puts the nodes side by side, `y * z` multiplies each node of one with each node of the other, frequency by
+    frequency: orders add and multiply. Both are commutative up to the order of the nodes, `*` is distributive over `+`
+    (Theorem 2), and each potential is a homomorphism into the complex numbers (Theorem 3). A number times a solution
+    scales all of z: potentials are cubic.
+
+    **Fields:** `z`, shape `(3, order, nodes)`: the rows of a, b and c; `group`.
+    **Raises** `ValueError` for another shape, for a group that is not Abelian, for weights that would not be real
+    (no Hermitian symmetry), and in `+` and `*` for different groups.
+    """
+
+    z: Complex[Array, "3 order nodes"]
+    group: Abelian = eqx.field(static=True)
+
+    def __init__(self, z: Inexact[ArrayLike, "3 order nodes"], group: Group):
+        self.group = require_abelian(group, "Solution")
+        z = jnp.asarray(z)
+        z = z if jnp.iscomplexobj(z) else z.astype(np.result_type(z.dtype, np.complex64))
+        if z.ndim != 3 or z.shape[:2] != (3, group.order):
+            raise ValueError(f"z must have shape (3, {group.order}, nodes) for {group.name}, got {z.shape}.")
+        if concrete(z):
+            host = np.asarray(z)  # each new number of nodes would compile there
+            worst = float(np.max(np.abs(host[:, self.group.inverse] - host.conj()), initial=0.0))
+            size = float(np.max(np.abs(host), initial=0.0))
+            require(
+                z,
+                np.asarray(worst <= 100 * jnp.finfo(z.dtype).eps * max(size, 1.0)),
+                f"z must be Hermitian, z[:, −k] = conj z[:, k], for its weights to be real: off by {worst:.3g}.",
+            )
+        self.z = z
+
+    @property
+    def nodes(self) -> int:
+        """ord(z), the number of hidden nodes q."""
+        return self.z.shape[2]
+
+    def __add__(self, other: "Solution") -> "Solution":
+        return Solution(jnp.concatenate([self.z, self._like(other, "+").z], axis=2), self.group)
+
+    def __mul__(self, other: "Solution | ArrayLike") -> "Solution":
+        if not isinstance(other, Solution):
+            return Solution(self.z * jnp.asarray(other, self.z.real.dtype).astype(self.z.dtype), self.group)
+        pairs = self.z[:, :, :, None] * self._like(other, "*").z[:, :, None, :]
+        return Solution(pairs.reshape(3, self.group.order, -1), self.group)
+
+    __rmul__ = __mul__
+
+    def _like(self, other: "Solution", operation: str) -> "Solution":
+        if other.group != self.group:
+            raise ValueError(f"z1 {operation} z2 needs one group, got {self.group.name} and {other.group.name}.")
+        return other
+
+    def potentials(self) -> Potentials:
+        return potentials(self.z)
+
+    def loss(self) -> Float[Array, ""]:
+        """The mean squared error over all pairs, exactly: see `loss`."""
+        return loss(self.z, self.group)
+
+    def norm(self) -> Float[Array, ""]:
+        """`‖z‖²`; the weights have d times that."""
+        return jnp.sum(jnp.abs(self.z) ** 2)
+
+    def leftover(self) -> Complex[Array, " order"]:
+        """`R_k = Σ_p Σ_k' r_{p,k',−k',k}`, which the loss wants zero."""
+        both = self.z[:2]
+        squares = jnp.sum(both * both[:, self.group.inverse], axis=(0, 1))
+        return self.z[2] @ squares
+
+    def to_weights(self) -> Weights:
+        """The real matrices of the network."""
+        return to_weights(self.z, self.group)
+
+
+def one(group: Group) -> Solution:
+    """The identity of `*`: one node, all entries one."""
+    return Solution(jnp.ones((3, group.order, 1)), group)
+
+
+def zero(group: Group) -> Solution:
+    """The identity of `+`: no node."""
+    return Solution(jnp.zeros((3, group.order, 0)), group)
+
+
+def from_weights(
+    a: Float[ArrayLike, "order nodes"],
+    b: Float[ArrayLike, "order nodes"],
+    c: Float[ArrayLike, "order nodes"],
+    group: Group,
+) -> Solution:
+    """The Fourier transform of real weights: `z_akj = (1/d) Σ_m w_amj conj φ_k(m)`, b alike, c with `φ_k(m)`."""
+    group = require_abelian(group, "from_weights")
+    w = jnp.stack([jnp.asarray(x) for x in (a, b, c)])
+    phi = jnp.asarray(group.characters, np.result_type(w.dtype, np.complex64)) / group.order
+    z = jnp.concatenate([jnp.conj(phi)[None] @ w[:2].astype(phi.dtype), phi[None] @ w[2:].astype(phi.dtype)])
+    return Solution((z + jnp.conj(z[:, group.inverse])) / 2, group)
+
+
+def to_weights(z: Complex[Array, "3 order nodes"], group: Abelian) -> Weights:
+    """The inverse of `from_weights`."""
+    phi = jnp.asarray(group.characters, z.dtype)
+    w = jnp.real(jnp.concatenate([phi.T[None] @ z[:2], jnp.conj(phi.T)[None] @ z[2:]]))
+    return Weights(w[0], w[1], w[2])
+
+
+def potentials(z: Complex[Array, "3 order nodes"]) -> Potentials:
+    """All potentials of order three, one matrix product each."""
+    d = z.shape[1]
+
+    def of(p, q):
+        pairs = (p[:, None] * q[None]).reshape(d * d, -1)
+        return (pairs @ z[2].T).reshape(d, d, d)
+
+    return Potentials(of(z[0], z[1]), of(z[0], z[0]), of(z[1], z[1]))
+
+
+def loss_terms(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array, " order"]:
+    """What each frequency k ≠ 0 contributes to the loss, `ℓ = Σ_k terms[k]`, for any real weights; `terms[0] = 0`.
+
+        terms[k] = (1/d) ‖M_k‖_F²,   M_k = r_{··k} − 1 at (k, k), + ½ A^a_{mk} at (m, 0), + ½ A^b_{mk} at (0, m),
+        A^p_{mk} = Σ_{k'} r_{p, k', m−k', k}
+
+    The general form of Theorem 1: `z_a0` and `z_b0` need not vanish.
+    """
+    d = group.order
+    r, a, b = potentials(z)
+    other = group.table[:, group.inverse].T  # other[k', m] = m − k'
+    sums = [jnp.sum(p[jnp.arange(d)[:, None], other], axis=0) for p in (a, b)]  # A^p, (m, k)
+    target = jnp.zeros((d, d, d)).at[jnp.arange(d), jnp.arange(d), jnp.arange(d)].set(1.0)
+    m = r - target.astype(r.dtype)
+    m = m.at[:, 0].add(sums[0] / 2).at[0, :].add(sums[1] / 2)
+    return jnp.sum(jnp.abs(m) ** 2, axis=(0, 1)).at[0].set(0.0) / d
+
+
+def loss(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array, ""]:
+    """The mean over all pairs of `‖P (o − onehot)‖²`, with P the projection onto zero mean: `Σ_k loss_terms`."""
+    return jnp.sum(loss_terms(z, group))
+
+
+def printed_loss(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array, ""]:
+    """Theorem 1 as published (with Re r_kkk), which holds for `z_a0 = z_b0 = 0`:
+
+    ℓ = 1 − 1/d + (1/d) Σ_{k≠0} ℓ_k,
+    ℓ_k = −2 r_kkk + Σ |r_{k1k2k}|² + ¼ |A^a_0k + A^b_0k|² + ¼ Σ_{m≠0} |A^a_mk|² + |A^b_mk|²
+    """
+    d = group.order
+    r, a, b = potentials(z)
+    other = group.table[:, group.inverse].T
+    sum_a, sum_b = (jnp.sum(p[jnp.arange(d)[:, None], other], axis=0) for p in (a, b))
+    diagonal = jnp.real(r[jnp.arange(d), jnp.arange(d), jnp.arange(d)])
+    crossed = jnp.sum(jnp.abs(sum_a[1:]) ** 2 + jnp.abs(sum_b[1:]) ** 2, axis=0)
+    each = -2 * diagonal + jnp.sum(jnp.abs(r) ** 2, axis=(0, 1)) + (jnp.abs(sum_a[0] + sum_b[0]) ** 2 + crossed) / 4
+    return 1 - 1 / d + jnp.sum(each[1:]) / d
+
+
+def direct_loss(weights: Weights, group: Group) -> Float[Array, ""]:
+    """The same loss by its definition, from the real matrices: the network at all d² pairs. For checks."""
+    d = group.order
+    h = (weights.a[:, None] + weights.b[None]) ** 2
+    o = h @ weights.c.T / (2 * d)
+    error = o - jax.nn.one_hot(jnp.asarray(group.table), d, dtype=o.dtype)
+    error = error - jnp.mean(error, axis=2, keepdims=True)
+    return jnp.sum(error**2) / d**2

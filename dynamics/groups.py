@@ -1,0 +1,136 @@
+"""Finite groups, as tables of numbers: elements are 0 … order − 1, and 0 is the identity."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import equinox as eqx
+import numpy as np
+from jaxtyping import ArrayLike, Complex, Int
+
+
+class Group(eqx.Module):
+    """A finite group by its multiplication table, `rows[g][h] = g·h`. Nothing in it is traced.
+
+    Made by `from_table`, which checks the axioms, `dihedral`, `symmetric`, and for Abelian groups `cyclic` and
+    `product`.
+    """
+
+    name: str = eqx.field(static=True)
+    rows: tuple[tuple[int, ...], ...] = eqx.field(static=True, repr=False)
+
+    @property
+    def order(self) -> int:
+        return len(self.rows)
+
+    @property
+    def table(self) -> Int[np.ndarray, "order order"]:
+        """The number of the product of each two elements."""
+        return np.array(self.rows)
+
+    @property
+    def inverse(self) -> Int[np.ndarray, " order"]:
+        """The number of the inverse of each element."""
+        return np.argmin(self.table, axis=1)  # where the product is the identity, 0
+
+    @property
+    def is_abelian(self) -> bool:
+        return bool((self.table == self.table.T).all())
+
+
+class Abelian(Group):
+    """`Z_n1 × Z_n2 × …`, whose dual group has the same numbers: element `x0 + n0·x1 + n0·n1·x2 + …`."""
+
+    factors: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(self, factors: Sequence[int]):
+        self.factors = tuple(int(n) for n in factors)
+        if not self.factors or min(self.factors) < 2:
+            raise ValueError(f"factors must each be at least 2, got {self.factors}.")
+        self.name = "×".join(f"Z{n}" for n in self.factors)
+        x = self.coordinates
+        place = np.cumprod([1, *self.factors[:-1]])
+        sums = (x[:, None] + x[None]) % np.array(self.factors)
+        self.rows = tuple(map(tuple, (sums @ place).tolist()))
+
+    @property
+    def coordinates(self) -> Int[np.ndarray, "order factors"]:
+        """The components of each element."""
+        number = np.arange(math.prod(self.factors))
+        return np.stack(np.unravel_index(number, self.factors[::-1])[::-1], axis=1)
+
+    @property
+    def characters(self) -> Complex[np.ndarray, "order order"]:
+        """`φ_k(g) = exp(2πi Σ k_i g_i/n_i)`, a row for each k of the dual group."""
+        x, n = self.coordinates, np.array(self.factors)
+        turns = np.sum(x[:, None] * x[None] % n / n, axis=2)  # whole turns go first, for they would cost digits
+        return np.exp(2j * np.pi * turns)
+
+    @property
+    def frequencies(self) -> tuple[int, ...]:
+        """One of each pair {k, −k} of the dual group without zero; those with 2k = 0 (even orders) stand alone."""
+        return tuple(k for k in range(1, self.order) if k <= self.inverse[k])
+
+
+def cyclic(d: int) -> Abelian:
+    """`Z_d`. **Raises** `ValueError` for `d` below two."""
+    if d < 2:
+        raise ValueError(f"d must be at least 2, got {d}.")
+    return Abelian((d,))
+
+
+def product(*factors: int) -> Abelian:
+    """`Z_n1 × Z_n2 × …`. **Raises** `ValueError` for a factor below two."""
+    return Abelian(factors)
+
+
+def from_table(table: Int[ArrayLike, "order order"], name: str = "group") -> Group:
+    """A group from the numbers of the products of each two elements. **Raises** `ValueError` for a table that is no
+    group, saying which axiom fails and where; the identity must be element 0."""
+    t = np.asarray(table)
+    n = len(t)
+    if t.ndim != 2 or t.shape != (n, n) or n < 1:
+        raise ValueError(f"table must have shape (order, order), got {t.shape}.")
+    if t.min() < 0 or t.max() >= n:
+        g, h = np.argwhere((t < 0) | (t >= n))[0]
+        raise ValueError(f"table is not closed: the product of {g} and {h} is {t[g, h]}, which is no element.")
+    if (t[0] != np.arange(n)).any() or (t[:, 0] != np.arange(n)).any():
+        raise ValueError("table must have the identity as element 0: its first row and column must count 0, 1, 2, ….")
+    for g in range(n):
+        if 0 not in t[g] or 0 not in t[:, g]:
+            raise ValueError(f"table leaves element {g} without an inverse.")
+    for g in range(n):  # (g h) k against g (h k), one g at a time
+        wrong = np.argwhere(t[t[g]] != t[g][t])
+        if wrong.size:
+            h, k = wrong[0]
+            left, right = t[t[g, h], k], t[g, t[h, k]]
+            raise ValueError(f"table is not associative: ({g}·{h})·{k} = {left}, {g}·({h}·{k}) = {right}.")
+    return Group(name, tuple(map(tuple, t.tolist())))
+
+
+def dihedral(n: int) -> Group:
+    """The symmetries of a regular n-gon, of order 2n: rotations 0 … n−1, then reflections. **Raises** `ValueError`
+    for `n` below one."""
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}.")
+    flip, turn = np.divmod(np.arange(2 * n), n)
+    turns = (turn[:, None] + np.where(flip[:, None] == 1, -1, 1) * turn[None]) % n
+    return from_table((flip[:, None] ^ flip[None]) * n + turns, f"D{n}")
+
+
+def symmetric(n: int) -> Group:
+    """All permutations of n things, of order n!. **Raises** `ValueError` for `n` outside 1 … 6."""
+    if not 1 <= n <= 6:
+        raise ValueError(f"n must lie in 1 … 6 (the table has (n!)² entries), got {n}.")
+    permutations = list(itertools.permutations(range(n)))
+    number = {p: i for i, p in enumerate(permutations)}
+    table = [[number[tuple(p[i] for i in q)] for q in permutations] for p in permutations]
+    return from_table(np.array(table), f"S{n}")
+
+
+def require_abelian(group: Group, by: str) -> Abelian:
+    """The group, if its characters are known. **Raises** `ValueError` otherwise."""
+    if not isinstance(group, Abelian):
+        which = "made by cyclic or product" if group.is_abelian else "that is Abelian (others are not supported)"
+        raise ValueError(f"{by} needs a group {which}, got {group.name}.")
+    return group

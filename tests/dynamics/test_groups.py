@@ -1,0 +1,84 @@
+"""Groups as tables: the axioms, the characters, and what is refused."""
+
+import numpy as np
+import pytest
+
+from traindyn.dynamics.groups import cyclic, dihedral, from_table, product, require_abelian, symmetric
+
+ABELIAN = [cyclic(2), cyclic(7), product(2, 2), product(2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    "group", [*ABELIAN, dihedral(1), dihedral(4), symmetric(1), symmetric(4)], ids=lambda g: g.name
+)
+def test_axioms(group):
+    t, n = group.table, group.order
+    assert (t[0] == np.arange(n)).all() and (t[:, 0] == np.arange(n)).all()
+    assert (t[np.arange(n), group.inverse] == 0).all() and (t[group.inverse, np.arange(n)] == 0).all()
+    assert (t[t] == t[:, t]).all()  # (g h) k and g (h k), for all g, h, k
+    assert from_table(t).rows == group.rows
+
+
+@pytest.mark.parametrize("group", ABELIAN, ids=lambda g: g.name)
+def test_characters_are_homomorphisms_and_orthogonal(group):
+    phi = group.characters
+    np.testing.assert_allclose(phi[:, group.table], phi[:, :, None] * phi[:, None], rtol=0, atol=1e-14)
+    np.testing.assert_allclose(phi @ phi.conj().T, group.order * np.eye(group.order), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(phi[group.inverse], phi.conj(), rtol=0, atol=1e-14)
+
+
+def test_characters_keep_all_digits_of_large_orders():
+    phi = cyclic(127).characters
+    np.testing.assert_allclose(phi[cyclic(127).inverse], phi.conj(), rtol=0, atol=3e-15)
+
+
+def test_frequencies_hold_one_of_each_pair():
+    assert cyclic(7).frequencies == (1, 2, 3)
+    assert cyclic(6).frequencies == (1, 2, 3)  # 3 is its own conjugate
+    for group in ABELIAN:
+        both = set(group.frequencies) | {int(group.inverse[k]) for k in group.frequencies}
+        assert both == set(range(1, group.order))
+
+
+def test_orders_and_names():
+    assert [g.order for g in (dihedral(5), symmetric(4), product(2, 3, 4))] == [10, 24, 24]
+    assert (product(2, 3).name, dihedral(5).name, symmetric(3).name) == ("Z2×Z3", "D5", "S3")
+    assert product(2, 3).is_abelian and not dihedral(3).is_abelian and dihedral(2).is_abelian
+    assert (product(2, 3).coordinates == [[0, 0], [1, 0], [0, 1], [1, 1], [0, 2], [1, 2]]).all()
+
+
+def test_groups_compare_and_hash_by_value():
+    assert cyclic(5) == cyclic(5) != cyclic(6)
+    assert hash(product(2, 3)) == hash(product(2, 3))
+
+
+def test_refused(as_users):
+    for wrong in (lambda: cyclic(1), lambda: product(3, 1), lambda: product()):
+        with pytest.raises(ValueError, match="at least 2"):
+            wrong()
+    with pytest.raises(ValueError, match="at least 1"):
+        dihedral(0)
+    with pytest.raises(ValueError, match="1 … 6"):
+        symmetric(7)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([[0, 1, 2]], "shape"),
+        ([[0, 1], [1, 2]], "not closed"),
+        ([[1, 0], [0, 1]], "identity as element 0"),
+        ([[0, 1, 2], [1, 1, 1], [2, 1, 0]], "without an inverse"),
+        ([[0, 1, 2, 3, 4], [1, 0, 3, 4, 2], [2, 4, 0, 1, 3], [3, 2, 4, 0, 1], [4, 3, 1, 2, 0]], "not associative"),
+    ],
+)
+def test_tables_that_are_no_group_are_refused(table, message, as_users):
+    with pytest.raises(ValueError, match=message):
+        from_table(np.array(table))
+
+
+def test_who_needs_an_abelian_group_says_so():
+    with pytest.raises(ValueError, match="others are not supported"):
+        require_abelian(dihedral(3), "f6")
+    with pytest.raises(ValueError, match="made by cyclic or product"):
+        require_abelian(from_table(cyclic(4).table), "f6")

@@ -1,0 +1,75 @@
+"""What the claims of composing global optimisers share: the paper's name, groups, random elements, the real network."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Complex, Float
+
+from ...dynamics.composing import Solution, cyclic, loss, product, to_weights
+from ...dynamics.groups import Abelian
+from ...nets import composing as nets
+
+PAPER = "Composing Global Optimizers (Tian, arXiv 2410.01779)"
+
+ALL_PAIRS = "all d² pairs of group elements, mean squared error after projection onto zero mean"
+FINITE = "a finite Abelian group"
+
+GROUPS = (
+    *map(cyclic, (4, 5, 6, 7, 11, 23)),
+    product(2, 2),
+    product(2, 3),
+    product(3, 5),
+    product(3, 3),
+    product(2, 2, 3),
+)
+
+
+def some_groups(scale: str) -> tuple[Abelian, ...]:
+    """All of them, or at the smoke scale an odd, an even and a product."""
+    return (cyclic(7), cyclic(4), product(3, 3)) if scale == "smoke" else GROUPS
+
+
+def hermitian(z: Complex[np.ndarray, "*rows order nodes"], group: Abelian) -> Complex[np.ndarray, "*rows order nodes"]:
+    """The part of any array that belongs to real weights."""
+    return (z + z[..., group.inverse, :].conj()) / 2
+
+
+def random_element(rng: np.random.Generator, group: Abelian, nodes: int) -> Solution:
+    """Normal weights in Fourier space."""
+    shape = (3, group.order, nodes)
+    return Solution(hermitian(rng.normal(size=shape) + 1j * rng.normal(size=shape), group), group)
+
+
+def random_unit(rng: np.random.Generator, group: Abelian, nodes: int) -> Solution:
+    """A random element with `r_kkk = 1` for all k."""
+    z = np.array(random_element(rng, group, nodes).z)
+    z[2] /= np.sum(z[0] * z[1] * z[2], axis=1, keepdims=True)
+    return Solution(hermitian(z, group), group)
+
+
+def turns(rng: np.random.Generator, size: int) -> Complex[np.ndarray, " size"]:
+    """Random numbers of modulus one."""
+    return np.exp(2j * np.pi * rng.random(size))
+
+
+def padded(solutions: Sequence[Solution]) -> Complex[np.ndarray, "solutions 3 order nodes"]:
+    """Solutions of one group as one array, filled up with dead nodes, so that all share one compilation."""
+    most = max(z.nodes for z in solutions)
+    return np.stack([np.pad(np.asarray(z.z), ((0, 0), (0, 0), (0, most - z.nodes))) for z in solutions])
+
+
+def measured(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array, " 3"]:
+    """The loss by the decomposition, the loss and the accuracy of the real network that carries these weights."""
+    weights = to_weights(z, group)
+    order = group.order
+    model = nets.QuadraticNetwork(*weights, scale=jnp.asarray(1 / (2 * order), weights.a.dtype))
+    pairs = nets.pairs(group.table)
+    return jnp.stack([loss(z, group), nets.masked_loss(model, pairs), nets.accuracy(model, pairs)])
+
+
+def measure(solutions: Sequence[Solution]) -> Float[np.ndarray, "solutions 3"]:
+    """`measured` of many solutions of one group, in one compilation."""
+    group = solutions[0].group
+    return np.asarray(jax.jit(lambda all: jax.lax.map(lambda z: measured(z, group), all))(padded(solutions)))
