@@ -4,7 +4,7 @@ from .algebra import loss_decomposition, semi_ring, transform
 from .flows import infinite_width, potential_flow
 from .paths import occam_norm, occam_path, optimum_path
 from .solutions import norms, polynomial, solutions
-from .training import memorise_then_generalise, trained
+from .training import generalisation, trained
 
 CLAIMS = (
     loss_decomposition,
@@ -18,6 +18,6 @@ CLAIMS = (
     optimum_path,
     potential_flow,
     infinite_width,
-    memorise_then_generalise,
+    generalisation,
     trained,
 )

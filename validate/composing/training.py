@@ -274,7 +274,7 @@ def _remarks(runs: dict[float, Trained], settled: tuple[float, ...], group: Abel
 
 
 @claim(
-    "composing.memorise_then_generalise",
+    "composing.generalisation",
     paper=PAPER,
     kind="statistic",
     statement="Pairs trained on are learned within 30 steps, pairs left out at more than twice that number, after r_kkk"
@@ -283,7 +283,7 @@ def _remarks(runs: dict[float, Trained], settled: tuple[float, ...], group: Abel
     assumptions=(RECIPE, "Z_23, 512 nodes, weight decay 1e-4, 400 steps", "the smoke scale: 100 steps"),
     control="the pairs left out learned as early as the others",
 )
-def memorise_then_generalise(setting: Setting) -> Evidence:
+def generalisation(setting: Setting) -> Evidence:
     group = cyclic(23)
     seeds = [5 * setting.seed + s for s in range(1, 6)]
     steps = setting.pick(smoke=100, laptop=400, paper=400)
