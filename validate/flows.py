@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ..dynamics import Flow, galore, joma, reversal, scan_snap, solve
+from .descent import steps_to
 from .subject import Subject
 from .sweep import Point
 
@@ -28,8 +29,8 @@ def beside_descent(make: Callable[[Point], tuple[Flow, PyTree]]) -> Callable[[Po
     def fn(point: Point) -> dict[str, Any]:
         flow, y0 = make(point)
         rate = jnp.asarray(point["learning_rate"], float)
-        steps = jnp.maximum(jnp.round(point["time"] / rate), 1)
-        solution = solve(flow, y0, jnp.linspace(0.0, 1.0, TIMES) * steps * rate, throw=False)
+        steps, reached = steps_to(point["time"], rate)
+        solution = solve(flow, y0, jnp.linspace(0.0, 1.0, TIMES) * reached, throw=False)
         descent = _descend(flow, y0, rate, steps)
         flat = lambda tree: ravel_pytree(tree)[0]
         end = flat(jax.tree.map(lambda y: y[-1], solution.ys))
@@ -39,9 +40,9 @@ def beside_descent(make: Callable[[Point], tuple[Flow, PyTree]]) -> Callable[[Po
     return fn
 
 
-def _descend(flow: Flow, y0: PyTree, rate: Float[Array, ""], steps: Float[Array, ""]) -> PyTree:
+def _descend(flow: Flow, y0: PyTree, rate: Float[Array, ""], steps: Int[Array, ""]) -> PyTree:
     step = lambda _, y: jax.tree.map(lambda y, dy: y + rate.astype(y.dtype) * dy, y, flow(0.0, y, None))
-    return jax.lax.fori_loop(0, steps.astype(int), step, y0)
+    return jax.lax.fori_loop(0, steps, step, y0)
 
 
 def _subject(

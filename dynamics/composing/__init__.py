@@ -4,7 +4,6 @@ from ..groups import cyclic as cyclic
 from ..groups import product as product
 from .flow import InfiniteWidth as InfiniteWidth
 from .flow import TruncatedFlow as TruncatedFlow
-from .flow import target as target
 from .ring import Potentials as Potentials
 from .ring import Solution as Solution
 from .ring import Weights as Weights
@@ -15,6 +14,7 @@ from .ring import loss_terms as loss_terms
 from .ring import one as one
 from .ring import potentials as potentials
 from .ring import printed_loss as printed_loss
+from .ring import target as target
 from .ring import to_weights as to_weights
 from .ring import zero as zero
 from .solutions import at_frequency as at_frequency

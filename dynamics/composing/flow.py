@@ -12,12 +12,7 @@ from jaxtyping import Array, ArrayLike, Complex, Float
 
 from .._checks import as_float, check_shape
 from ..flow import Flow
-
-
-def target(order: int) -> Float[Array, "order order order"]:
-    """δ: one at (k, k, k), zero elsewhere."""
-    k = jnp.arange(order)
-    return jnp.zeros((order, order, order)).at[k, k, k].set(1.0)
+from .ring import target
 
 
 class TruncatedFlow(Flow):
@@ -67,15 +62,12 @@ class TruncatedFlow(Flow):
         a, b, c = z
         pairs = lambda p, q: p[:, None] * q[None]  # (k, k', nodes)
         bc, ac, ab = pairs(b, c), pairs(a, c), pairs(a, b)
-        return (
-            2
-            / self.order**2
-            * (
-                jnp.einsum("klj,mnj,imn->ikl", bc, jnp.conj(bc), gap)
-                + jnp.einsum("ilj,mnj,mkn->ikl", ac, jnp.conj(ac), gap)
-                + jnp.einsum("ikj,mnj,mnl->ikl", ab, jnp.conj(ab), gap)
-            )
+        moved = (
+            jnp.einsum("klj,mnj,imn->ikl", bc, jnp.conj(bc), gap)
+            + jnp.einsum("ilj,mnj,mkn->ikl", ac, jnp.conj(ac), gap)
+            + jnp.einsum("ikj,mnj,mnl->ikl", ab, jnp.conj(ab), gap)
         )
+        return 2 / self.order**2 * moved
 
     def gram(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "kkk kkk"]:
         """The matrix JJ*, of order (d−1)³: for small d."""

@@ -162,14 +162,22 @@ def loss_terms(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Arra
 
     The general form of Theorem 1: `z_a0` and `z_b0` need not vanish.
     """
-    d = group.order
     r, a, b = potentials(z)
+    m = r - target(group.order).astype(r.dtype)
+    m = m.at[:, 0].add(_sums(a, group) / 2).at[0, :].add(_sums(b, group) / 2)
+    return jnp.sum(jnp.abs(m) ** 2, axis=(0, 1)).at[0].set(0.0) / group.order
+
+
+def target(order: int) -> Float[Array, "order order order"]:
+    """δ: one at (k, k, k), zero elsewhere."""
+    k = jnp.arange(order)
+    return jnp.zeros((order, order, order)).at[k, k, k].set(1.0)
+
+
+def _sums(p: Complex[Array, "order order order"], group: Abelian) -> Complex[Array, "order order"]:
+    """`A^p_{mk} = Σ_{k'} r_{p, k', m−k', k}`."""
     other = group.table[:, group.inverse].T  # other[k', m] = m − k'
-    sums = [jnp.sum(p[jnp.arange(d)[:, None], other], axis=0) for p in (a, b)]  # A^p, (m, k)
-    target = jnp.zeros((d, d, d)).at[jnp.arange(d), jnp.arange(d), jnp.arange(d)].set(1.0)
-    m = r - target.astype(r.dtype)
-    m = m.at[:, 0].add(sums[0] / 2).at[0, :].add(sums[1] / 2)
-    return jnp.sum(jnp.abs(m) ** 2, axis=(0, 1)).at[0].set(0.0) / d
+    return jnp.sum(p[jnp.arange(group.order)[:, None], other], axis=0)
 
 
 def loss(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array, ""]:
@@ -185,8 +193,7 @@ def printed_loss(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Ar
     """
     d = group.order
     r, a, b = potentials(z)
-    other = group.table[:, group.inverse].T
-    sum_a, sum_b = (jnp.sum(p[jnp.arange(d)[:, None], other], axis=0) for p in (a, b))
+    sum_a, sum_b = _sums(a, group), _sums(b, group)
     diagonal = jnp.real(r[jnp.arange(d), jnp.arange(d), jnp.arange(d)])
     crossed = jnp.sum(jnp.abs(sum_a[1:]) ** 2 + jnp.abs(sum_b[1:]) ** 2, axis=0)
     each = -2 * diagonal + jnp.sum(jnp.abs(r) ** 2, axis=(0, 1)) + (jnp.abs(sum_a[0] + sum_b[0]) ** 2 + crossed) / 4

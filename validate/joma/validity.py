@@ -23,6 +23,7 @@ from ...dynamics.joma import (
 from ...nets import joma as nets
 from ..descent import descend, end_of, steps_to, uniforms
 from ..subject import Subject
+from ..sweep import Point
 from ._shared import PAPER, sgd
 
 TIME = 2.0  # to which all train
@@ -71,7 +72,6 @@ NOT_COVERED = {
     "joma.entropy_bounce_ce": "a finding about training alone: no theory predicts a value",
 }
 
-Point = dict[str, Any]
 Errors = dict[str, Float[Array, ""]]
 
 

@@ -1,8 +1,6 @@
 """Where the theorems of Scan and Snap stop holding: their error against training as the learning rate grows and as the
 assumption of each is given up by degrees."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +17,7 @@ from ...dynamics.scan_snap import (
 from ...nets import scan_snap as nets
 from ..descent import descend, end_of, steps_to, uniforms
 from ..subject import Subject
+from ..sweep import Point
 from ._shared import PAPER
 
 TIME = 20.0  # to which all train: past the end of scanning, K ln M
@@ -59,7 +58,6 @@ NOT_COVERED = {
     "scan_snap.text_attention": "a finding on text, beyond the assumptions of every theorem",
 }
 
-Point = dict[str, Any]
 Errors = dict[str, Float[Array, ""]]
 
 
