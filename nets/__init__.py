@@ -6,6 +6,7 @@ from . import galore as galore
 from . import joma as joma
 from . import llama as llama
 from . import low_rank as low_rank
+from . import pairs as pairs
 from . import pretrain as pretrain
 from . import quantise as quantise
 from . import reversal as reversal

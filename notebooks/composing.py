@@ -94,7 +94,7 @@ for name, s in {
 # Inside the real network it answers every pair:
 
 # %%
-model = nets.QuadraticNetwork(*product.to_weights(), scale=1 / 14)
+model = nets.TwoLayer(*product.to_weights(), scale=1 / 14)
 pairs = nets.pairs(group.table)
 print("loss", nets.masked_loss(model, pairs), "accuracy", nets.accuracy(model, pairs))
 answers = jnp.argmax(model.outputs(), axis=2)

@@ -64,7 +64,7 @@ def measured(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array,
     """The loss by the decomposition, the loss and the accuracy of the real network that carries these weights."""
     weights = to_weights(z, group)
     order = group.order
-    model = nets.QuadraticNetwork(*weights, scale=jnp.asarray(1 / (2 * order), weights.a.dtype))
+    model = nets.TwoLayer(*weights, scale=jnp.asarray(1 / (2 * order), weights.a.dtype))
     pairs = nets.pairs(group.table)
     return jnp.stack([loss(z, group), nets.masked_loss(model, pairs), nets.accuracy(model, pairs)])
 

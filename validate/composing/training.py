@@ -34,7 +34,7 @@ class Trained(NamedTuple):
     seen: dict[str, np.ndarray]  # (seeds, records, …)
 
 
-def _transform(model: nets.QuadraticNetwork, group: Abelian) -> jax.Array:
+def _transform(model: nets.TwoLayer, group: Abelian) -> jax.Array:
     """z, in the paper's scale."""
     return (2 * group.order) ** (1 / 3) * composing.from_weights(model.a, model.b, model.c, group).z
 
