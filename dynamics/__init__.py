@@ -2,8 +2,10 @@
 
 from . import composing as composing
 from . import galore as galore
+from . import grokking as grokking
 from . import groups as groups
 from . import joma as joma
+from . import representations as representations
 from . import reversal as reversal
 from . import scan_snap as scan_snap
 from .flow import Flow as Flow

@@ -12,8 +12,8 @@ from jaxtyping import ArrayLike, Complex, Int
 class Group(eqx.Module):
     """A finite group by its multiplication table, `rows[g][h] = g·h`. Nothing in it is traced.
 
-    Made by `from_table`, which checks the axioms, `dihedral`, `symmetric`, and for Abelian groups `cyclic` and
-    `product`.
+    Made by `from_table`, which checks the axioms, `dihedral`, `dicyclic`, `metacyclic`, `symmetric`, `alternating`,
+    `direct`, and for Abelian groups `cyclic` and `product`.
     """
 
     name: str = eqx.field(static=True)
@@ -118,14 +118,55 @@ def dihedral(n: int) -> Group:
     return from_table((flip[:, None] ^ flip[None]) * n + turns, f"D{n}")
 
 
+def dicyclic(n: int) -> Group:
+    """`⟨a, x : a²ⁿ = 1, x² = aⁿ, x a x⁻¹ = a⁻¹⟩`, of order 4n; the quaternion group for n = 2. **Raises** `ValueError`
+    for `n` below two."""
+    if n < 2:
+        raise ValueError(f"n must be at least 2, got {n}.")
+    flip, turn = np.divmod(np.arange(4 * n), 2 * n)
+    both = flip[:, None] & flip[None]
+    turns = (turn[:, None] + np.where(flip[:, None] == 1, -1, 1) * turn[None] + n * both) % (2 * n)
+    return from_table((flip[:, None] ^ flip[None]) * 2 * n + turns, "Q8" if n == 2 else f"Dic{n}")
+
+
+def metacyclic(n: int, m: int, r: int) -> Group:
+    """`Z_n ⋊ Z_m`, where the generator of Z_m multiplies Z_n by r: of order nm, and not Abelian unless r = 1.
+    **Raises** `ValueError` for sizes below two, or unless `r^m = 1` modulo n."""
+    if min(n, m) < 2:
+        raise ValueError(f"n and m must be at least 2, got {n} and {m}.")
+    if pow(r, m, n) != 1:
+        raise ValueError(f"r^m must be 1 modulo n for Z_m to act on Z_n, got {r}^{m} = {pow(r, m, n)} modulo {n}.")
+    y, x = np.divmod(np.arange(n * m), n)
+    powers = np.array([pow(r, i, n) for i in range(m)])
+    turned = (x[:, None] + powers[y][:, None] * x[None]) % n
+    return from_table((y[:, None] + y[None]) % m * n + turned, f"Z{n}:Z{m}")
+
+
+def direct(first: Group, second: Group) -> Group:
+    """The direct product of any two groups: element `x + order(first)·y`."""
+    y, x = np.divmod(np.arange(first.order * second.order), first.order)
+    table = first.table[x[:, None], x[None]] + first.order * second.table[y[:, None], y[None]]
+    return from_table(table, f"{first.name}×{second.name}")
+
+
 def symmetric(n: int) -> Group:
     """All permutations of n things, of order n!. **Raises** `ValueError` for `n` outside 1 … 6."""
     if not 1 <= n <= 6:
         raise ValueError(f"n must lie in 1 … 6 (the table has (n!)² entries), got {n}.")
-    permutations = list(itertools.permutations(range(n)))
+    return _of_permutations(list(itertools.permutations(range(n))), f"S{n}")
+
+
+def alternating(n: int) -> Group:
+    """The even permutations of n things, of order n!/2. **Raises** `ValueError` for `n` outside 3 … 6."""
+    if not 3 <= n <= 6:
+        raise ValueError(f"n must lie in 3 … 6 (the table has (n!/2)² entries), got {n}.")
+    inversions = lambda p: sum(p[i] > p[j] for i, j in itertools.combinations(range(n), 2))
+    return _of_permutations([p for p in itertools.permutations(range(n)) if inversions(p) % 2 == 0], f"A{n}")
+
+
+def _of_permutations(permutations: list[tuple[int, ...]], name: str) -> Group:
     number = {p: i for i, p in enumerate(permutations)}
-    table = [[number[tuple(p[i] for i in q)] for q in permutations] for p in permutations]
-    return from_table(np.array(table), f"S{n}")
+    return from_table(np.array([[number[tuple(p[i] for i in q)] for q in permutations] for p in permutations]), name)
 
 
 def require_abelian(group: Group, by: str) -> Abelian:

@@ -1,0 +1,147 @@
+"""Stage II: the energy that a hidden node climbs while nodes are still independent, and its ascent.
+
+A node is `w = [u; w₂]`, shape `(2, order)`: on the pair (h₁, h₂) of a group of order M it computes `σ(u(h₁) + w₂(h₂))`.
+
+Source: Tian, Li2 (arXiv 2509.21519), Theorem 1. The sum over a group is written out here, and so is its form by
+representations: the published one has the trace where the Frobenius norm belongs, and is four times too small for x².
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from .._checks import check_shape
+from ..flow import Flow
+from ..groups import Group
+from ..representations import Irrep, fourier, quotients
+
+
+class Task(NamedTuple):
+    """The pairs that are learned from, one an entry, and what each two elements make."""
+
+    first: Int[np.ndarray, " pairs"]
+    second: Int[np.ndarray, " pairs"]
+    label: Int[np.ndarray, " pairs"]
+
+
+def task(group: Group, used: Bool[ArrayLike, "order order"] | None = None) -> Task:
+    """The pairs (h₁, h₂) of a group, by default all M². **Raises** `ValueError` for a group of order below three, a
+    mask of another shape, or one that leaves nothing."""
+    used = _check_used(group, used)
+    first, second = np.nonzero(used)
+    return Task(first, second, group.table[first, second])
+
+
+def _check_used(group: Group, used: Bool[ArrayLike, "order order"] | None) -> Bool[np.ndarray, "order order"]:
+    if group.order < 3:
+        raise ValueError(f"group must have order 3 or more for its labels to differ, got {group.name}.")
+    used = np.ones((group.order,) * 2, bool) if used is None else np.asarray(used, bool)
+    if used.shape != (group.order,) * 2:
+        raise ValueError(f"used must have shape {(group.order,) * 2} for {group.name}, got {used.shape}.")
+    if not used.any():
+        raise ValueError("used must leave at least one pair.")
+    return used
+
+
+class Energy(eqx.Module):
+    """`E(w) = ½ ‖Ỹᵀ σ(Xw)‖²`, with labels Y centred over the pairs used: how far a node tells the labels apart.
+
+    With `z_h = Σ_{ab=h} σ(u_a + w₂_b)` over the n_h pairs of label h, `E = ½ Σ_h (z_h − n_h z̄)²`, z̄ the mean of σ.
+
+    **Arguments:** `group`; `used`, which pairs, shape `(order, order)`, by default all; `activation` σ, any function of
+    one number, by default x²; `interaction`: only `σ(u+w₂) − σ(u) − σ(w₂)`, what needs both halves, is counted. On all
+    pairs of a group that changes nothing for x²; on a part of them the squares of the halves no longer cancel, and
+    reward nodes that know single elements.
+
+    Homogeneous of degree 4 for x², so that `w·∇E = 4E`; `σ = ax + bx²` has b² times as much on all pairs, and a linear
+    σ none. Source: Li2, Theorem 1. **Raises** `ValueError` as `task` does.
+    """
+
+    quotient: Int[Array, "order order"]  # g⁻¹h at [g, h]
+    used: Float[Array, "order order"]  # whether the pair (g, g⁻¹h) is, at [g, h]
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    interaction: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        group: Group,
+        used: Bool[ArrayLike, "order order"] | None = None,
+        *,
+        activation: Callable[[Array], Array] = jnp.square,
+        interaction: bool = False,
+    ):
+        quotient = quotients(group)
+        mask = np.take_along_axis(_check_used(group, used), quotient, axis=1)
+        self.quotient, self.used = jnp.asarray(quotient), jnp.asarray(mask, jnp.result_type(float))
+        self.activation, self.interaction = activation, interaction
+
+    def __call__(self, w: Float[Array, "2 order"]) -> Float[Array, ""]:
+        check_shape("w", w, (2, len(self.quotient)))
+        u, v = w[0][:, None], w[1][self.quotient]
+        hidden = self.activation(u + v)
+        if self.interaction:
+            hidden = hidden - self.activation(u) - self.activation(v)
+        used = self.used.astype(w.dtype)
+        sums, counts = jnp.sum(used * hidden, axis=0), jnp.sum(used, axis=0)
+        return jnp.sum((sums - counts * (jnp.sum(sums) / jnp.sum(counts))) ** 2) / 2
+
+
+def convolution(u: Float[Array, " order"], v: Float[Array, " order"], group: Group) -> Float[Array, " order"]:
+    """`(u∗v)(h) = Σ_g u(g) v(g⁻¹h)`."""
+    return u @ v[quotients(group)]
+
+
+def convolution_energy(w: Float[Array, "2 order"], group: Group) -> Float[Array, ""]:
+    """The energy on all pairs with x²: `E = 2 ‖u∗w₂ − mean‖²`, for the squares of the halves sum to constants."""
+    both = convolution(w[0], w[1], group)
+    return 2 * jnp.sum((both - jnp.mean(both)) ** 2)
+
+
+def plancherel_energy(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Float[Array, ""]:
+    """The same by representations, real or complex: `E = (2/M) Σ m ‖û ŵ₂‖_F²` over those that are given, without the
+    trivial one; m the multiplicities."""
+    parts = [
+        r.multiplicity * jnp.sum(jnp.abs(fourier(w[0], r) @ fourier(w[1], r)) ** 2) for r in irreps if not r.trivial
+    ]
+    return 2 / w.shape[1] * sum(parts, jnp.zeros((), w.dtype))
+
+
+class SphereAscent(Flow):
+    """`ẇ = (I − wwᵀ) ∇E(w)`: gradient ascent of a node whose norm stays at one.
+
+    **Fields:** `energy`, any function of w. **State:** w, shape `(2, order)`, of norm one. **Invariant:** the norm.
+
+    **Assumptions:** (1) the gradient that reaches the layer is proportional to `Ỹ Ỹᵀ F`; (2) weight decay keeps norms,
+    which for x² it does not by itself: `ẇ = ∇E − ηw` has an unstable radius. **What must happen:** E never falls.
+    **Values that work:** small groups, for rates are of the size of E; else `ScaledAscent`. Source: Li2, Theorem 1.
+    """
+
+    energy: Callable[[Array], Array]
+
+    def __call__(self, t: ArrayLike, y: Float[Array, "2 order"], args: Any = None) -> Float[Array, "2 order"]:
+        slope = jax.grad(self.energy)(y)
+        return slope - y * jnp.sum(y * slope)
+
+    def invariants(self, y: Float[Array, "2 order"]) -> Float[Array, ""]:
+        """‖w‖²."""
+        return jnp.sum(y**2)
+
+
+class ScaledAscent(Flow):
+    """`ẇ = ∇E/(w·∇E) − w`: the paths of `SphereAscent` at rates of order one for every group.
+
+    **Fields:** `energy`, any function of w that grows along w. **State:** w, shape `(2, order)`, of any norm but zero:
+    `d‖w‖²/dt = 2(1 − ‖w‖²)`. **What must happen:** it ends at a local maximum of E on the sphere, within 20 to 40 units
+    of time from random starts. Source: derived here.
+    """
+
+    energy: Callable[[Array], Array]
+
+    def __call__(self, t: ArrayLike, y: Float[Array, "2 order"], args: Any = None) -> Float[Array, "2 order"]:
+        slope = jax.grad(self.energy)(y)
+        return slope / jnp.sum(y * slope) - y

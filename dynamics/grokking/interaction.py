@@ -1,0 +1,57 @@
+"""Stage III, interaction: alike nodes repel each other, and what is learned already leaves the energy.
+
+Source: Tian, Li2 (arXiv 2509.21519), Theorems 6 and 7; Theorem 7 with projectors, derived here: the paper's form by
+characters holds for representations of dimension one alone.
+"""
+
+from collections.abc import Collection, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from .._checks import check_shape
+from ..representations import Irrep
+from .energy import plancherel_energy
+
+
+def inverse_gram(features: Float[Array, "pairs nodes"], decay: Float[ArrayLike, ""]) -> Float[Array, "nodes nodes"]:
+    """`B = (F̃ᵀF̃ + ηI)⁻¹` of centred features: a node is pushed along `Σ_k b_jk f_k`."""
+    nodes = features.shape[1]
+    return jnp.linalg.inv(
+        features.T @ features + jnp.asarray(decay, features.dtype) * jnp.eye(nodes, dtype=features.dtype)
+    )
+
+
+def repulsion(features: Float[Array, "pairs nodes"], decay: Float[ArrayLike, ""], j: int, k: int) -> Float[Array, ""]:
+    """`b_jk = −β/(αγ − β²)`, with `α = η + f_jᵀPf_j`, `γ = η + f_kᵀPf_k`, `β = f_jᵀPf_k` and
+    `P = I − F_r(F_rᵀF_r + ηI)⁻¹F_rᵀ`, F_r the other nodes: alike nodes (β > 0), once the others are accounted for, push
+    each other away. Theorem 6. `features` centred. **Raises** `ValueError` for the same node twice."""
+    if j == k:
+        raise ValueError(f"j and k must be two nodes, got {j} for both.")
+    check_shape("features", features, ("pairs", "nodes"))
+    decay = jnp.asarray(decay, features.dtype)
+    two, rest = features[:, jnp.array([j, k])], jnp.delete(features, np.array([j, k]), axis=1)
+    gram = rest.T @ rest + decay * jnp.eye(rest.shape[1], dtype=rest.dtype)
+    p = two - rest @ jnp.linalg.solve(gram, rest.T @ two)
+    (a, b), (_, c) = two.T @ p + decay * jnp.eye(2, dtype=two.dtype)
+    return -b / (a * c - b**2)
+
+
+def missing(irreps: Sequence[Irrep], learned: Collection[int]) -> Float[np.ndarray, "order order"]:
+    """`Π_miss`, onto the non-trivial representations, all `irreps` of a group, whose number is not among the `learned`:
+    what hidden nodes that know those leave of the labels, `Ỹ − Ŷ` at a pair with product h is the row h of it.
+
+    Theorem 7. **Raises** `ValueError` for a number that is none of them.
+    """
+    for number in learned:
+        if not 0 <= number < len(irreps):
+            raise ValueError(f"learned must hold numbers from 0 to {len(irreps) - 1}, got {number}.")
+    left = [np.real(r.projector) for i, r in enumerate(irreps) if i not in learned and not r.trivial]
+    return sum(left, np.zeros((irreps[0].group.order,) * 2))
+
+
+def remaining_energy(w: Float[Array, "2 order"], irreps: Sequence[Irrep], learned: Collection[int]) -> Float[Array, ""]:
+    """`E_S(w) = ½ ‖Π_miss z‖² = (2/M) Σ_missing m ‖û ŵ₂‖_F²`: for new nodes the energy has maxima at the missing
+    representations, and no others. x² and all pairs; Theorem 7."""
+    return plancherel_energy(w, [r for i, r in enumerate(irreps) if i not in learned])

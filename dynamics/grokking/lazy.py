@@ -1,0 +1,109 @@
+"""Stage I, lazy learning: the output layer fits labels on random features, and the gradient that it sends back to them.
+
+With features F = σ(XW), shape `(pairs, nodes)`, and one-hot labels Y, both centred over the pairs (a tilde), the output
+layer V minimises `J = ½ ‖Ỹ − F̃V‖² + (η/2) ‖V‖²`, and `G_F = −∂J/∂F = (Ỹ − F̃V) Vᵀ` reaches the features.
+
+Training code that minimises a mean over n pairs, with decay wd, has `η = n·wd/2`.
+
+Source: Tian, Li2 (arXiv 2509.21519), section 3; the forms by the kernel and for wide layers are derived here.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from .._checks import as_float, check_shape, concrete, require
+from ..flow import Flow
+from .energy import Task
+
+
+def centred(x: Float[Array, "pairs n"]) -> Float[Array, "pairs n"]:
+    """P1 x: less its mean over the pairs."""
+    return x - jnp.mean(x, axis=0, keepdims=True)
+
+
+class OutputLayer(Flow):
+    """`V̇ = F̃ᵀ(Ỹ − F̃V) − ηV`: gradient flow of the output layer, features held fixed.
+
+    **Fields:** `features` F, shape `(pairs, nodes)`, and `labels` Y, shape `(pairs, classes)`, as they are: both are
+    centred here; `decay` η. **State:** V, shape `(nodes, classes)`.
+
+    **Closed form:** `V(t) = e^{−At} (V(0) − V_r) + V_r` with `A = F̃ᵀF̃ + ηI` and the ridge solution `V_r = A⁻¹F̃ᵀỸ`.
+    **What must happen:** from a small V(0) the gradient that is sent back starts as `G_F(0) + t Ỹ Ỹᵀ F̃` (Proposition 1)
+    and tends, at the rate λ_min(A), to that of `limit_gradient` (equation 4).
+
+    Source: Li2, Proposition 1. **Raises** `ValueError` for shapes that do not fit and a negative decay.
+    """
+
+    features: Float[Array, "pairs nodes"]
+    labels: Float[Array, "pairs classes"]
+    decay: Float[Array, ""] = eqx.field(converter=as_float)
+
+    def __init__(
+        self, features: Float[Array, "pairs nodes"], labels: Float[Array, "pairs classes"], decay: Float[ArrayLike, ""]
+    ):
+        check_shape("features", features, ("pairs", "nodes"))
+        check_shape("labels", labels, (features.shape[0], "classes"))
+        decay = jnp.asarray(decay, features.dtype)
+        self.decay = (
+            require(decay, decay >= 0, f"decay must not be negative, got {decay}.") if concrete(decay) else decay
+        )
+        self.features, self.labels = centred(features), centred(labels)
+
+    def __call__(
+        self, t: ArrayLike, y: Float[Array, "nodes classes"], args: Any = None
+    ) -> Float[Array, "nodes classes"]:
+        return self.features.T @ (self.labels - self.features @ y) - self.decay * y
+
+    def matrix(self) -> Float[Array, "nodes nodes"]:
+        """A."""
+        return self.features.T @ self.features + self.decay * jnp.eye(self.features.shape[1], dtype=self.features.dtype)
+
+    def limit(self) -> Float[Array, "nodes classes"]:
+        """V_r, by the singular values of F̃: with η = 0 the least squares of smallest norm."""
+        left, values, right = jnp.linalg.svd(self.features, full_matrices=False)
+        some = values > 10 * max(self.features.shape) * jnp.finfo(values.dtype).eps * values[0]
+        shrunk = jnp.where(some, values / jnp.where(some, values**2 + self.decay, 1.0), 0.0)
+        return right.T @ (shrunk[:, None] * (left.T @ self.labels))
+
+    def exact(self, t: ArrayLike, y0: Float[Array, "nodes classes"]) -> Float[Array, "nodes classes"]:
+        """The state at time `t`."""
+        values, basis = jnp.linalg.eigh(self.matrix())
+        # ∫ e^{−λs} ds, for what F̃ᵀỸ drives: 0 · ∞ where λ = 0
+        t = jnp.asarray(t, y0.dtype)
+        some = values > 0
+        driven = jnp.where(some, -jnp.expm1(-values * t) / jnp.where(some, values, 1.0), t)
+        start, push = basis.T @ y0, basis.T @ (self.features.T @ self.labels)
+        return basis @ (jnp.exp(-values * t)[:, None] * start + driven[:, None] * push)
+
+    def backpropagated(self, y: Float[Array, "nodes classes"]) -> Float[Array, "pairs nodes"]:
+        """G_F for this V."""
+        return (self.labels - self.features @ y) @ y.T
+
+    def correlation(self) -> Float[Array, "pairs nodes"]:
+        """`Ỹ Ỹᵀ F̃`, along which the energy of every node climbs."""
+        return self.labels @ (self.labels.T @ self.features)
+
+    def limit_gradient(self) -> Float[Array, "pairs nodes"]:
+        """G_F at the ridge solution, by the kernel: `η K Ỹ Ỹᵀ K F̃` with `K = (F̃F̃ᵀ + ηI)⁻¹`. It equals equation 4,
+        `η K Ỹ Ỹᵀ F̃ A⁻¹`. Needs η > 0; at η = 0 it vanishes only where the labels lie in the span of F̃."""
+        kernel = self.features @ self.features.T + self.decay * jnp.eye(len(self.features), dtype=self.features.dtype)
+        solved = jnp.linalg.solve(kernel, jnp.concatenate([self.labels, self.features], axis=1))
+        labels, features = solved[:, : self.labels.shape[1]], solved[:, self.labels.shape[1] :]
+        return self.decay * labels @ (self.labels.T @ features)
+
+    def wide_gradient(self) -> Float[Array, "pairs nodes"]:
+        """What G_F at the ridge solution tends to for ever more nodes, x², normal weights of variance one and all pairs
+        of a group: `η/(4K+η)² Ỹ Ỹᵀ F̃`, K the nodes. The kernel has the eigenvalue 4K on what no single element of a
+        pair tells, where all of Ỹ lies (`wide_kernel`)."""
+        return self.decay / (4 * self.features.shape[1] + self.decay) ** 2 * self.correlation()
+
+
+def wide_kernel(pairs: Task) -> Float[np.ndarray, "pairs pairs"]:
+    """`F Fᵀ/K` for K → ∞, x² and normal weights of variance one: `4·11ᵀ + 4I + 2(B₁B₁ᵀ + B₂B₂ᵀ)`, with B the one-hot
+    rows of each element. Lemma 1 of the paper needs a multiple of the identity, which this is not."""
+    same = [(x[:, None] == x[None]).astype(float) for x in (pairs.first, pairs.second)]
+    return 4.0 + 4 * same[0] * same[1] + 2 * (same[0] + same[1])
