@@ -236,7 +236,7 @@ class Setting:
         """The value for this scale."""
         return {"smoke": smoke, "laptop": laptop, "paper": paper}[self.scale]
 
-    def bound(self, float64: float, float32: float) -> float:
+    def bound(self, float64: T, float32: T) -> T:
         """The bound for the precision in use. Claims are made in float64; the other says what float32 resolves."""
         return float64 if self.dtype == jnp.float64 else float32
 

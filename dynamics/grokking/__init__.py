@@ -20,6 +20,7 @@ from .maxima import Spectrum as Spectrum
 from .maxima import complex_nodes as complex_nodes
 from .maxima import content as content
 from .maxima import curvatures as curvatures
+from .maxima import left_over as left_over
 from .maxima import maximum as maximum
 from .maxima import peak as peak
 from .maxima import real_nodes as real_nodes

@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from .._checks import check_shape
+from .._checks import check_shape, concrete
 from ..representations import Irrep
 from .energy import plancherel_energy
 
@@ -23,15 +23,20 @@ def inverse_gram(features: Float[Array, "pairs nodes"], decay: Float[ArrayLike, 
     )
 
 
-def repulsion(features: Float[Array, "pairs nodes"], decay: Float[ArrayLike, ""], j: int, k: int) -> Float[Array, ""]:
+def repulsion(
+    features: Float[Array, "pairs nodes"], decay: Float[ArrayLike, ""], j: Int[ArrayLike, ""], k: Int[ArrayLike, ""]
+) -> Float[Array, ""]:
     """`b_jk = −β/(αγ − β²)`, with `α = η + f_jᵀPf_j`, `γ = η + f_kᵀPf_k`, `β = f_jᵀPf_k` and
     `P = I − F_r(F_rᵀF_r + ηI)⁻¹F_rᵀ`, F_r the other nodes: alike nodes (β > 0), once the others are accounted for, push
-    each other away. Theorem 6. `features` centred. **Raises** `ValueError` for the same node twice."""
-    if j == k:
+    each other away. `features` are centred; j and k may be traced. Theorem 6. **Raises** `ValueError` for the same node
+    twice."""
+    if concrete((j, k)) and j == k:
         raise ValueError(f"j and k must be two nodes, got {j} for both.")
     check_shape("features", features, ("pairs", "nodes"))
     decay = jnp.asarray(decay, features.dtype)
-    two, rest = features[:, jnp.array([j, k])], jnp.delete(features, np.array([j, k]), axis=1)
+    nodes, both = jnp.arange(features.shape[1]), jnp.stack([jnp.asarray(j), jnp.asarray(k)])
+    two = features[:, both]
+    rest = jnp.where(jnp.isin(nodes, both)[None], 0.0, features)  # columns of zeros count for nothing in P
     gram = rest.T @ rest + decay * jnp.eye(rest.shape[1], dtype=rest.dtype)
     p = two - rest @ jnp.linalg.solve(gram, rest.T @ two)
     (a, b), (_, c) = two.T @ p + decay * jnp.eye(2, dtype=two.dtype)

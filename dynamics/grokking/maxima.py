@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
 from .._checks import check_shape
+from ..groups import Group
 from ..representations import Irrep, fourier
 from .energy import task
 
@@ -136,14 +137,17 @@ def complex_nodes(irreps: Sequence[Irrep], seed: int = 0) -> Complex[np.ndarray,
     return np.concatenate(nodes, axis=2)
 
 
-def residual(nodes: Inexact[np.ndarray, "2 order nodes"], irreps: Sequence[Irrep]) -> float:
-    """What least squares on these nodes leaves of the labels of all pairs, `‖Ỹ − F̃V‖²/‖Ỹ‖²`."""
-    group = irreps[0].group
+def left_over(nodes: Inexact[np.ndarray, "2 order nodes"], group: Group) -> Inexact[np.ndarray, "pairs order"]:
+    """What least squares on these nodes leaves of the centred labels of all pairs, `Ỹ − F̃V`."""
     pairs = task(group)
     features = (nodes[0][pairs.first] + nodes[1][pairs.second]) ** 2
     features = features - features.mean(axis=0)
     labels = np.eye(group.order)[pairs.label] - 1 / group.order
     basis, values, _ = np.linalg.svd(features, full_matrices=False)
     basis = basis[:, values > 1e-10 * values[0]]
-    left = labels - basis @ (basis.conj().T @ labels)
-    return float(np.sum(np.abs(left) ** 2) / np.sum(labels**2))
+    return labels - basis @ (basis.conj().T @ labels)
+
+
+def residual(nodes: Inexact[np.ndarray, "2 order nodes"], group: Group) -> float:
+    """The same as one number, `‖Ỹ − F̃V‖²/‖Ỹ‖²`: zero where the nodes reconstruct every label."""
+    return float(np.sum(np.abs(left_over(nodes, group)) ** 2) / (group.order * (group.order - 1)))

@@ -1,0 +1,71 @@
+"""What the claims of Li2 share: the paper's name, the twelve groups, energies of one shape for all of them."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ...dynamics import groups
+from ...dynamics.grokking import Energy
+from ...dynamics.groups import Group
+from ...dynamics.representations import Irrep
+
+PAPER = "Provable Scaling Laws of Feature Emergence from Learning Dynamics of Grokking (Tian, arXiv 2509.21519)"
+
+ALL_PAIRS = "all M² pairs of elements of a finite group"
+SQUARE = "the activation x²"
+
+GROUPS = (
+    groups.cyclic(7),
+    groups.cyclic(23),
+    groups.product(3, 5),
+    groups.cyclic(8),
+    groups.product(2, 4),
+    groups.symmetric(3),
+    groups.dihedral(5),
+    groups.dicyclic(2),
+    groups.dicyclic(3),
+    groups.alternating(4),
+    groups.metacyclic(7, 3, 2),
+    groups.symmetric(4),
+)
+LARGEST = max(group.order for group in GROUPS)
+
+
+def some_groups(scale: str) -> tuple[Group, ...]:
+    """All of them, or at the smoke scale one Abelian, one of each kind of representation."""
+    few = {"Z8", "S3", "Q8", "A4"}
+    return tuple(group for group in GROUPS if scale != "smoke" or group.name in few)
+
+
+def widened(w: Float[np.ndarray, "*batch 2 order"]) -> Float[np.ndarray, "*batch 2 largest"]:
+    """Nodes of any of the groups as nodes of one shape, with zeros that no energy sees."""
+    return np.pad(w, [(0, 0)] * (w.ndim - 1) + [(0, LARGEST - w.shape[-1])])
+
+
+def same_shape(energies: Sequence[Energy]) -> Energy:
+    """Energies of several groups as one with a leading axis, compiled once: elements that are added make no pair."""
+
+    def wide(energy: Energy) -> Energy:
+        pad = lambda x: jnp.asarray(np.pad(np.asarray(x), [(0, LARGEST - len(x))] * 2))
+        return eqx.tree_at(lambda e: (e.quotient, e.used), energy, (pad(energy.quotient), pad(energy.used)))
+
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(wide, energies))
+
+
+def random_nodes(rng: np.random.Generator, number: int, order: int) -> Float[np.ndarray, "number 2 order"]:
+    """Normal directions, of norm one."""
+    w = rng.normal(size=(number, 2, order))
+    return w / np.linalg.norm(w, axis=(1, 2), keepdims=True)
+
+
+def nontrivial(irreps: Sequence[Irrep]) -> tuple[Irrep, ...]:
+    return tuple(irrep for irrep in irreps if not irrep.trivial)
+
+
+def short(irrep: Irrep) -> str:
+    """As in C2: its kind and its real dimension."""
+    return f"{ {'real': 'R', 'complex': 'C', 'quaternionic': 'H'}[irrep.kind] }{irrep.dim}"
