@@ -3,6 +3,7 @@
 from . import composing as composing
 from . import eviction as eviction
 from . import galore as galore
+from . import grokking as grokking
 from . import joma as joma
 from . import llama as llama
 from . import low_rank as low_rank
