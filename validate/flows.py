@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..dynamics import Flow, galore, joma, reversal, scan_snap, solve
+from ..dynamics import Flow, galore, grokking, groups, joma, reversal, scan_snap, solve
 from .descent import steps_to
 from .subject import Subject
 from .sweep import Point
@@ -126,6 +126,17 @@ def _reversible(p: Point):
     return galore.ReversibleGradient(jnp.einsum("nij,nkj->nik", y, f[:, :, :3]), b, c), jnp.zeros((4, 4))
 
 
+def _scaled_ascent(p: Point):
+    start = _normal(p, 2, 6)
+    return grokking.ScaledAscent(grokking.Energy(groups.symmetric(3))), start / jnp.linalg.norm(start)
+
+
+def _output_layer(p: Point):
+    pairs, w = grokking.task(groups.cyclic(5)), _normal(p, 2, 5, 8)
+    features = (w[0][pairs.first] + w[1][pairs.second]) ** 2
+    return grokking.OutputLayer(features, jnp.eye(5)[pairs.label], p["decay"]), jnp.zeros((8, 5))
+
+
 SUBJECTS = (
     _subject(_linear_activation, joma.LinearActivation, 1.0, {"delta": 1.0, "normaliser": 1.0}),
     _subject(_many_nodes, joma.ManyNodes, 1.0, {"delta": 1.0, "normaliser": 1.0}),
@@ -138,4 +149,6 @@ SUBJECTS = (
     _subject(_bilinear, reversal.Bilinear, 30.0, {"symmetric": 0}),
     _subject(_one_layer, reversal.OneLayer, 30.0, {"outputs": 20.0, "sentences": 4.0, "eta": 1.0}),
     _subject(_reversible, galore.ReversibleGradient, 2.0, {}),
+    _subject(_scaled_ascent, grokking.ScaledAscent, 10.0, {}),
+    _subject(_output_layer, grokking.OutputLayer, 0.1, {"decay": 1.0}),
 )

@@ -35,7 +35,9 @@ class OutputLayer(Flow):
     **What must happen:** from a small V(0) the gradient that is sent back starts as `G_F(0) + t Ỹ Ỹᵀ F̃` (Proposition 1)
     and tends, at the rate λ_min(A), to that of `limit_gradient` (equation 4).
 
-    Source: Li2, Proposition 1. **Raises** `ValueError` for shapes that do not fit and a negative decay.
+    Source: Li2, Proposition 1.
+
+    **Raises** `ValueError` for shapes that do not fit and a negative decay.
     """
 
     features: Float[Array, "pairs nodes"]

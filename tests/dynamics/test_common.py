@@ -20,7 +20,7 @@ import optimistix as optx
 import pytest
 from hypothesis import strategies as st
 
-from traindyn.dynamics import Flow, GradientFlow, galore, joma, reversal, scan_snap, solve
+from traindyn.dynamics import Flow, GradientFlow, galore, grokking, groups, joma, reversal, scan_snap, solve
 
 H = 1e-4  # how far the second and third of the `lanes` lie from the first
 TOLERANCES = (1e-10, 1e-8, 1e-6)
@@ -151,6 +151,10 @@ def _table() -> dict[str, Case]:
             normal(2, 4),
             (0.5, 3.0),
             _exact,
+        ),
+        "ScaledAscent": Case(grokking.ScaledAscent(grokking.Energy(groups.symmetric(3))), normal(2, 6), AROUND_ONE),
+        "OutputLayer": Case(
+            grokking.OutputLayer(0.5 * normal(5, 3), normal(5, 2), 0.3), normal(3, 2), (0.5, 3.0), _exact
         ),
         "LogGap": Case(joma.LogGap(mu), jnp.array([0.0, 0.1, 0.0, -0.1, 0.0]), (0.1, 0.4, 0.5, 1.0, 10.0), _exact),
     }

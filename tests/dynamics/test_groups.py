@@ -3,13 +3,37 @@
 import numpy as np
 import pytest
 
-from traindyn.dynamics.groups import cyclic, dihedral, from_table, product, require_abelian, symmetric
+from traindyn.dynamics.groups import (
+    alternating,
+    cyclic,
+    dicyclic,
+    dihedral,
+    direct,
+    from_table,
+    metacyclic,
+    product,
+    require_abelian,
+    symmetric,
+)
 
 ABELIAN = [cyclic(2), cyclic(7), product(2, 2), product(2, 3, 4)]
 
 
 @pytest.mark.parametrize(
-    "group", [*ABELIAN, dihedral(1), dihedral(4), symmetric(1), symmetric(4)], ids=lambda g: g.name
+    "group",
+    [
+        *ABELIAN,
+        dihedral(1),
+        dihedral(4),
+        symmetric(1),
+        symmetric(4),
+        dicyclic(2),
+        dicyclic(3),
+        metacyclic(7, 3, 2),
+        alternating(4),
+        direct(symmetric(3), cyclic(2)),
+    ],
+    ids=lambda g: g.name,
 )
 def test_axioms(group):
     t, n = group.table, group.order
@@ -47,6 +71,29 @@ def test_orders_and_names():
     assert (product(2, 3).coordinates == [[0, 0], [1, 0], [0, 1], [1, 1], [0, 2], [1, 2]]).all()
 
 
+def _orders(group):
+    """How many elements have each order."""
+    found = []
+    for g in range(group.order):
+        power, n = g, 1
+        while power:
+            power, n = int(group.table[power, g]), n + 1
+        found.append(n)
+    return dict(zip(*np.unique(found, return_counts=True), strict=True))
+
+
+def test_non_abelian_families_are_the_ones_they_say():
+    # Orders of elements tell these apart from all other groups of their order.
+    assert _orders(dicyclic(2)) == {1: 1, 2: 1, 4: 6} and dicyclic(2).name == "Q8"
+    assert _orders(dicyclic(3)) == {1: 1, 2: 1, 3: 2, 4: 6, 6: 2}
+    assert _orders(metacyclic(7, 3, 2)) == {1: 1, 3: 14, 7: 6}
+    assert _orders(alternating(4)) == {1: 1, 2: 3, 3: 8}
+    assert _orders(direct(symmetric(3), cyclic(2))) == _orders(dihedral(6))
+    assert not any(g.is_abelian for g in (dicyclic(2), metacyclic(7, 3, 2), alternating(4)))
+    assert metacyclic(5, 3, 1).is_abelian
+    assert _orders(metacyclic(5, 2, 4)) == _orders(dihedral(5))
+
+
 def test_groups_compare_and_hash_by_value():
     assert cyclic(5) == cyclic(5) != cyclic(6)
     assert hash(product(2, 3)) == hash(product(2, 3))
@@ -60,6 +107,14 @@ def test_refused(as_users):
         dihedral(0)
     with pytest.raises(ValueError, match="1 … 6"):
         symmetric(7)
+    with pytest.raises(ValueError, match="3 … 6"):
+        alternating(2)
+    with pytest.raises(ValueError, match="n must be at least 2, got 1"):
+        dicyclic(1)
+    with pytest.raises(ValueError, match=r"got 3\^3 = 6 modulo 7"):
+        metacyclic(7, 3, 3)
+    with pytest.raises(ValueError, match="n and m must be at least 2, got 1 and 3"):
+        metacyclic(1, 3, 1)
 
 
 @pytest.mark.parametrize(
