@@ -30,6 +30,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/composing.py
+	$(BIN)/python benchmarks/grokking.py
 	$(BIN)/python benchmarks/scan_snap.py
 	$(BIN)/python benchmarks/galore.py
 

@@ -304,7 +304,7 @@ def train_runs(
     - `optimiser`: a name in `OPTIMISERS`, or `(learning_rate, weight_decay) -> optax.GradientTransformation`.
     - `observe`: maps the model and its sample to any PyTree of arrays, recorded as well; see `stages`.
     - `batch_size`: how many runs go side by side. By default one on a CPU, where that took 0.8 of the time of all 12
-      from order 23 and 512 nodes on (at order 7 and 32 nodes 1.3 times as long), and all elsewhere, not measured.
+      from order 23 and 512 nodes on (at order 7 and 32 nodes 1.4 times as long), and all elsewhere, not measured.
 
     **Raises** `ValueError` for bad arguments.
     """
