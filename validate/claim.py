@@ -169,12 +169,14 @@ def panel(
     predicted: Mapping[str, ArrayLike] | None = None,
     observed: Mapping[str, ArrayLike] | None = None,
     control: Mapping[str, ArrayLike] | None = None,
+    marks: Mapping[str, float] | None = None,
     log: str = "",
 ) -> xr.Dataset:
     """One picture of evidence: curves over a common axis `x = (label, values)`, as a labelled dataset.
 
-    `predicted`, `observed` and `control` map a curve's label to its values, shape `(n,)` or `(n, lines)`; `log` names
-    the logarithmic axes, `"x"`, `"y"` or `"xy"`.
+    `predicted`, `observed` and `control` map a curve's label to its values, shape `(n,)` or `(n, lines)`; `marks`
+    are places on the axis, each with a word that stands to the right of it; `log` names the logarithmic axes, `"x"`,
+    `"y"` or `"xy"`.
     """
     name, values = x
     curves = {}
@@ -183,7 +185,8 @@ def panel(
         array = np.asarray(curve)
         dims = (name,) if array.ndim == 1 else (name, f"{role} {label} line")
         curves[f"{role}: {label}"] = xr.Variable(dims, array, {"role": role, "label": label})
-    return xr.Dataset(curves, {name: np.asarray(values)}, {"title": title, "y": y, "log": log, "x": name})
+    attributes = {"title": title, "y": y, "log": log, "x": name, "marks": dict(marks or {})}
+    return xr.Dataset(curves, {name: np.asarray(values)}, attributes)
 
 
 def heatmap(

@@ -19,6 +19,15 @@ BIBTEX = {
   year      = {2024},
   note      = {arXiv:2403.03507}
 }""",
+    "grokking": """\
+@misc{tian2025provable,
+  title         = {Provable Scaling Laws of Feature Emergence from Learning Dynamics of Grokking},
+  author        = {Tian, Yuandong},
+  year          = {2025},
+  eprint        = {2509.21519},
+  archivePrefix = {arXiv},
+  primaryClass  = {cs.LG}
+}""",
     "joma": """\
 @inproceedings{tian2024joma,
   title     = {{JoMA}: Demystifying Multilayer Transformers via Joint Dynamics of {MLP} and Attention},

@@ -65,6 +65,10 @@ def _draw(axis: Any, data: xr.Dataset) -> None:
             scale = getattr(axis, f"{which}axis")
             scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
             scale.set_minor_formatter(NullFormatter())
+    for word, place in data.attrs.get("marks", {}).items():
+        axis.axvline(place, color="grey", linewidth=0.8)
+        top = axis.get_xaxis_transform()  # x in data, y in the height of the axis
+        axis.annotate(word, (place, 1), (2, -9), top, textcoords="offset points", fontsize=8, color="grey")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.25)
 

@@ -74,8 +74,8 @@ def _beyond_rank_one(w: Float[np.ndarray, "2 order"], irrep: Irrep) -> float:
     "grokking.ascent",
     paper=PAPER,
     kind="identity",
-    statement="From random starts every ascent ends at one of the predicted maxima: one real representation, of dimension"
-    " D, energy M/(2D), halves of equal norm and of rank one.",
+    statement="From random starts every ascent ends at one of the predicted maxima: one real representation, of"
+    " dimension D, energy M/(2D), halves of equal norm and of rank one.",
     source="Theorem 2, corrected",
     assumptions=(ALL_PAIRS, SQUARE, "norm one; ẇ = ∇E/(w·∇E) − w, which has the paths of ascent on the sphere"),
     control="the printed values; w₂ = ±Pu",

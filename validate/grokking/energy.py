@@ -175,8 +175,8 @@ def _printed_peak(irrep: Irrep) -> float:
     "grokking.maxima",
     paper=PAPER,
     kind="identity",
-    statement="With u ∝ aᵀRx and w₂ ∝ xᵀRb in one non-trivial real representation of dimension D the energy is M/(2D),"
-    " for any a, x and b; other u in its isotypic space with w₂ = Pu have Σσ⁴/(Σσ²)² of that, σ the singular values of û.",
+    statement="With u ∝ aᵀRx and w₂ ∝ xᵀRb in a non-trivial real representation of dimension D the energy is M/(2D),"
+    " for any a, x, b; other u in its isotypic space with w₂ = Pu have Σσ⁴/(Σσ²)² of that, σ the singular values of û.",
     source="Theorem 2 and Corollary 2, corrected here: phases are free, quaternionic representations too",
     assumptions=(ALL_PAIRS, SQUARE, "norm one"),
     control="M/8d, M/16d as printed; generic u in the isotypic space, as printed",

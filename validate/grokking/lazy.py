@@ -249,7 +249,7 @@ def wide_limit(setting: Setting) -> Evidence:
             ),
         ],
         remarks=[
-            f"On 60 of 121 pairs the cosine is {part[-2, 1]:.3f} at {widths[-4]}, {part[-1, 1]:.3f} at {widths[-3]} nodes."
+            f"On 60 of the pairs the cosine is {part[0, 1]:.2f} at {widths[-4]} and {part[1, 1]:.2f} at {widths[-3]}."
         ],
         errata=[
             Erratum(
