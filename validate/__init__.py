@@ -2,6 +2,7 @@
 
 from . import composing as composing
 from . import galore as galore
+from . import grokking as grokking
 from . import joma as joma
 from . import metrics as metrics
 from . import reversal as reversal

@@ -13,7 +13,7 @@ import jax
 from tqdm import tqdm
 
 from ..nets.pretrain import OPTIMISERS
-from . import composing, flows, galore, joma, named_sweep, report, reversal, scan_snap
+from . import composing, flows, galore, grokking, joma, named_sweep, report, reversal, scan_snap
 from .claim import Claim, Setting
 from .corpus import read_corpus
 from .papers import BIBTEX
@@ -21,7 +21,7 @@ from .pretrain import SIZES, pretrain
 from .subject import Subject
 from .verify import verify as run_claims
 
-BUILT_IN = (*joma.CLAIMS, *scan_snap.CLAIMS, *reversal.CLAIMS, *galore.CLAIMS, *composing.CLAIMS)
+BUILT_IN = (*joma.CLAIMS, *scan_snap.CLAIMS, *reversal.CLAIMS, *galore.CLAIMS, *composing.CLAIMS, *grokking.CLAIMS)
 SUBJECTS = (joma.VALIDITY, scan_snap.VALIDITY, *flows.SUBJECTS)
 
 

@@ -26,3 +26,15 @@ from .maxima import peak as peak
 from .maxima import real_nodes as real_nodes
 from .maxima import residual as residual
 from .maxima import spectrum as spectrum
+from .memorisation import ACTIVATIONS as ACTIVATIONS
+from .memorisation import Activation as Activation
+from .memorisation import SingleTarget as SingleTarget
+from .race import ModeRace as ModeRace
+from .race import coupon_bound as coupon_bound
+from .race import coupon_time as coupon_time
+from .race import distinct as distinct
+from .race import frechet as frechet
+from .race import polar as polar
+from .race import polar_last_column as polar_last_column
+from .race import sequential_coupon_time as sequential_coupon_time
+from .race import winner_probabilities as winner_probabilities

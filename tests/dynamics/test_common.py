@@ -80,6 +80,7 @@ def _table() -> dict[str, Case]:
     to_99_percent = lambda t_star: tuple(float(t_star) * f for f in (0.1, 0.5, 0.9, 0.99))
 
     mu = jnp.array([0.5, -1.0, 2.0, 3.0, 4.0])
+    race, alpha0 = grokking.ModeRace(jnp.array([1.0, 0.9, 0.7, 0.5])), jnp.array([0.3, 0.5, -0.2, 0.4])
     centres, strength = normal(3, 4), jnp.array([0.5, 0.3, -0.4])
     mixture = joma.MixtureState(normal(4), jnp.array(0.2))
 
@@ -153,6 +154,7 @@ def _table() -> dict[str, Case]:
             _exact,
         ),
         "ScaledAscent": Case(grokking.ScaledAscent(grokking.Energy(groups.symmetric(3))), normal(2, 6), AROUND_ONE),
+        "ModeRace": Case(race, alpha0, to_99_percent(race.blow_up_time(alpha0).min()), _exact),
         "OutputLayer": Case(
             grokking.OutputLayer(0.5 * normal(5, 3), normal(5, 2), 0.3), normal(3, 2), (0.5, 3.0), _exact
         ),

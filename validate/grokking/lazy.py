@@ -304,7 +304,7 @@ def regimes(setting: Setting) -> Evidence:
         control={f"η = 1e-3 over the largest, K = {widths[0]}": identity(narrow[0] / narrow.max(), 0.01)},
         panels=[
             heatmap(
-                "|G_F|, in this lot", ("decay η", [f"{d:g}" for d in decays]), ("nodes K", list(map(str, widths))),
+                "|G_F|", ("decay η", [f"{d:g}" for d in decays]), ("nodes K", list(map(str, widths))),
                 norms, z_label="|G_F|", log="z",
             ),
             heatmap(
