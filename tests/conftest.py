@@ -35,5 +35,6 @@ def as_users() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: each file runs on one core, and both are busy to the end."""
-    longest = ("test_notebooks.py", "test_pretrain.py", "test_claims.py")
-    items.sort(key=lambda item: item.path.name not in longest)
+    longest = ("claims", "common", "notebooks", "sweep", "pretrain", "galore", "galore_compose", "verify", "validity")
+    place = {f"test_{name}.py": i for i, name in enumerate((*longest, "readme", "low_rank", "transformer", "llama"))}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
