@@ -67,6 +67,7 @@ def three_stages(setting: Setting) -> Evidence:
     half, aligned = float(first(at, test, 0.5)), np.flatnonzero(cosine > 0.8)
     pairs = fraction * order**2
     fourier, single = fraction**2 * order / 4, order * fraction * (1 - fraction) / 2
+    span = f"from step {at[aligned[0]]} to {at[aligned[-1]]}" if aligned.size else "never"
     scaled = lambda x: x / np.max(x)
     return Evidence(
         rows={
@@ -74,6 +75,9 @@ def three_stages(setting: Setting) -> Evidence:
             "I: rise of the largest representation's share": identity(top[at_fit] - top[0], 0.02),
             "II: 1 − the largest cos(G_F, Ỹ Ỹᵀ F̃)": identity(1 - cosine.max(), 0.15),
             "II: |G_F| at the start over its peak": identity(size[0] / size[peak], 0.75),
+            "II: mean energy of nodes at the start over that at the peak": identity(
+                energy[0].mean() / energy[peak].mean(), 0.5
+            ),
             "II: accuracy on the pairs left out at that peak": identity(test[peak], 0.1),
             "III: |G_F| at the end over its peak": identity(size[-1] / size[peak], 0.5),
             "III: 1 − accuracy on the pairs left out at the end": identity(1 - test[-1], 0.01),
@@ -118,7 +122,7 @@ def three_stages(setting: Setting) -> Evidence:
         remarks=[
             f"Accuracy 0.99 at step {fitted:.0f} (trained on) and {general:.0f} (left out; ½ at {half:.0f}), to {every}"
             f" steps. |G_F| {size[0]:.1f}, {size[peak]:.1f} at step {at[peak]}, {size[-1]:.1f} at the end; its cosine"
-            f" is above 0.8 from step {at[aligned[0]]} to {at[aligned[-1]]}. Share of the largest representation"
+            f" is above 0.8 {span}. Share of the largest representation"
             f" {top[0]:.2f} to {top[-1]:.2f}. Without decay: {without_train[-1]:.3f} and {without[-1]:.3f} at the end.",
             f"Largest energy of a node {energy[-1].max():.2f}, mean {energy[-1].mean():.2f}. Averages over splits:"
             f" {fourier:.2f} for one frequency, {single:.2f} for a single element.",
