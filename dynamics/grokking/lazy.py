@@ -67,7 +67,8 @@ class OutputLayer(Flow):
     def limit(self) -> Float[Array, "nodes classes"]:
         """V_r, by the singular values of F̃: with η = 0 the least squares of smallest norm."""
         left, values, right = jnp.linalg.svd(self.features, full_matrices=False)
-        some = values > 10 * max(self.features.shape) * jnp.finfo(values.dtype).eps * values[0]
+        rounding = 10 * max(self.features.shape) * jnp.finfo(values.dtype).eps * values[0]
+        some = (values > rounding) | (self.decay > 0)  # with a decay small values are what they are
         shrunk = jnp.where(some, values / jnp.where(some, values**2 + self.decay, 1.0), 0.0)
         return right.T @ (shrunk[:, None] * (left.T @ self.labels))
 

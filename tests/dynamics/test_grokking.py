@@ -171,6 +171,17 @@ def test_closed_form_without_decay_and_with_directions_that_no_feature_sees():
     np.testing.assert_allclose(unseen @ late, unseen @ start, atol=1e-6)
 
 
+def test_small_features_count_where_there_is_a_decay():
+    # Below what float32 tells from zero beside the others, but well above the decay: V = f̃ᵀỸ/(f̃² + η).
+    big, small = np.random.default_rng(3).normal(size=(2, 12))
+    features = jnp.asarray(np.stack([1e3 * big, 1e-3 * small], axis=1), jnp.float32)
+    flow = gk.OutputLayer(features, jnp.asarray(np.eye(3)[np.arange(12) % 3], jnp.float32), 1e-8)
+    gram = np.asarray(flow.features, float).T @ np.asarray(flow.features, float) + 1e-8 * np.eye(2)
+    ridge = np.linalg.solve(gram, np.asarray(flow.features, float).T @ np.asarray(flow.labels, float))
+    np.testing.assert_allclose(flow.limit(), ridge, rtol=1e-2, atol=1e-2 * np.abs(ridge).max())
+    assert np.abs(ridge[1]).max() > 10
+
+
 def test_wide_kernel_is_the_mean_over_normal_weights():
     pairs = gk.task(S3, _half(S3))
     w = np.random.default_rng(2).normal(size=(2, 6, 200_000))

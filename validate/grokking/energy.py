@@ -42,6 +42,12 @@ def _numpy_fourier(f: np.ndarray, irrep: Irrep) -> np.ndarray:
     return np.tensordot(f, irrep.matrices, axes=1)
 
 
+def _norm_form(w: np.ndarray, all_: tuple[Irrep, ...]) -> float:
+    """`(2/M) Σ m ‖û ŵ₂‖_F²`."""
+    products = [(r.multiplicity, _numpy_fourier(w[0], r) @ _numpy_fourier(w[1], r)) for r in nontrivial(all_)]
+    return 2 / w.shape[1] * sum(m * np.sum(np.abs(product) ** 2) for m, product in products)
+
+
 def _trace_form(w: np.ndarray, over_c: tuple[Irrep, ...]) -> float:
     """Equation 20 as printed: `(M/2) Σ (1/d) |Σ_r tr S_kr|²`, `S = u vᵀ`; in the transform used here `Σ_r S_kr` is
     `(d/M) û ŵ₂`."""
@@ -93,16 +99,8 @@ def energy(setting: Setting) -> Evidence:
     for i, (group, (over_r, over_c)) in enumerate(zip(groups, both, strict=True)):
         for j, w in enumerate(nodes[i]):
             sums = w[0] @ w[1][group.table[group.inverse]]
-            products = lambda rs, w=w: (
-                2
-                / w.shape[1]
-                * sum(
-                    r.multiplicity * np.sum(np.abs(_numpy_fourier(w[0], r) @ _numpy_fourier(w[1], r)) ** 2)
-                    for r in nontrivial(rs)
-                )
-            )
-            trace = _trace_form(w, over_c)
-            forms[i, j] = 2 * np.sum((sums - sums.mean()) ** 2), products(over_r), products(over_c), trace, 4 * trace
+            by_sums, trace = 2 * np.sum((sums - sums.mean()) ** 2), _trace_form(w, over_c)
+            forms[i, j] = by_sums, _norm_form(w, over_r), _norm_form(w, over_c), trace, 4 * trace
     off = np.abs(forms / values[..., None] - 1)
     few = slice(-2, None)  # each is compiled for itself
     own = [

@@ -172,7 +172,7 @@ def top_down(setting: Setting) -> Evidence:
             gaps.append(np.abs(left - projector[pairs.label]).max())
             if not group.is_abelian:
                 printed.append(np.abs(left - _by_characters(group, all_, learned)[pairs.label]).max())
-            tiny.append(_tiny_node(rng, group, nodes, projector))
+            tiny.append(_tiny_node(rng, group, nodes, projector, setting))
         if group in groups[:2]:  # each ascent is compiled for itself
             ends = _ends(rng, all_, range(1, len(all_) - 1), setting)
             energies.append(ends[0])
@@ -182,8 +182,8 @@ def top_down(setting: Setting) -> Evidence:
     return Evidence(
         rows={
             "Ỹ − Ŷ against Π_miss": identity(np.array(gaps), 1e-12),
-            "G_F of a new node against Π_miss(h, h′)/η: 1 − cosine": identity(1 - cosine, 1e-5),
-            "its norm over the prediction, less one": identity(ratio - 1, 0.01),
+            "G_F of a new node against Π_miss(h, h′)/η: 1 − cosine": identity(1 - cosine, setting.bound(1e-5, 1e-3)),
+            "its norm over the prediction, less one": identity(ratio - 1, setting.bound(0.01, 0.05)),
             "ascents of E_S: E over M/(2D) of the missing one, less one": identity(
                 np.concatenate(energies), setting.bound(1e-8, 1e-4)
             ),
@@ -232,10 +232,10 @@ def _by_characters(group: Group, all_: tuple[Irrep, ...], learned) -> np.ndarray
     return sum((r.dim / group.order * np.outer(r.character, r.character) for r in left), np.zeros((group.order,) * 2))
 
 
-def _tiny_node(rng, group: Group, nodes: np.ndarray, projector: np.ndarray) -> tuple[float, ...]:
+def _tiny_node(rng, group: Group, nodes: np.ndarray, projector: np.ndarray, setting: Setting) -> tuple[float, ...]:
     """The gradient that reaches a new small node beside these, against `(1/η) Π_miss(h, h′) f`: cosine and norms."""
-    pairs, eta = grokking.task(group), 1e-5
-    both = np.concatenate([nodes, 1e-5 * rng.normal(size=(2, group.order, 1))], axis=2)
+    pairs, eta = grokking.task(group), setting.bound(1e-5, 1e-2)
+    both = np.concatenate([nodes, eta * rng.normal(size=(2, group.order, 1))], axis=2)
     features = (both[0][pairs.first] + both[1][pairs.second]) ** 2
     layer = grokking.OutputLayer(jnp.asarray(features), jnp.asarray(np.eye(group.order)[pairs.label]), eta)
     found = np.asarray(layer.backpropagated(layer.limit()))[:, -1]

@@ -219,7 +219,9 @@ def wide_limit(setting: Setting) -> Evidence:
     largest = f"K = {widths[-1]}"
     return Evidence(
         rows={
-            "1 − cos(G_F, Ỹ Ỹᵀ F̃) in 1/K": limit(1 / widths, 1 - found[:, 1], 1.0, 0.15),
+            "1 − cos(G_F, Ỹ Ỹᵀ F̃) in 1/K": limit(
+                1 / widths, 1 - found[:, 1], 1.0, setting.bound(0.15, 0.25)
+            ),
             "|G_F| in 1/K, the four widest": limit(1 / widths[-4:], found[-4:, 0], 1.5, setting.bound(0.1, 0.25)),
             f"1 − cos(G_F, Ỹ Ỹᵀ F̃), {largest}": identity(1 - found[-1, 1], setting.bound(0.003, 0.03)),
             f"|G_F| over η/(4K+η)² |Ỹ Ỹᵀ F̃|, {largest}, less one": identity(found[-1, 2] - 1, setting.bound(0.01, 0.1)),
