@@ -16,7 +16,7 @@ import numpy as np
 import optimistix as optx
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._checks import as_float, concrete, require
+from .._checks import as_float, concrete, require
 
 
 class Flow(eqx.Module):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.scipy.linalg import expm
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import as_float, check_shape, concrete, require
+from .._checks import as_float, check_shape, concrete, require
 from .flow import Flow
 
 

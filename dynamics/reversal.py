@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ._checks import as_float, check_shape, concrete
+from .._checks import as_float, check_shape, concrete
 from .flow import Flow
 from .scan_snap.decoder import Decoder, logit_gap
 

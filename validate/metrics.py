@@ -7,7 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
+from .._checked import checked
+from .._checks import concrete, describe
 
+
+@checked
 def normalised_correlation(a: Float[Array, "*batch n"], b: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     """The cosine of `a` and `b` after each has lost its mean: Pearson's correlation over the last axis.
 
@@ -18,36 +22,59 @@ def normalised_correlation(a: Float[Array, "*batch n"], b: Float[Array, "*batch 
     return jnp.sum(a * b, axis=-1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
 
 
+@checked
 def relative_error(observed: Float[Array, "*batch n"], predicted: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     """`‖observed − predicted‖ / ‖observed‖` over the last axis."""
     return jnp.linalg.norm(observed - predicted, axis=-1) / jnp.linalg.norm(observed, axis=-1)
 
 
+@checked
 def stable_rank(x: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch"]:
     """`‖X‖_F² / ‖X‖₂²`, between 1 and the rank. NaN for a zero matrix. Source: GaLore, section 3."""
     singular = jnp.linalg.svd(x, compute_uv=False)
     return jnp.sum(singular**2, axis=-1) / singular[..., 0] ** 2
 
 
+@checked
 def entropy(p: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
-    """The entropy of a distribution over the last axis, in nats; zero probabilities count nothing."""
-    return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0), axis=-1)
+    """The entropy of a distribution over the last axis, in nats. A probability of zero adds nothing; NaN gives NaN.
+
+    **Raises** `ValueError` for negative entries and rows that do not sum to one. Inside `jit` both give NaN.
+    """
+    rows = jnp.sum(p, axis=-1)
+    slack = 4 * p.shape[-1] * jnp.finfo(p.dtype).eps
+    proper = (jnp.abs(rows - 1) <= slack) & jnp.all(p >= 0, axis=-1)
+    if concrete(proper):
+        told = np.asarray(proper | jnp.any(jnp.isnan(p), axis=-1))
+        if not told.all():
+            raise ValueError(
+                f"p must hold probabilities that sum to 1 over the last axis, got {describe(p[~told][0])}."
+            )
+    terms = jnp.where(p == 0, 0.0, p * jnp.log(jnp.where(p == 0, 1.0, p)))  # not p > 0, in which NaN would vanish
+    return jnp.where(proper, -jnp.sum(terms, axis=-1), jnp.nan)
 
 
+@checked
 def attention_entropy(
     logits: Float[Array, "*batch tokens"], x: Float[Array, "*batch tokens"] | None = None
 ) -> Float[Array, "*batch"]:
-    """The entropy, in nats, of the attention `x∘exp(logits)/Σ` over tokens of frequency `x` (uniform by default)."""
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    weights = weights if x is None else weights * x
+    """The entropy, in nats, of the attention `x∘exp(logits)/Σ` over tokens of frequency `x` (uniform by default).
+
+    NaN for a NaN among the logits, and where no token has a frequency above zero.
+    """
+    present = None if x is None else x > 0
+    top = jnp.max(logits, axis=-1, keepdims=True, where=present, initial=-jnp.inf)  # of tokens that are there
+    weights = jnp.exp(logits - top) if x is None else jnp.where(x == 0, 0.0, x * jnp.exp(logits - top))
     return entropy(weights / jnp.sum(weights, axis=-1, keepdims=True))
 
 
+@checked
 def rebound(curve: Float[Array, "times *batch"]) -> Float[Array, "*batch"]:
     """How far a curve ends above its lowest point: zero for one that never rises in the end."""
     return curve[-1] - jnp.min(curve, axis=0)
 
 
+@checked
 def largest_rise(curve: Float[Array, "times *batch"]) -> Float[Array, "*batch"]:
     """The largest increase between any time and any later one: at most rounding for a curve that never rises."""
     lowest = jax.lax.cummin(curve, axis=0)
@@ -61,6 +88,7 @@ class Order(NamedTuple):
     standard_error: float
 
 
+@checked
 def fit_order(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"]) -> Order:
     """The slope of `log error` on `log parameter` by least squares, and its standard error from the residuals.
 

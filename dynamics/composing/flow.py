@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Complex, Float
 
-from .._checks import as_float, check_shape
+from ..._checks import as_float, check_shape
 from ..flow import Flow
 from .ring import target
 

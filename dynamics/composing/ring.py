@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float, Inexact
 
-from .._checks import concrete, require
+from ..._checks import concrete, require
 from ..groups import Abelian, Group, require_abelian
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from .._checks import check_shape
+from ..._checks import check_shape
 from ..flow import Flow
 from ..groups import Group
 from ..representations import Irrep, fourier, quotients

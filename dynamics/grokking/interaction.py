@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .._checks import check_shape, concrete
+from ..._checks import check_shape, concrete
 from ..representations import Irrep
 from .energy import plancherel_energy
 

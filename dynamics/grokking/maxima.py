@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
-from .._checks import check_shape
+from ..._checks import check_shape
 from ..groups import Group
 from ..representations import Irrep, fourier
 from .energy import task

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .._checks import as_float, check_shape, concrete
+from ..._checks import as_float, check_shape, concrete
 from ..groups import Group
 from ..representations import quotients
 from .race import check_probabilities

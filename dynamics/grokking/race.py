@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
-from .._checks import as_float, check_shape, concrete, or_nan, require
+from ..._checks import as_float, check_shape, concrete, or_nan, require
 from ..flow import Flow, check_blow_up
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .._checks import as_float, check_shape
+from ..._checks import as_float, check_shape
 from ..flow import Flow
 
 Attention = Literal["linear", "exp", "softmax"]

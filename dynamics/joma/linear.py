@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, erfinv, ndtri
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .._checks import as_float, check_shape
+from ..._checks import as_float, check_shape
 from ..flow import Flow, check_blow_up
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.scipy.stats import norm as normal
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import as_float, check_shape
+from ..._checks import as_float, check_shape
 from ..flow import Flow
 
 Activation = str | Callable[[Array], Array]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from .._checks import as_float, check_shape, or_nan, require
+from ..._checks import as_float, check_shape, or_nan, require
 from ..flow import Flow
 
 Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights

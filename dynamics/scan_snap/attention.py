@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import as_float, check_shape
+from ..._checks import as_float, check_shape
 from ..flow import Flow
 from .decoder import Decoder
 from .flow import ScanSnap

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import as_float, concrete, require
+from ..._checks import as_float, concrete, require
 from ..flow import Flow
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from .._checks import as_float, check_shape, concrete, require
+from ..._checks import as_float, check_shape, concrete, require
 from ..flow import Flow
 
 

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from .._checks import as_float
+from ..._checks import as_float
 from ..flow import Flow
 from .decoder import Decoder
 

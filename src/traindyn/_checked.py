@@ -1,0 +1,222 @@
+"""`@checked`: the annotations of a function, checked when it is called, for users who have no type checker on.
+
+One decorator stands for the checks that every function would otherwise write by hand: an argument is a number where one
+is wanted, real where it must be, of the shape that its annotation says, with sizes that agree with those of the other
+arguments and of the module's fields. Integers become floating point where floating point is wanted. Values (domains,
+ranges of indices, NaN) are not looked at: see `_checks`. Under `jit` all of it happens while tracing, at no cost later.
+"""
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import jaxtyped
+
+from ._checks import as_array, as_float, as_inexact, check_callable, choice, describe, integer
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Check = Callable[[str, Any, dict[str, int]], Any]  # name, value, sizes so far -> the value, converted
+
+
+@typing.overload
+def checked(target: type[R]) -> type[R]: ...
+@typing.overload
+def checked(target: Callable[P, R]) -> Callable[P, R]: ...
+def checked(target: Any) -> Any:
+    """Decorates a function, a method, or a class (its constructor) so that its arguments are checked and converted.
+
+    **Raises** `ValueError` which names the argument, what it must be and what it got. Arguments without annotation, and
+    those annotated as PyTrees, are passed on as they are.
+    """
+    if isinstance(target, type):
+        target.__init__ = checked(target.__init__)
+        return target
+    signature = inspect.signature(target)
+    checks: dict[str, Check] = {}
+
+    @functools.wraps(target)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError:
+            return target(*args, **kwargs)  # which raises with the name of the function
+        if not checks:  # on the first call, when all classes that annotations name exist
+            checks.update({p.name: _check(p.annotation) for p in signature.parameters.values()} | {"": _anything})
+        with jaxtyped("context"):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue, reportArgumentType]
+            sizes: dict[str, int] = {}
+            for name, value in bound.arguments.items():
+                if name == "self":
+                    _bind_fields(value, sizes)
+                elif signature.parameters[name].kind not in (
+                    inspect.Parameter.VAR_POSITIONAL,
+                    inspect.Parameter.VAR_KEYWORD,
+                ):
+                    bound.arguments[name] = checks[name](name, value, sizes)
+        return target(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def _bind_fields(module: Any, sizes: dict[str, int]) -> None:
+    """The sizes of a module's arrays, which its methods speak of too."""
+    if isinstance(module, eqx.Module):
+        for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
+            value = getattr(module, field.name, None)
+            if _is_array_type(field.type) and isinstance(value, field.type):  # pyright: ignore[reportArgumentType]
+                _note(field.type, value, sizes)
+
+
+def _check(annotation: Any) -> Check:
+    """The check of one annotation."""
+    if annotation is int:
+        return lambda name, value, _: integer(name, value)
+    if annotation is float:
+        return _number
+    if annotation in (bool, str):
+        kind, word = ((bool, np.bool_), "True or False") if annotation is bool else (str, "a string")
+        return lambda name, value, _: value if isinstance(value, kind) else _refuse(name, word, value)
+    if _is_array_type(annotation):
+        return lambda name, value, sizes: _array(name, value, sizes, annotation, scalars=False)
+    origin, arms = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Literal:
+        return lambda name, value, _: choice(name, value, arms)
+    if origin in (typing.Union, types.UnionType):
+        return _union(arms)
+    if origin is Callable or annotation is Callable:
+        return lambda name, value, _: check_callable(name, value) or value
+    if isinstance(annotation, type) and issubclass(annotation, tuple) and hasattr(annotation, "_fields"):
+        return _record(annotation)
+    plain = isinstance(annotation, type) and origin is None and annotation.__module__.split(".")[0] == "traindyn"
+    if plain and not getattr(annotation, "_is_protocol", False):
+        return lambda name, value, _: value if isinstance(value, annotation) else _refuse(name, _a(annotation), value)
+    return _anything
+
+
+def _anything(name: str, value: Any, sizes: dict[str, int]) -> Any:
+    return value
+
+
+def _number(name: str, value: Any, sizes: dict[str, int]) -> Any:
+    if isinstance(value, bool | np.bool_) or not (
+        isinstance(value, int | float | np.floating | np.integer)
+        or (isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and jnp.isrealobj(value))
+    ):
+        _refuse(name, "a real number", value)
+    return value
+
+
+def _union(arms: tuple[Any, ...]) -> Check:
+    """One of several: an array or a number, or any of the others."""
+    arrays = [arm for arm in arms if _is_array_type(arm) and arm.array_type is not np.ndarray]
+    others = [arm for arm in arms if not _is_array_type(arm) and arm is not type(None)]
+    scalar_arms = [arm for arm in others if arm in (float, int, bool, complex) or _numpy_scalar(arm)]
+    rest = [_check(arm) for arm in others if arm not in scalar_arms or not arrays]
+    optional = type(None) in arms
+
+    def check(name: str, value: Any, sizes: dict[str, int]) -> Any:
+        if value is None and optional:
+            return None
+        error = None
+        for one in rest:
+            try:
+                return one(name, value, sizes)
+            except ValueError as problem:
+                error = problem
+        for arm in arrays:
+            try:
+                return _array(name, value, sizes, arm, scalars=bool(scalar_arms))
+            except ValueError as problem:
+                error = problem
+        if error is None:
+            return value
+        raise error
+
+    return _anything if any(one is _anything for one in rest) else check
+
+
+def _record(annotation: Any) -> Check:
+    """A named tuple of arrays, as the states of flows are: field by field."""
+    hints = {name: _check(kind) for name, kind in annotation.__annotations__.items()}
+
+    def check(name: str, value: Any, sizes: dict[str, int]) -> Any:
+        if not isinstance(value, annotation):
+            _refuse(name, _a(annotation), value)
+        return annotation(**{key: one(f"{name}.{key}", getattr(value, key), sizes) for key, one in hints.items()})
+
+    return check
+
+
+def _array(name: str, value: Any, sizes: dict[str, int], annotation: Any, *, scalars: bool) -> Any:
+    """`value` as an array of this annotation; with `scalars` Python's numbers stay what they are, and weakly typed."""
+    kinds = annotation.dtypes
+    if "prng_key" in kinds or "uint32" in kinds and len(kinds) == 1:
+        is_key = eqx.is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        return value if is_key or isinstance(value, annotation) else _refuse(name, "a key, as jax.random.key(0)", value)
+    array = _of_kind(name, value, annotation)
+    if annotation.array_type is np.ndarray and not isinstance(array, Tracer):
+        array = np.asarray(array)
+    if not (isinstance(array, annotation) or (annotation.array_type is np.ndarray and isinstance(array, Tracer))):
+        known = ", ".join(f"{d} = {sizes[d]}" for d in dict.fromkeys(annotation.dim_str.split()) if d in sizes)
+        form = ", ".join(annotation.dim_str.split()) + ("," if len(annotation.dim_str.split()) == 1 else "")
+        raise ValueError(f"{name} must have shape ({form}){' with ' if known else ''}{known}, got {array.shape}.")
+    _note(annotation, array, sizes)
+    return value if scalars and isinstance(value, int | float | complex | np.number) else array
+
+
+def _of_kind(name: str, value: Any, annotation: Any) -> Any:
+    kinds = annotation.dtypes
+    if "complex64" in kinds and "float64" not in kinds:
+        array = as_inexact(value, name)
+        wider = jnp.result_type(array.dtype, jnp.complex64)
+        return array if jnp.iscomplexobj(array) else array.astype(wider)
+    if "complex64" in kinds:
+        return as_inexact(value, name)
+    if "float64" in kinds and "int64" not in kinds:
+        return as_float(value, name)
+    array = as_array(name, value)
+    if "float64" in kinds:
+        return array if jnp.isrealobj(array) else _refuse(name, "real", value)
+    if "bool" in kinds:
+        return array if array.dtype == jnp.bool_ else _truth(name, array)
+    if "int64" in kinds and not jnp.issubdtype(array.dtype, jnp.integer):
+        _refuse(name, "integers" if array.ndim else "an integer", value)
+    return array
+
+
+def _truth(name: str, array: jax.Array) -> jax.Array:
+    if isinstance(array, Tracer) or not np.isin(np.asarray(array), (0, 1)).all():
+        _refuse(name, "boolean, or 0 and 1", array)
+    return array.astype(bool)
+
+
+def _note(annotation: Any, array: Any, sizes: dict[str, int]) -> None:
+    """Sizes by the letters of a shape without wildcards, to be told in an error."""
+    letters = annotation.dim_str.split()
+    if len(letters) == np.ndim(array):
+        sizes.update({d: n for d, n in zip(letters, np.shape(array), strict=True) if d.isidentifier() and d != "_"})
+
+
+def _is_array_type(annotation: Any) -> bool:
+    return hasattr(annotation, "dtypes") and hasattr(annotation, "dim_str")
+
+
+def _numpy_scalar(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, np.generic)
+
+
+def _a(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+
+
+def _refuse(name: str, wanted: str, value: Any) -> Any:
+    raise ValueError(f"{name} must be {wanted}, got {describe(value)}.")

@@ -1,0 +1,44 @@
+"""Every public callable refuses bad arguments with an error that says what is wrong."""
+
+import importlib
+import types
+from pathlib import Path
+
+import pytest
+from arguments.kinds import Call, faults
+from arguments.public import public
+
+import traindyn.dynamics
+import traindyn.nets
+import traindyn.validate
+
+ROOMS = (traindyn.dynamics, traindyn.nets, traindyn.validate)
+TABLES = sorted(path.stem for path in Path(__file__).parent.glob("of_*.py"))
+
+
+def _calls() -> dict[str, Call]:
+    calls: dict[str, Call] = {}
+    for table in TABLES:
+        found = importlib.import_module(f"arguments.{table}").CALLS
+        assert not calls.keys() & found.keys()
+        calls |= found
+    return calls
+
+
+CALLS = _calls()
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
+def test_every_public_callable_has_an_entry(room: types.ModuleType):
+    names = public(room)
+    assert not sorted(name for name in names if name not in CALLS)
+    prefix = room.__name__.removeprefix("traindyn.")
+    assert not sorted(name for name in CALLS if name.startswith(f"{prefix}.") and name not in names)
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore")
+def test_bad_arguments_are_refused(name: str):
+    call = CALLS[name]
+    call()  # works as it stands
+    assert not faults(call)
