@@ -47,9 +47,8 @@ def entropy(p: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     if concrete(proper):
         told = np.asarray(proper | jnp.any(jnp.isnan(p), axis=-1))
         if not told.all():
-            raise ValueError(
-                f"p must hold probabilities that sum to 1 over the last axis, got {describe(p[~told][0])}."
-            )
+            wrong = np.asarray(p).reshape(-1, p.shape[-1])[np.argmin(told)]
+            raise ValueError(f"p must hold probabilities that sum to 1 over the last axis, got {describe(wrong)}.")
     terms = jnp.where(p == 0, 0.0, p * jnp.log(jnp.where(p == 0, 1.0, p)))  # not p > 0, in which NaN would vanish
     return jnp.where(proper, -jnp.sum(terms, axis=-1), jnp.nan)
 

@@ -159,7 +159,7 @@ def _record(annotation: Any) -> Check:
 def _array(name: str, value: Any, sizes: dict[str, int], annotation: Any, *, scalars: bool) -> Any:
     """`value` as an array of this annotation; with `scalars` Python's numbers stay what they are, and weakly typed."""
     kinds = annotation.dtypes
-    if "prng_key" in kinds or "uint32" in kinds and len(kinds) == 1:
+    if "prng_key" in kinds or ("uint32" in kinds and len(kinds) == 1):
         is_key = eqx.is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         return value if is_key or isinstance(value, annotation) else _refuse(name, "a key, as jax.random.key(0)", value)
     array = _of_kind(name, value, annotation)

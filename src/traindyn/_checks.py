@@ -193,7 +193,7 @@ def strings(name: str, x: str | Iterable[str]) -> tuple[str, ...]:
 
 def choice(name: str, x: T, options: Sequence[T]) -> T:
     """`x`, one of the options. Raises `ValueError`, which lists them and names the nearest."""
-    if isinstance(x, str) and x in options or any(x is option for option in options):
+    if (isinstance(x, str) and x in options) or any(x is option for option in options):
         return x
     near = difflib.get_close_matches(str(x), [str(option) for option in options], n=1)
     guess = f" Did you mean {near[0]!r}?" if near else ""

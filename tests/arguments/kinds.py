@@ -8,8 +8,7 @@ or ended in an error that does not say what is wrong:
 - *NaN*, where a formula has no domain to leave: NaN in, NaN or infinity out;
 - *the same*, where a value of another dtype means the same number: integers as floats, 0 and 1 as truth values.
 
-The shapes that an argument may have are those that its annotation allows: what jaxtyping refuses must be refused without
-it too.
+An argument may have the shapes that its annotation allows: what jaxtyping refuses must be refused without it too.
 """
 
 import dataclasses

@@ -5,12 +5,12 @@ import types
 from pathlib import Path
 
 import pytest
-from arguments.kinds import Call, faults
-from arguments.public import public
 
 import traindyn.dynamics
 import traindyn.nets
 import traindyn.validate
+from arguments.kinds import Call, faults
+from arguments.public import public
 
 ROOMS = (traindyn.dynamics, traindyn.nets, traindyn.validate)
 TABLES = sorted(path.stem for path in Path(__file__).parent.glob("of_*.py"))
