@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, ArrayLike, Key, Real
+from scipy.special import stdtrit
 
 from .metrics import fit_order
 
@@ -69,17 +70,22 @@ def identity(error: Real[ArrayLike, "..."], at_most: float) -> Row:
 
 
 def limit(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"], order: float, tolerance: float = 0.1) -> Row:
-    """An error must fall with the predicted order as a parameter goes to zero: the fitted slope, two standard errors
-    either side, must lie within `tolerance` of it. **Raises** `ValueError` for fewer than four values."""
+    """An error must fall with the predicted order as a parameter goes to zero: the 95 % interval of the fitted slope,
+    by Student's t with n − 2 degrees of freedom, must lie within `tolerance` of the order.
+
+    The interval speaks of the scatter about a straight line; a curve that bends as a whole shows in it only in part.
+    **Raises** `ValueError` for fewer than four values.
+    """
     if np.size(parameter) < 4:
-        raise ValueError(f"a limit needs at least four values of its parameter, got {np.size(parameter)}.")
-    fitted, error_bar = fit_order(parameter, error)
+        raise ValueError(f"parameter must have at least four values for a limit, got {np.size(parameter)}.")
+    fitted, standard_error = fit_order(parameter, error)
+    half = float(stdtrit(np.size(parameter) - 2, 0.975)) * standard_error
     return Row(
         fitted,
-        (fitted - 2 * error_bar, fitted + 2 * error_bar),
+        (fitted - half, fitted + half),
         order,
         (order - tolerance, order + tolerance),
-        f"order {fitted:.3f} ± {error_bar:.3f}",
+        f"order {fitted:.3f} ± {half:.3f}",
         f"order {order:g} ± {tolerance:g}",
     )
 
