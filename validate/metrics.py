@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._checked import checked
-from .._checks import concrete, describe
+from .._checks import check_range, concrete, describe
 
 
 @checked
@@ -24,7 +24,7 @@ def normalised_correlation(a: Float[Array, "*batch n"], b: Float[Array, "*batch 
 
 @checked
 def relative_error(observed: Float[Array, "*batch n"], predicted: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
-    """`‖observed − predicted‖ / ‖observed‖` over the last axis."""
+    """`‖observed − predicted‖ / ‖observed‖` over the last axis: infinite where `observed` is zero and `predicted` not."""
     return jnp.linalg.norm(observed - predicted, axis=-1) / jnp.linalg.norm(observed, axis=-1)
 
 
@@ -91,11 +91,13 @@ class Order(NamedTuple):
 def fit_order(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"]) -> Order:
     """The slope of `log error` on `log parameter` by least squares, and its standard error from the residuals.
 
-    `parameter` and `error` must be positive. **Raises** `ValueError` with fewer than three points, which leave no
-    residual; NaN if an error is zero or not finite.
+    **Raises** `ValueError` for parameters that are not positive, negative errors, and fewer than three points, which
+    leave no residual. NaN if an error is zero or not finite.
     """
+    check_range("parameter", parameter, above=0)
+    check_range("error", np.nan_to_num(np.asarray(error, float)), least=0)
     with np.errstate(divide="ignore"):
-        x, y = np.log(np.asarray(parameter, float)), np.log(np.maximum(np.asarray(error, float), 0))
+        x, y = np.log(np.asarray(parameter, float)), np.log(np.asarray(error, float))
     if x.shape != y.shape or x.ndim != 1 or x.size < 3:
         raise ValueError(f"parameter and error must have one common shape (n,), n ≥ 3, got {x.shape} and {y.shape}.")
     if not np.all(np.isfinite(y)):

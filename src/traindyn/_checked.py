@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import jaxtyped
 
 from ._checks import as_array, as_float, as_inexact, check_callable, choice, describe, integer
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Check = Callable[[str, Any, dict[str, int]], Any]  # name, value, sizes so far -> the value, converted
+Sizes = dict[str, int | tuple[int, ...]]  # by the letters of shapes; a tuple for `*batch`
+Check = Callable[[str, Any, Sizes], Any]  # name, value, sizes so far -> the value, converted
 
 
 @typing.overload
@@ -52,28 +52,27 @@ def checked(target: Any) -> Any:
             return target(*args, **kwargs)  # which raises with the name of the function
         if not checks:  # on the first call, when all classes that annotations name exist
             checks.update({p.name: _check(p.annotation) for p in signature.parameters.values()} | {"": _anything})
-        with jaxtyped("context"):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue, reportArgumentType]
-            sizes: dict[str, int] = {}
-            for name, value in bound.arguments.items():
-                if name == "self":
-                    _bind_fields(value, sizes)
-                elif signature.parameters[name].kind not in (
-                    inspect.Parameter.VAR_POSITIONAL,
-                    inspect.Parameter.VAR_KEYWORD,
-                ):
-                    bound.arguments[name] = checks[name](name, value, sizes)
+        sizes: Sizes = {}
+        for name, value in bound.arguments.items():
+            if name == "self":
+                _bind_fields(value, sizes)
+            elif signature.parameters[name].kind not in (
+                inspect.Parameter.VAR_POSITIONAL,
+                inspect.Parameter.VAR_KEYWORD,
+            ):
+                bound.arguments[name] = checks[name](name, value, sizes)
         return target(*bound.args, **bound.kwargs)
 
     return call
 
 
-def _bind_fields(module: Any, sizes: dict[str, int]) -> None:
+def _bind_fields(module: Any, sizes: Sizes) -> None:
     """The sizes of a module's arrays, which its methods speak of too."""
     if isinstance(module, eqx.Module):
         for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
             value = getattr(module, field.name, None)
-            if _is_array_type(field.type) and isinstance(value, field.type):  # pyright: ignore[reportArgumentType]
-                _note(field.type, value, sizes)
+            if _is_array_type(field.type) and eqx.is_array(value):
+                _fits(field.type.dim_str.split(), value.shape, sizes)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _check(annotation: Any) -> Check:
@@ -102,11 +101,11 @@ def _check(annotation: Any) -> Check:
     return _anything
 
 
-def _anything(name: str, value: Any, sizes: dict[str, int]) -> Any:
+def _anything(name: str, value: Any, sizes: Sizes) -> Any:
     return value
 
 
-def _number(name: str, value: Any, sizes: dict[str, int]) -> Any:
+def _number(name: str, value: Any, sizes: Sizes) -> Any:
     if isinstance(value, bool | np.bool_) or not (
         isinstance(value, int | float | np.floating | np.integer)
         or (isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and jnp.isrealobj(value))
@@ -117,13 +116,14 @@ def _number(name: str, value: Any, sizes: dict[str, int]) -> Any:
 
 def _union(arms: tuple[Any, ...]) -> Check:
     """One of several: an array or a number, or any of the others."""
-    arrays = [arm for arm in arms if _is_array_type(arm) and arm.array_type is not np.ndarray]
+    arrays = [arm for arm in arms if _is_array_type(arm)]
+    arrays = [arm for arm in arrays if arm.array_type is not np.ndarray] or arrays  # ArrayLike is both
     others = [arm for arm in arms if not _is_array_type(arm) and arm is not type(None)]
     scalar_arms = [arm for arm in others if arm in (float, int, bool, complex) or _numpy_scalar(arm)]
     rest = [_check(arm) for arm in others if arm not in scalar_arms or not arrays]
     optional = type(None) in arms
 
-    def check(name: str, value: Any, sizes: dict[str, int]) -> Any:
+    def check(name: str, value: Any, sizes: Sizes) -> Any:
         if value is None and optional:
             return None
         error = None
@@ -148,7 +148,7 @@ def _record(annotation: Any) -> Check:
     """A named tuple of arrays, as the states of flows are: field by field."""
     hints = {name: _check(kind) for name, kind in annotation.__annotations__.items()}
 
-    def check(name: str, value: Any, sizes: dict[str, int]) -> Any:
+    def check(name: str, value: Any, sizes: Sizes) -> Any:
         if not isinstance(value, annotation):
             _refuse(name, _a(annotation), value)
         return annotation(**{key: one(f"{name}.{key}", getattr(value, key), sizes) for key, one in hints.items()})
@@ -156,7 +156,7 @@ def _record(annotation: Any) -> Check:
     return check
 
 
-def _array(name: str, value: Any, sizes: dict[str, int], annotation: Any, *, scalars: bool) -> Any:
+def _array(name: str, value: Any, sizes: Sizes, annotation: Any, *, scalars: bool) -> Any:
     """`value` as an array of this annotation; with `scalars` Python's numbers stay what they are, and weakly typed."""
     kinds = annotation.dtypes
     if "prng_key" in kinds or ("uint32" in kinds and len(kinds) == 1):
@@ -165,19 +165,47 @@ def _array(name: str, value: Any, sizes: dict[str, int], annotation: Any, *, sca
     array = _of_kind(name, value, annotation)
     if annotation.array_type is np.ndarray and not isinstance(array, Tracer):
         array = np.asarray(array)
-    if not (isinstance(array, annotation) or (annotation.array_type is np.ndarray and isinstance(array, Tracer))):
-        known = ", ".join(f"{d} = {sizes[d]}" for d in dict.fromkeys(annotation.dim_str.split()) if d in sizes)
-        form = ", ".join(annotation.dim_str.split()) + ("," if len(annotation.dim_str.split()) == 1 else "")
+    letters = annotation.dim_str.split()
+    if not _fits(letters, array.shape, sizes):
+        known = ", ".join(f"{d} = {sizes[d]}" for d in dict.fromkeys(letters) if d in sizes)
+        form = ", ".join(letters) + ("," if len(letters) == 1 else "")
         raise ValueError(f"{name} must have shape ({form}){' with ' if known else ''}{known}, got {array.shape}.")
-    _note(annotation, array, sizes)
     return value if scalars and isinstance(value, int | float | complex | np.number) else array
+
+
+def _fits(letters: list[str], shape: tuple[int, ...], sizes: Sizes) -> bool:
+    """Whether a shape is as jaxtyping's letters say; if so its sizes are noted. An expression (`n-1`) is any size."""
+    new = dict(sizes)
+    spread = next((i for i, one in enumerate(letters) if one == "..." or one.startswith("*")), None)
+    if spread is not None:
+        rest = len(letters) - spread - 1
+        if len(shape) < len(letters) - 1:
+            return False
+        middle = shape[spread : len(shape) - rest]
+        if letters[spread] not in ("...", "*_") and new.setdefault(letters[spread], middle) != middle:
+            return False
+        letters = letters[:spread] + letters[spread + 1 :]
+        shape = shape[:spread] + shape[len(shape) - rest :]
+    if len(letters) != len(shape):
+        return False
+    for letter, size in zip(letters, shape, strict=True):
+        if letter.isidentifier():
+            wanted = size if letter == "_" else new.setdefault(letter, size)
+        elif letter.isdigit():
+            wanted = int(letter)
+        else:
+            wanted = size
+        if wanted != size:
+            return False
+    sizes.update(new)
+    return True
 
 
 def _of_kind(name: str, value: Any, annotation: Any) -> Any:
     kinds = annotation.dtypes
     if "complex64" in kinds and "float64" not in kinds:
         array = as_inexact(value, name)
-        wider = jnp.result_type(array.dtype, jnp.complex64)
+        wider = jnp.complex128 if array.dtype == jnp.float64 else jnp.complex64
         return array if jnp.iscomplexobj(array) else array.astype(wider)
     if "complex64" in kinds:
         return as_inexact(value, name)
@@ -197,13 +225,6 @@ def _truth(name: str, array: jax.Array) -> jax.Array:
     if isinstance(array, Tracer) or not np.isin(np.asarray(array), (0, 1)).all():
         _refuse(name, "boolean, or 0 and 1", array)
     return array.astype(bool)
-
-
-def _note(annotation: Any, array: Any, sizes: dict[str, int]) -> None:
-    """Sizes by the letters of a shape without wildcards, to be told in an error."""
-    letters = annotation.dim_str.split()
-    if len(letters) == np.ndim(array):
-        sizes.update({d: n for d, n in zip(letters, np.shape(array), strict=True) if d.isidentifier() and d != "_"})
 
 
 def _is_array_type(annotation: Any) -> bool:

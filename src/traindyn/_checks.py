@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Inexact, Int, PyTree
 
 T = TypeVar("T")
 Shape = tuple[int | str, ...]
+Bound = int | float | None
 
 
 def describe(x: Any) -> str:
@@ -91,10 +92,10 @@ def real(
     shape: Shape | None = None,
     sizes: dict[str, int] | None = None,
     *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
+    above: Bound = None,
+    least: Bound = None,
+    below: Bound = None,
+    most: Bound = None,
     finite: bool = True,
 ) -> Float[Array, "..."]:
     """`x` as a real floating-point array of this shape, each entry in this range; NaN never passes.
@@ -113,10 +114,10 @@ def check_range(
     name: str,
     x: Any,
     *,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-    most: float | None = None,
+    above: Bound = None,
+    least: Bound = None,
+    below: Bound = None,
+    most: Bound = None,
     finite: bool = True,
 ) -> None:
     """Raises `ValueError` unless each entry of `x`, whose values are known, lies in the range; NaN never does."""
@@ -182,7 +183,7 @@ def mask(name: str, x: Any, shape: Shape | None = None, sizes: dict[str, int] | 
     return x.astype(bool)
 
 
-def strings(name: str, x: str | Iterable[str]) -> tuple[str, ...]:
+def strings(name: str, x: Any) -> tuple[str, ...]:
     """`x` as a tuple of strings: one string is one, never its letters."""
     found = (x,) if isinstance(x, str) else tuple(x) if isinstance(x, Iterable) else (x,)
     for one in found:

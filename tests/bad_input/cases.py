@@ -72,10 +72,10 @@ def run(case: Case, allowed: dict[str, str]) -> Outcome:
         inner = traceback.extract_tb(error.__traceback__)[-1].filename
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         clear = type(error).__name__ in OWN_ERRORS and inner.startswith(OURS)
-        meant = case.expect == "error" or case.name in allowed
-        ending = (
-            "good" if (clear and meant) or case.name in allowed else "fatal" if case.group == "verify()" else "poor"
-        )
+        if case.name in allowed or (clear and case.expect == "error"):
+            ending = "good"
+        else:
+            ending = "fatal" if case.group == "verify()" else "poor"
     return Outcome(case.name, ending, text, round(time.perf_counter() - start, 2))
 
 
