@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._checked import checked
+from .._checks import describe, integer, real
 from ._precision import at_least_float32
-from .galore.layout import path_name
+from .galore.names import Where, chooser, path_name
 from .train import AnyKey
 
 Model = TypeVar("Model")
-Where = Callable[[str, Any], bool] | Sequence[str]
 
 
+@checked
 class Factorised(eqx.Module):
     """A linear layer whose weight is a product: `y = B A x + bias`. `layer` holds what is not the weight."""
 
@@ -27,17 +29,22 @@ class Factorised(eqx.Module):
     b: Float[Array, "*stack outputs r"]
     layer: eqx.nn.Linear
 
+    def __check_init__(self):
+        _check_layer(self.layer, self.a, self.b)
+
     @property
     def weight(self) -> Float[Array, "*stack outputs inputs"]:
         """`B A`."""
         return self.b @ self.a
 
+    @checked
     def __call__(self, x: Float[Array, " inputs"], *, key: AnyKey | None = None) -> Float[Array, " outputs"]:
         """The layer's output, through `r` numbers. `key` has no effect."""
         y = self.b @ (self.a @ x)
         return y if self.layer.bias is None else y + self.layer.bias
 
 
+@checked
 class LoRA(eqx.Module):
     """A linear layer whose weight moves by a product: `y = W₀ x + scale · B A x + bias`.
 
@@ -49,29 +56,35 @@ class LoRA(eqx.Module):
     layer: eqx.nn.Linear
     scale: float = eqx.field(static=True)
 
+    def __check_init__(self):
+        _check_layer(self.layer, self.a, self.b)
+        real("scale", self.scale)
+
     @property
     def weight(self) -> Float[Array, "*stack outputs inputs"]:
         """`W₀ + scale · B A`."""
         return jax.lax.stop_gradient(self.layer.weight) + self.scale * (self.b @ self.a)
 
+    @checked
     def __call__(self, x: Float[Array, " inputs"], *, key: AnyKey | None = None) -> Float[Array, " outputs"]:
         """The layer's output. `key` has no effect."""
         y = jax.lax.stop_gradient(self.layer.weight) @ x + self.scale * (self.b @ (self.a @ x))
         return y if self.layer.bias is None else y + self.layer.bias
 
 
+@checked
 def factorise(model: Model, rank: int, where: Where, *, key: AnyKey) -> Model:
     """The model with the weights of chosen linear layers replaced by factors, `W = B A`, to be trained from scratch.
 
-    `where` chooses layers as `galore_labels` chooses matrices: a function `(name, weight) -> bool`, the name as in
-    `blocks.0.query.weight`, or words, one of which the name must contain. Layers stacked for a scan get stacked
-    factors.
+    `where` chooses layers as `galore_labels` chooses matrices: a regular expression that is searched in names such as
+    `blocks.0.query.weight`; several, of which one must be found; or a function `(name, weight) -> bool`. Layers stacked
+    for a scan get stacked factors.
 
     **Initial values:** entries of both factors are normal and of one size, such that those of `B A` have the mean
     square of the weight that they replace.
 
-    **Raises** `ValueError` for a rank below 1 or above a chosen layer's short side, a word that is in the name of no
-    linear layer, and a function that chooses none. Source: the "low-rank" row of Table 2 in arXiv 2403.03507.
+    **Raises** `ValueError` for a rank below 1 or above a chosen layer's short side, a pattern that is in the name of no
+    linear layer, a function that chooses none, and a model without linear layers. Source: the "low-rank" row of Table 2 in arXiv 2403.03507.
     """
 
     def make(layer: eqx.nn.Linear, draw: Callable[..., Array]) -> Factorised:
@@ -83,6 +96,7 @@ def factorise(model: Model, rank: int, where: Where, *, key: AnyKey) -> Model:
     return _replaced(model, rank, where, make, lambda shape, dtype: jax.random.normal(key, shape, dtype))
 
 
+@checked
 def lora(model: Model, rank: int, where: Where, alpha: float = 32.0, *, key: AnyKey) -> Model:
     """The model with the weights of chosen linear layers frozen and a trained product beside them,
     `W = W₀ + (alpha/rank) B A`. It begins where the model is, for `B` is zero. `where` is as in `factorise`.
@@ -93,8 +107,7 @@ def lora(model: Model, rank: int, where: Where, alpha: float = 32.0, *, key: Any
     `trainable`. **Raises** `ValueError` as `factorise` does, and for an `alpha` that is not positive. Source: Hu et
     al., arXiv 2106.09685.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be positive, got {alpha}.")
+    real("alpha", alpha, above=0)
 
     def make(layer: eqx.nn.Linear, draw: Callable[..., Array]) -> LoRA:
         a, b = _shapes(layer.weight, rank)
@@ -119,11 +132,12 @@ def trainable(model: PyTree) -> PyTree:
 
 def _replaced(model: Model, rank: int, where: Where, make: Callable, draw: Callable) -> Model:
     """The model with `make(layer, draw)` for each chosen layer; `draw` there hands out one common draw by the piece."""
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}.")
+    integer("rank", rank, least=1)
     leaf = lambda x: isinstance(x, eqx.nn.Linear) or _is_product(x)
     found = jax.tree.leaves_with_path(model, is_leaf=leaf)
     layers = {path_name(path): x for path, x in found if isinstance(x, eqx.nn.Linear) and x.weight is not None}
+    if not layers:
+        raise ValueError(f"model must have layers of eqx.nn.Linear that are no products yet, got {describe(model)}.")
     chosen = {name: layers[name] for name in _chosen(layers, where)}
     total = 0
     for name, layer in chosen.items():
@@ -152,11 +166,7 @@ def _replaced(model: Model, rank: int, where: Where, make: Callable, draw: Calla
 
 
 def _chosen(layers: dict[str, eqx.nn.Linear], where: Where) -> list[str]:
-    words = () if callable(where) else tuple(where)
-    for word in words:
-        if not any(word in _weight(name) for name in layers):
-            raise ValueError(f"where names {word!r}, which is in the name of no linear layer; there is {[*layers]}.")
-    choose = where if callable(where) else (lambda name, weight: any(word in name for word in words))
+    choose = chooser(where, [_weight(name) for name in layers], "linear layer")
     chosen = [name for name, layer in layers.items() if choose(_weight(name), layer.weight)]
     if not chosen:
         raise ValueError(f"where must choose at least one linear layer, got none of {[*layers]}.")
@@ -171,6 +181,14 @@ def _shapes(weight: Array, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]
     """Of `A` and of `B`."""
     *stack, m, n = weight.shape
     return (*stack, rank, n), (*stack, m, rank)
+
+
+def _check_layer(layer: Any, a: Array, b: Array) -> None:
+    if not isinstance(layer, eqx.nn.Linear):
+        raise ValueError(f"layer must be an eqx.nn.Linear, got {describe(layer)}.")
+    sizes = [1 if size == "scalar" else size for size in (layer.out_features, layer.in_features)]
+    if [b.shape[-2], a.shape[-1]] != sizes:
+        raise ValueError(f"layer must have {b.shape[-2]} outputs and {a.shape[-1]} inputs, as b and a, got {sizes}.")
 
 
 def _is_product(x: Any) -> bool:

@@ -11,6 +11,8 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, UInt
 
+from .._checked import checked
+from .._checks import integer
 from ._precision import at_least_float32
 from ._sharding import with_specs
 
@@ -21,6 +23,7 @@ DECADES = {
 _WEYL = (0x9E3779B9, 0xC13FA9A9, 0x91E10DA5)  # steps of the dither in time, along the last axis and over rows, over 2³²
 
 
+@checked
 class Quantised(eqx.Module):
     """An array in few bits, each block of its last axis relative to its largest entry, on a logarithmic scale.
 
@@ -33,11 +36,18 @@ class Quantised(eqx.Module):
     scale: Float[Array, "*batch blocks"]
     block: int = eqx.field(static=True)
 
+    def __check_init__(self):
+        _check(8 * self.codes.dtype.itemsize, self.block)
+        blocks = -(-self.codes.shape[-1] // self.block)
+        if self.scale.shape[-1] != blocks:
+            raise ValueError(f"scale must have {blocks} blocks, got shape {self.scale.shape}.")
+
     @property
     def shape(self) -> tuple[int, ...]:
         return self.codes.shape
 
 
+@checked
 def quantise(
     x: Float[Array, "*batch n"], bits: int = 8, block: int = 256, *, step: Int[Array, ""] | int = 0
 ) -> Quantised:
@@ -45,17 +55,20 @@ def quantise(
 
     Rounding is dithered by a sequence that `step` moves on, so that an average that moves by less than one code at a
     time moves all the same; the error of an entry is at most one code, 6.6 % at 8 bits for one sign and 9.6 % for both,
-    and averages out over steps. What is not zero does not become zero, for second moments are divided by.
+    and averages out over steps. What is not zero does not become zero, for second moments are divided by. A block with
+    an entry that is not finite becomes NaN.
 
-    **Raises** `ValueError` for other `bits`, and a `block` below 1.
+    **Raises** `ValueError` for other `bits`, a `block` below 1, a negative `step`, and arrays that are not real.
     """
     _check(bits, block)
+    if not isinstance(step, jax.Array):
+        integer("step", step, least=0)
     encode = lambda x, step: _encoded(x, step, bits, block)
     return with_specs(encode, lambda sharding: quantised_specs(sharding, x.shape, block), x, x, step)
 
 
 def dequantise(x: Any) -> Any:
-    """The array that a `Quantised` stands for. Anything else is returned as it is."""
+    """The array that a `Quantised` stands for. Anything else is returned as it is, so that it maps over states."""
     if not isinstance(x, Quantised):
         return x
     return with_specs(_decoded, lambda sharding: sharding.spec, x.codes, x)
@@ -83,7 +96,8 @@ def _decoded(x: Quantised) -> Array:
     level = jnp.where(negative, code - 2.0 ** (bits - 1), code)
     span, levels = _span(both, bits, scale.dtype)
     magnitude = jnp.abs(scale) * jnp.exp(math.log(10) * span * ((level - 1) / levels - 1))
-    return jnp.where(code > 0, jnp.where(negative, -magnitude, magnitude), 0).astype(dtype)
+    nothing = 0 * scale  # NaN in a block that was not finite, which must show
+    return jnp.where(code > 0, jnp.where(negative, -magnitude, magnitude), nothing).astype(dtype)
 
 
 class QuantisedState(NamedTuple):
@@ -93,6 +107,7 @@ class QuantisedState(NamedTuple):
     inner_state: PyTree
 
 
+@checked
 def quantize_state(
     inner: optax.GradientTransformation, bits: int = 8, block: int = 256, *, min_size: int = 4096
 ) -> optax.GradientTransformationExtraArgs:
@@ -102,10 +117,11 @@ def quantize_state(
     Floating-point arrays of at least `min_size` entries are quantised after each update and restored before the next
     (see `quantise`); smaller ones, norms and biases, are kept as they are.
 
-    **Raises** `ValueError` for `bits` other than 8 and 16, and a `block` below 1. Source: 8-bit optimizers with
+    **Raises** `ValueError` for `bits` other than 8 and 16, a `block` below 1, and a negative `min_size`. Source: 8-bit optimizers with
     blockwise quantization (Dettmers et al., arXiv 2110.02861); codes and dither are ours.
     """
     _check(bits, block)
+    integer("min_size", min_size, least=0)
     inner = optax.with_extra_args_support(inner)
 
     def quantised(state: PyTree, count: Int[Array, ""]) -> PyTree:
@@ -132,14 +148,14 @@ def quantised_specs(sharding: NamedSharding, shape: tuple[int, ...], block: int)
     names = () if last is None else last if isinstance(last, tuple) else (last,)
     even = -(-shape[-1] // block) % math.prod(sharding.mesh.shape[name] for name in names) == 0
     scale = PartitionSpec(*batch, last if even else None)
-    return Quantised(sharding.spec, scale, block)  # pyright: ignore[reportArgumentType]
+    form = jax.tree.structure(Quantised(jnp.zeros(1, jnp.uint8), jnp.zeros(1), block))
+    return jax.tree.unflatten(form, [sharding.spec, scale])
 
 
 def _check(bits: int, block: int) -> None:
     if bits not in (8, 16):
-        raise ValueError(f"bits must be 8 or 16, got {bits}.")
-    if block < 1:
-        raise ValueError(f"block must be at least 1, got {block}.")
+        raise ValueError(f"bits must be 8 or 16, got {bits!r}.")
+    integer("block", block, least=1)
 
 
 def _dtype(bits: int) -> Any:

@@ -2,9 +2,12 @@
 
 from .clip import clip_by_previous_norm as clip_by_previous_norm
 from .layout import GaLoreDimensionNumbers as GaLoreDimensionNumbers
+from .memory import GaLoreSummary as GaLoreSummary
+from .memory import LeafSummary as LeafSummary
 from .memory import StateBytes as StateBytes
 from .memory import galore_labels as galore_labels
 from .memory import galore_state_bytes as galore_state_bytes
+from .memory import galore_summary as galore_summary
 from .projectors import exact_svd as exact_svd
 from .projectors import gram_eigh as gram_eigh
 from .projectors import random_orthonormal as random_orthonormal

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
+from ..._checked import checked
+from ..._checks import integer
 from ..train import AnyKey
 from .layout import adjoint
 
@@ -34,14 +36,15 @@ def gram_eigh() -> Projector:
     return lambda g, previous, key, r: jnp.linalg.eigh(g @ adjoint(g))[1][:, ::-1][:, :r]
 
 
+@checked
 def randomized_range(oversample: int = 8, power_iters: int = 1) -> Projector:
     """An approximate basis from `r + oversample` random combinations of the columns of `g`, sharpened by `power_iters`
     products with `g gᴴ`, then cut to the best `r` of them.
 
     **Raises** `ValueError` for negative numbers. Source: Halko, Martinsson, Tropp (arXiv 0909.4061), algorithm 4.4.
     """
-    _at_least("oversample", oversample, 0)
-    _at_least("power_iters", power_iters, 0)
+    integer("oversample", oversample, least=0)
+    integer("power_iters", power_iters, least=0)
 
     def basis(g: Matrix, previous: Basis, key: AnyKey, r: int) -> Basis:
         width = min(r + oversample, *g.shape)
@@ -56,6 +59,7 @@ def randomized_range(oversample: int = 8, power_iters: int = 1) -> Projector:
     return basis
 
 
+@checked
 def subspace_iteration(iters: int = 1) -> Projector:
     """`iters` products with `g gᴴ`, each made orthonormal, from the basis in use; at first from a random sketch.
 
@@ -64,7 +68,7 @@ def subspace_iteration(iters: int = 1) -> Projector:
 
     **Raises** `ValueError` for less than one iteration.
     """
-    _at_least("iters", iters, 1)
+    integer("iters", iters, least=1)
 
     def basis(g: Matrix, previous: Basis, key: AnyKey, r: int) -> Basis:
         warm = jnp.any(previous != 0)
@@ -92,8 +96,3 @@ def _sketch(g: Matrix, key: AnyKey, r: int) -> Basis:
 
 def _power(g: Matrix, q: Basis) -> Basis:
     return jnp.linalg.qr(g @ (adjoint(g) @ q))[0]
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")

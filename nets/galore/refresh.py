@@ -1,5 +1,6 @@
 """Renewing the bases of GaLore: when a basis is due, what it becomes, and what becomes of the moments."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,12 +10,15 @@ import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from ..._checked import checked
+from ..._checks import check_callable, choice, describe
 from .._precision import at_least_float32
 from .._sharding import with_specs
 from ..quantise import Quantised, quantised_specs
 from ..train import AnyKey
-from .layout import Layout, adjoint, is_masked, path_name, state_layouts
+from .layout import Layout, adjoint, state_layouts
 from .moments import TRANSPORTS, Rotate, States, Transport, transported
+from .names import is_masked, path_name
 from .projectors import Projector, subspace_iteration
 
 Due = Callable[[Int[Array, "*batch"], int, int], Bool[Array, "*batch"]]
@@ -120,13 +124,20 @@ class Refresh(NamedTuple):
         if previous is None:
             return None
         rank, stack = previous.shape[-1], layout.batch_shape
-        find = lambda g, previous, key: self.projector(g, previous, key, rank)
+
+        def find(g: Array, previous: Array, key: AnyKey) -> Array:
+            basis = self.projector(g, previous, key, rank)
+            if jnp.shape(basis) != previous.shape:
+                raise ValueError(f"projector must return a basis of shape {previous.shape}, got {describe(basis)}.")
+            return basis
+
         keys = jax.random.split(key, stack) if stack else key
         for _ in stack:
             find = jax.vmap(find)
         return find(g, previous.astype(g.dtype), keys)
 
 
+@checked
 def galore_refresh(
     state: PyTree,
     grads: PyTree,
@@ -141,6 +152,8 @@ def galore_refresh(
 
     `state` may be that of any chain or partition around GaLore; options are those of `scale_by_galore`. Matrices whose
     gradient is zero or not finite keep their basis.
+
+    **Raises** `ValueError` for a state without a `GaLoreState`, and gradients that do not fit it.
     """
     how = refresh_options(projector, transport, seed)
     by_name = {path_name(path): leaf for path, leaf in jax.tree.leaves_with_path(grads)}
@@ -153,28 +166,44 @@ def galore_refresh(
             raise ValueError(f"grads must have every projected parameter, got none for {missing[0]!r}.")
         pick = lambda path, has: by_name[path_name(path)] if has else optax.MaskedNode()
         updates = jax.tree.map_with_path(pick, held)
-        plan = state_layouts(updates, state.left, state.right, weight_dimension_numbers)
+        plan = state_layouts(updates, state.left, state.right, weight_dimension_numbers, grads)
         return how(updates, state, plan, lambda last, *_: jnp.full_like(last, True, bool))
 
     return _on_galore_states(renewed, state)
 
 
+@checked
 def galore_reset(state: PyTree) -> PyTree:
-    """The state of an optimiser in which every basis of every `GaLoreState` is due at the next update."""
+    """The state of an optimiser in which every basis of every `GaLoreState` is due at the next update.
+
+    **Raises** `ValueError` for a state without a `GaLoreState`.
+    """
     due = lambda s: s._replace(last_refresh=jax.tree.map(lambda n: jnp.full_like(n, -1), s.last_refresh))
     return _on_galore_states(due, state)
 
 
 def refresh_options(projector: Projector | None, transport: str | Transport, seed: ArrayLike) -> Refresh:
-    """**Raises** `ValueError` for a transport of unknown name."""
-    if isinstance(transport, str) and transport not in TRANSPORTS:
-        raise ValueError(f"transport must be one of {', '.join(TRANSPORTS)} or a function, got {transport!r}.")
+    """**Raises** `ValueError` for a transport of unknown name, and a projector that takes other arguments."""
+    if isinstance(transport, str):
+        transport = TRANSPORTS[choice("transport", transport, tuple(TRANSPORTS))]
+    check_callable("transport", transport)
     projector = subspace_iteration() if projector is None else projector
-    return Refresh(projector, TRANSPORTS[transport] if isinstance(transport, str) else transport, seed)
+    check_callable("projector", projector)
+    try:
+        inspect.signature(projector).bind("g", "previous", "key", "r")
+    except TypeError as error:
+        raise ValueError(
+            f"projector must be a function (g, previous, key, r), as exact_svd() is, got {describe(projector)}."
+        ) from error
+    except ValueError:  # a function without a signature
+        pass
+    return Refresh(projector, transport, seed)
 
 
 def _on_galore_states(function: Callable[[GaLoreState], GaLoreState], state: PyTree) -> PyTree:
     is_state = lambda x: isinstance(x, GaLoreState)
+    if not any(map(is_state, jax.tree.leaves(state, is_leaf=is_state))):
+        raise ValueError(f"state must hold a GaLoreState, as init of galore gives it, got {describe(state)}.")
     return jax.tree.map(lambda x: function(x) if is_state(x) else x, state, is_leaf=is_state)
 
 

@@ -1,7 +1,6 @@
 """GaLore as an optax transform: any optimiser, run on gradients projected to a few directions that are renewed."""
 
 import functools
-import operator
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -12,16 +11,21 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
+from ..._checked import checked
+from ..._checks import concrete, describe, integer, real
 from .._precision import at_least_float32
 from .._sharding import full, known_sharding, with_specs
-from .layout import SIDES, Layout, Ranks, Side, is_masked, layouts, path_name, state_layouts
+from .layout import Choice, Layout, Ranks, Side, check_shared_rank, choices, short_range, state_layouts
 from .moments import States, Transport
+from .names import is_function, is_masked, path_name
 from .projectors import Projector
 from .refresh import GaLoreState, energy, refresh_options
 
+Whole = int | Int[Array, ""]
 Gap = ArrayLike | Callable[[Int[Array, ""]], Bool[ArrayLike, ""]] | Literal["external"]
 
 
+@checked
 def scale_by_galore(
     base_optimizer: optax.GradientTransformation | None = None,
     rank: Ranks = 128,
@@ -35,19 +39,23 @@ def scale_by_galore(
     stagger: bool = True,
     projector_dtype: Any = None,
     accumulator_dtype: Any = "float32",
-    min_dim: int | None = None,
+    min_dim: Whole | None = None,
     rank_tol: ArrayLike | None = None,
     project_params: bool = False,
-    accumulate: int | None = None,
+    accumulate: Whole | None = None,
     seed: ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Runs `base_optimizer` on `R = Pᵀ G` instead of the gradient `G` of each matrix, and returns `scale × P` times
     what it makes of that. For a rank `r` and a short side `k` its state takes `r/k` of the memory.
 
-    Leaves that are no matrices, or too small for the rank, go through the base optimiser as they are, unscaled. A leaf
-    of more than two axes is a stack of matrices in its last two, each with a basis of its own. `None` leaves, as in
-    an Equinox model's arrays, stay as they are. `P` spans the leading left singular vectors of the gradient of the
-    step at which it is renewed; if that gradient is zero or not finite, it is kept, and renewed at the next step.
+    Leaves that are no matrices, or too small for the rank, go through the base optimiser as they are, unscaled: also
+    those named `bias` and `scale`, which have several axes in stacks and in Flax. A leaf of more than two axes is a
+    stack of matrices in its last two, each with a basis of its own. But a `kernel` of Flax is read by its bias, or by
+    the other kernels of its attention layer. `None` leaves, as in an Equinox model's arrays, stay as they are.
+    `galore_summary` prints what becomes of each leaf.
+
+    `P` spans the leading left singular vectors of the gradient of the step at which it is renewed; if that gradient is
+    zero or not finite, it is kept, and renewed at the next step.
 
     **Arguments:**
 
@@ -55,10 +63,12 @@ def scale_by_galore(
     - `rank`: an int; a fraction of each short side; a function `(name, shape)` or a tree of these, where `None` leaves
       a parameter whole. A single int leaves whole the matrices whose short side it exceeds.
     - `update_proj_gap`: a basis serves for this many updates; or a function of the number of updates so far that says
-      when to renew; or `"external"`: never here, only by `galore_refresh`, so that no code for it is in the step.
+      when to renew; or `"external"`: never here, only by `galore_refresh`, so that no code for it is in the step. What
+      was never refreshed gets no update: an error outside `jit`; inside, `last_refresh` in the state stays at −1.
     - `scale`: the paper's α, for what was projected.
     - `weight_dimension_numbers`: which axes make the rows and the columns, as in `optax.contrib`: one for all leaves
-      that have its axes, or a tree, where `None` leaves whole. Axes that are neither make a stack.
+      that have its axes; a tree or a dictionary by name, where `None` leaves whole; or a function of the parameters
+      that gives a tree. Axes that are neither make a stack.
     - `side`: which side is projected. `"short"` is the paper's, `"long"` that of `optax.contrib`, with less state, but
       a basis that keeps less of later gradients; `"left"` and `"right"` are those of `(m, n)`.
     - `projector`: how a basis is found; by default `subspace_iteration()`.
@@ -78,31 +88,45 @@ def scale_by_galore(
     The update is traced once: `rank` aside, options may be traced numbers. Under `vmap` over states, bases are computed
     only at steps at which some lane is due. On a mesh, `P` is sharded as the side that it projects, `R` as the other.
 
-    **Raises** `ValueError` for options out of range, naming parameter and option. Source: GaLore (Zhao et al., arXiv
+    **Raises** `ValueError` for options out of range, naming parameter and option; for leaves that are no floating-point
+    arrays; for Flax kernels of three axes or more where nothing tells which are inputs. **Warns** of stacks that a rank
+    leaves whole, though their axes could make matrices that are large enough. Source: GaLore (Zhao et al., arXiv
     2403.03507), algorithm 2; transport of moments: LDAdam (arXiv 2410.16103).
     """
-    _check(update_proj_gap, side, min_dim, accumulate)
+    _check_numbers(rank, update_proj_gap, scale, rank_tol, seed)
     base_optimizer = optax.scale_by_adam() if base_optimizer is None else base_optimizer
-    if accumulate not in (None, 1):
+    min_dim = 2 if min_dim is None else _at_least("min_dim", min_dim, 2)
+    accumulate = 1 if accumulate is None else integer("accumulate", accumulate, least=1)
+    if accumulate > 1:
         base_optimizer = optax.MultiSteps(base_optimizer, accumulate).gradient_transformation()
-    low_rank = _LowRank(projector_dtype, jnp.dtype(accumulator_dtype), scale, rank_tol)
+    kept = None if projector_dtype is None else _dtype("projector_dtype", projector_dtype, jnp.inexact)
+    low_rank = _LowRank(kept, _dtype("accumulator_dtype", accumulator_dtype, jnp.floating), scale, rank_tol)
     base = optax.with_extra_args_support(base_optimizer)
     refresh = refresh_options(projector, transport, seed)
-    due = _Due(update_proj_gap, accumulate or 1, stagger)
+    due = _Due(update_proj_gap, accumulate, stagger)
+    external = isinstance(update_proj_gap, str)
 
     def init(params: PyTree) -> GaLoreState:
-        plan = layouts(params, rank, side, weight_dimension_numbers, min_dim or 2)
-        state = low_rank.init(params, plan, base)
+        plan = choices(params, rank, side, weight_dimension_numbers, min_dim)
+        _warn_of_inert_stacks(params, plan)
+        layouts = [choice.layout for choice in plan]
+        state = low_rank.init(params, layouts, base)
         if transport != "keep":
-            _warn_of_unknown_moments(state.inner_state, params, plan)
+            _warn_of_unknown_moments(state.inner_state, params, layouts)
         return state
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None, **extra: Any) -> tuple[PyTree, GaLoreState]:
+        if not isinstance(state, GaLoreState):
+            raise ValueError(f"state must be a GaLoreState, as init gives it, got {describe(state)}.")
+        if project_params and params is None:
+            raise ValueError("params must be given to update, since project_params is True.")
         plan = state_layouts(updates, state.left, state.right, weight_dimension_numbers)
-        if update_proj_gap != "external":
+        if external:
+            _check_refreshed(state)
+        else:
             state = refresh(updates, state, plan, functools.partial(due, state.count))
         low = low_rank.project(updates, state, plan, noise=False)
-        projected = low_rank.project(params, state, plan) if project_params and params is not None else None
+        projected = low_rank.project(params, state, plan) if project_params else None
         new, inner = _update(base, low, state.inner_state, projected, extra)
         state = state._replace(count=optax.safe_increment(state.count), inner_state=inner)
         return low_rank.project_back(new, updates, state, plan), state
@@ -110,6 +134,7 @@ def scale_by_galore(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@checked
 def galore(
     learning_rate: optax.ScalarOrSchedule,
     rank: Ranks = 128,
@@ -126,10 +151,10 @@ def galore(
     stagger: bool = True,
     projector_dtype: Any = None,
     accumulator_dtype: Any = "float32",
-    min_dim: int | None = None,
+    min_dim: Whole | None = None,
     rank_tol: ArrayLike | None = None,
     project_params: bool = False,
-    accumulate: int | None = None,
+    accumulate: Whole | None = None,
     seed: ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """The optimiser around `scale_by_galore`: with decoupled weight decay on the whole parameters and a learning rate,
@@ -137,8 +162,14 @@ def galore(
 
     The paper pre-trains with `scale=0.25`, `update_proj_gap=200` and a learning rate of 0.01. With `accumulate`, decay
     and schedule act once for each update, not for each call. Inside `optax.inject_hyperparams` numbers need not be
-    named in `static_args` (but `rank`, if its `init` is compiled); functions must.
+    named in `static_args` (but `accumulate`, and `rank`, if its `init` is compiled); functions must.
+
+    **Raises** `ValueError` as `scale_by_galore` does, for a learning rate or a decay that is negative or not finite,
+    and for a mask that does not follow the parameters.
     """
+    if not callable(learning_rate):
+        real("learning_rate", learning_rate, (), least=0)
+    real("weight_decay", weight_decay, (), least=0)
     low_rank = scale_by_galore(
         base_optimizer,
         rank,
@@ -158,7 +189,9 @@ def galore(
         seed=seed,
     )
     decays = not isinstance(weight_decay, float | int) or weight_decay != 0
-    decay = [optax.add_decayed_weights(weight_decay, mask)] if decays else []  # pyright: ignore[reportArgumentType]
+    if mask is not None and not decays:
+        raise ValueError("mask would be ignored: it is for weight_decay, which is 0.")
+    decay = [optax.add_decayed_weights(weight_decay, _fitting(mask))] if decays else []  # pyright: ignore[reportArgumentType]
     outer = optax.chain(*decay, optax.scale_by_learning_rate(learning_rate))
     if accumulate not in (None, 1):
         last = lambda step, **extra: (jnp.asarray(step) + 1) % accumulate == 0
@@ -223,15 +256,24 @@ class _LowRank(NamedTuple):
         """`scale × P R Qᵀ`, in the dtype of the updates."""
 
         def back(g: Array, layout: Layout | None, p: Array | None, q: Array | None, r: Array) -> Array:
+            if r.shape != (g.shape if layout is None else layout.reduced_shape):
+                raise ValueError(f"updates must have the shapes of the parameters at init, got {describe(g)}.")
             if layout is None:
                 return r.astype(g.dtype)
-            scaled = (jnp.asarray(self.scale).astype(r.dtype) * r).astype(g.dtype)
-            return with_specs(layout.project_back, lambda sharding: sharding.spec, g, scaled, p, q)
+            scaled = jnp.asarray(self.scale).astype(r.dtype) * r
+            scaled = scaled if short_range(g.dtype) else scaled.astype(g.dtype)
+            return with_specs(layout.project_back, lambda sharding: sharding.spec, g, scaled, p, q).astype(g.dtype)
 
         return _map(back, updates, plan, *_bases(updates, state), jax.tree.structure(updates).flatten_up_to(new))
 
     def _start(self, leaf: Array, layout: Layout) -> "_Start":
         """Sharded as the leaf is."""
+        if (
+            self.projector_dtype is not None
+            and jnp.iscomplexobj(leaf)
+            and jnp.issubdtype(self.projector_dtype, jnp.floating)
+        ):
+            raise ValueError(f"projector_dtype must be complex for complex parameters, got {self.projector_dtype}.")
         dtype = leaf.dtype if self.projector_dtype is None else self.projector_dtype
         stack, like = layout.batch_shape, known_sharding(leaf)
         specs = (None,) * 4 if like is None else layout.specs(like)
@@ -291,6 +333,8 @@ def _update(
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes inside, whatever the caller's mode
             return base.update(low, inner, params, **extra)
     except (ValueError, TypeError, AttributeError) as error:
+        if "incompatible shapes" in str(error):
+            raise ValueError(f"updates must have the shapes of the parameters at init: {error}") from error
         if params is not None or not ("param" in str(error) or "None" in str(error)):
             raise
         raise ValueError(
@@ -313,18 +357,71 @@ def _warn_of_unknown_moments(inner: PyTree, params: PyTree, plan: list[Layout | 
             return
 
 
-def _check(gap: Gap, side: str, min_dim: int | None, accumulate: int | None) -> None:
+def _warn_of_inert_stacks(params: PyTree, plan: list[Choice]) -> None:
+    leaves = jax.tree.leaves_with_path(params)
+    inert = [
+        f"{path_name(path)!r} of shape {x.shape}" for (path, x), each in zip(leaves, plan, strict=True) if each.inert
+    ]
+    if inert:
+        warnings.warn(
+            f"{len(inert)} parameters, such as {inert[0]}, are left whole: as stacks of matrices in the last two axes "
+            "they are too small for the rank. If other axes make the rows and the columns, name them in "
+            "weight_dimension_numbers. galore_summary shows all.",
+            stacklevel=3,
+        )
+
+
+def _check_refreshed(state: GaLoreState) -> None:
+    """Outside `jit` only: there a basis that was never made would make updates of zero without a word."""
+    last = jax.tree.leaves(state.last_refresh)
+    if last and concrete(last) and all((x < 0).all() for x in last):
+        raise ValueError(
+            "state must be renewed by galore_refresh, on gradients that are not zero, before the first update: with "
+            "update_proj_gap='external' nothing else makes a basis."
+        )
+
+
+def _fitting(mask: PyTree | Callable | None) -> PyTree | Callable | None:
+    """The mask, which is checked against the parameters when it is used."""
+    if mask is None:
+        return None
+
+    def of(params: PyTree) -> PyTree:
+        tree = mask(params) if is_function(mask, params) else mask
+        try:
+            jax.tree.map(lambda _, part: None, tree, params)
+        except ValueError as error:
+            raise ValueError(
+                f"mask must have the structure of the parameters, or be a function of them: {error}"
+            ) from error
+        return tree
+
+    return of
+
+
+def _check_numbers(rank: Ranks, gap: Gap, scale: Any, rank_tol: Any, seed: Any) -> None:
+    check_shared_rank(rank)
     if isinstance(gap, str) and gap != "external":
         raise ValueError(f"update_proj_gap must be a number of updates, a function of it or 'external', got {gap!r}.")
     if not isinstance(gap, str) and not callable(gap):
         _at_least("update_proj_gap", gap, 1)
-    if side not in SIDES:
-        raise ValueError(f"side must be one of {', '.join(SIDES)}, got {side!r}.")
-    _at_least("min_dim", 2 if min_dim is None else min_dim, 2)
-    _at_least("accumulate", 1 if accumulate is None else accumulate, 1)
+    real("scale", scale, ())
+    if rank_tol is not None:
+        real("rank_tol", rank_tol, (), least=0, below=1)
+    if not isinstance(seed, Tracer):
+        integer("seed", seed)
 
 
-def _at_least(name: str, value: Any, least: int) -> None:
+def _at_least(name: str, value: Any, least: int) -> Any:
     """Numbers that `optax.inject_hyperparams` passes may be traced, and then are not checked."""
-    if not isinstance(value, Tracer) and operator.index(value) < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
+    return value if isinstance(value, Tracer) else integer(name, value, least=least)
+
+
+def _dtype(name: str, x: Any, kind: Any) -> Any:
+    try:
+        dtype = jnp.dtype(x)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a floating-point dtype, got {describe(x)}.") from error
+    if not jnp.issubdtype(dtype, kind):
+        raise ValueError(f"{name} must be a floating-point dtype, got {dtype}.")
+    return dtype

@@ -151,7 +151,8 @@ def _record(annotation: Any) -> Check:
     def check(name: str, value: Any, sizes: Sizes) -> Any:
         if not isinstance(value, annotation):
             _refuse(name, _a(annotation), value)
-        return annotation(**{key: one(f"{name}.{key}", getattr(value, key), sizes) for key, one in hints.items()})
+        fields = {key: one(f"{name}.{key}", getattr(value, key), sizes) for key, one in hints.items()}
+        return value._replace(**fields)  # of its own class, as optax's transformations with extra arguments are
 
     return check
 

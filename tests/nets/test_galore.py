@@ -350,7 +350,9 @@ def test_external_refresh_finds_the_state_anywhere():
     label = lambda tree: galore_labels(tree, ["a"])
     tx = optax.partition({"galore": galore(0.1, 2, "external", **options), "full": optax.adam(0.1)}, label)
     state = tx.init(params)
-    assert not jnp.any(tx.update(grads, state, params)[0]["a"])
+    with pytest.raises(ValueError, match="state must be renewed by galore_refresh"):
+        tx.update(grads, state, params)
+    assert not jnp.any(jax.jit(tx.update)(grads, state, params)[0]["a"])  # there last_refresh says it
     assert "svd" not in str(jax.make_jaxpr(tx.update)(grads, state, params))
     state = jax.jit(lambda s, g: galore_refresh(s, g, **options))(state, grads)
     inner = scale_by_galore(rank=2, projector=exact_svd())
@@ -436,13 +438,13 @@ def test_bad_input(as_users):
         "rank for 'w' must be at most 4": {"rank": {"w": 5}},
         "rank for 'b' must be None, since it is no matrix": {"rank": {"w": 2, "b": 2}},
         "rank has an entry for 'v', but there is no such parameter": {"rank": {"v": 2}},
-        "there is no such parameter": {"rank": True},
-        "update_proj_gap must be at least 1, got -3": {"rank": 2, "update_proj_gap": -3},
+        "rank must be an int, a fraction of the short side, a function or a tree, got True": {"rank": True},
+        "update_proj_gap must be an integer of at least 1, got -3": {"rank": 2, "update_proj_gap": -3},
         "update_proj_gap must be a number": {"rank": 2, "update_proj_gap": "never"},
-        "side must be one of short, long": {"rank": 2, "side": "top"},
-        "transport must be one of keep": {"rank": 2, "transport": "move"},
-        "accumulate must be at least 1, got 0": {"rank": 2, "accumulate": 0},
-        "min_dim must be at least 2, got 1": {"rank": 2, "min_dim": 1},
+        "side must be one of 'short', 'long'": {"rank": 2, "side": "top"},
+        "transport must be one of 'keep'": {"rank": 2, "transport": "move"},
+        "accumulate must be an integer of at least 1, got 0": {"rank": 2, "accumulate": 0},
+        "min_dim must be an integer of at least 2, got 1": {"rank": 2, "min_dim": 1},
         "must name each axis once": {"rank": 2, "weight_dimension_numbers": {"w": GaLoreDimensionNumbers(0, (0, 1))}},
         "name axis 2, but its shape": {"rank": 2, "weight_dimension_numbers": {"w": GaLoreDimensionNumbers(0, 2)}},
     }
@@ -454,10 +456,10 @@ def test_bad_input(as_users):
         jax.jit(injected.init)(params)
     with pytest.raises(ValueError, match="'attn', which is in the name of no matrix"):
         galore_labels(params, ["attn"])
-    with pytest.raises(ValueError, match="max_norm must be positive, got 0"):
+    with pytest.raises(ValueError, match="max_norm must be above 0, got 0"):
         clip_by_previous_norm(0.0)
     for make in (lambda: subspace_iteration(0), lambda: randomized_range(-1)):
-        with pytest.raises(ValueError, match="must be at least"):
+        with pytest.raises(ValueError, match="must be an integer of at least"):
             make()
 
 

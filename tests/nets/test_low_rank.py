@@ -120,7 +120,7 @@ def test_dtype_is_that_of_the_layer(key):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, ["blocks"]), "rank must be at least 1, got 0"),
+        ((0, ["blocks"]), "rank must be an integer of at least 1, got 0"),
         (
             (9, ["blocks"]),
             r"rank must be at most 8, the short side of 'blocks.0.query.weight', of shape \(8, 8\), got 9",
@@ -138,5 +138,5 @@ def test_bad_input(model, key, as_users, arguments, message):
 
 
 def test_alpha_must_be_positive(model, key, as_users):
-    with pytest.raises(ValueError, match=r"alpha must be positive, got 0\.0"):
+    with pytest.raises(ValueError, match=r"alpha must be above 0, got 0\.0"):
         lora(model, 2, ["blocks"], 0.0, key=key)
