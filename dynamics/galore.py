@@ -11,6 +11,7 @@ import numpy as np
 from jax.scipy.linalg import expm
 from jaxtyping import Array, ArrayLike, Float
 
+from .._checked import checked
 from .._checks import as_float, check_shape, concrete, require
 from .flow import Flow
 
@@ -36,6 +37,7 @@ class Split(NamedTuple):
         return jnp.where(some, (1 - eta * jnp.where(some, self.second, 0.0)) / (1 - eta * self.first), 0.0)
 
 
+@checked
 class ReversibleGradient(Flow):
     """`Ẇ = G(W) = (1/N) Σ_i (A_i − B_i W C_i)`: one weight matrix of a reversible network, all else held fixed.
 
@@ -70,6 +72,7 @@ class ReversibleGradient(Flow):
                 same = np.allclose(x, x.swapaxes(1, 2), rtol=0, atol=1e-5 * np.abs(x).max(initial=0))
                 require(x, same, f"{name} must hold symmetric matrices, got some that are not.")
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "rows columns"], args: Any = None) -> Float[Array, "rows columns"]:
         check_shape("W", y, self.a.shape[1:])
         return jnp.mean(self.a - self.b @ y[None] @ self.c, axis=0)
@@ -84,6 +87,7 @@ class ReversibleGradient(Flow):
         values, vectors = jnp.linalg.eigh(self.operator())
         return values, vectors.T.reshape(-1, *self.a.shape[1:])
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
         """The state at time `t`. By the exponential of a matrix rather than by the eigenvectors of S: that is
         differentiable where eigenvalues coincide, too."""
@@ -94,6 +98,7 @@ class ReversibleGradient(Flow):
         moved = expm(matrix * jnp.asarray(t, y0.dtype), max_squarings=32)[:-1, -1]
         return y0 + moved.reshape(y0.shape)
 
+    @checked
     def split(self, gradient: Float[Array, "rows columns"], tolerance: float | None = None) -> Split:
         """Splits a gradient by the smallest eigenvalue of S. Eigenvalues within `tolerance` of it, in units of the
         largest, count as the same: by default `eps^⅔`, 4e-11 in float64 and 2e-5 in float32."""
@@ -106,6 +111,7 @@ class ReversibleGradient(Flow):
         second = jnp.min(jnp.where(slow, jnp.inf, values))
         return Split(parallel, gradient - parallel, values[0], second, values[-1])
 
+    @checked
     def within(
         self,
         p: Float[Array, "rows left"],
@@ -129,6 +135,7 @@ class ReversibleGradient(Flow):
         return jnp.mean(jnp.linalg.eigvalsh(self.b)[:, 0] * jnp.linalg.eigvalsh(self.c)[:, 0])
 
 
+@checked
 def stable_rank_bound(
     split: Split, learning_rate: Float[ArrayLike, ""], steps: Float[ArrayLike, " times"]
 ) -> Float[Array, " times"]:

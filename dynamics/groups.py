@@ -8,7 +8,10 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import ArrayLike, Complex, Int
 
+from .._checked import checked
 
+
+@checked
 class Group(eqx.Module):
     """A finite group by its multiplication table, `rows[g][h] = g·h`. Nothing in it is traced.
 
@@ -38,6 +41,7 @@ class Group(eqx.Module):
         return bool((self.table == self.table.T).all())
 
 
+@checked
 class Abelian(Group):
     """`Z_n1 × Z_n2 × …`, whose dual group has the same numbers: element `x0 + n0·x1 + n0·n1·x2 + …`."""
 
@@ -72,6 +76,7 @@ class Abelian(Group):
         return tuple(k for k in range(1, self.order) if k <= self.inverse[k])
 
 
+@checked
 def cyclic(d: int) -> Abelian:
     """`Z_d`. **Raises** `ValueError` for `d` below two."""
     if d < 2:
@@ -84,6 +89,7 @@ def product(*factors: int) -> Abelian:
     return Abelian(factors)
 
 
+@checked
 def from_table(table: Int[ArrayLike, "order order"], name: str = "group") -> Group:
     """A group from the numbers of the products of each two elements. **Raises** `ValueError` for a table that is no
     group, saying which axiom fails and where; the identity must be element 0."""
@@ -108,6 +114,7 @@ def from_table(table: Int[ArrayLike, "order order"], name: str = "group") -> Gro
     return Group(name, tuple(map(tuple, t.tolist())))
 
 
+@checked
 def dihedral(n: int) -> Group:
     """The symmetries of a regular n-gon, of order 2n: rotations 0 … n−1, then reflections. **Raises** `ValueError`
     for `n` below one."""
@@ -118,6 +125,7 @@ def dihedral(n: int) -> Group:
     return from_table((flip[:, None] ^ flip[None]) * n + turns, f"D{n}")
 
 
+@checked
 def dicyclic(n: int) -> Group:
     """`⟨a, x : a²ⁿ = 1, x² = aⁿ, x a x⁻¹ = a⁻¹⟩`, of order 4n; the quaternion group for n = 2. **Raises** `ValueError`
     for `n` below two."""
@@ -129,6 +137,7 @@ def dicyclic(n: int) -> Group:
     return from_table((flip[:, None] ^ flip[None]) * 2 * n + turns, "Q8" if n == 2 else f"Dic{n}")
 
 
+@checked
 def metacyclic(n: int, m: int, r: int) -> Group:
     """`Z_n ⋊ Z_m`, where the generator of Z_m multiplies Z_n by r: of order nm, and not Abelian unless r = 1.
     **Raises** `ValueError` for sizes below two, or unless `r^m = 1` modulo n."""
@@ -142,6 +151,7 @@ def metacyclic(n: int, m: int, r: int) -> Group:
     return from_table((y[:, None] + y[None]) % m * n + turned, f"Z{n}:Z{m}")
 
 
+@checked
 def direct(first: Group, second: Group) -> Group:
     """The direct product of any two groups: element `x + order(first)·y`."""
     y, x = np.divmod(np.arange(first.order * second.order), first.order)
@@ -149,6 +159,7 @@ def direct(first: Group, second: Group) -> Group:
     return from_table(table, f"{first.name}×{second.name}")
 
 
+@checked
 def symmetric(n: int) -> Group:
     """All permutations of n things, of order n!. **Raises** `ValueError` for `n` outside 1 … 6."""
     if not 1 <= n <= 6:
@@ -156,6 +167,7 @@ def symmetric(n: int) -> Group:
     return _of_permutations(list(itertools.permutations(range(n))), f"S{n}")
 
 
+@checked
 def alternating(n: int) -> Group:
     """The even permutations of n things, of order n!/2. **Raises** `ValueError` for `n` outside 3 … 6."""
     if not 3 <= n <= 6:
@@ -169,6 +181,7 @@ def _of_permutations(permutations: list[tuple[int, ...]], name: str) -> Group:
     return from_table(np.array([[number[tuple(p[i] for i in q)] for q in permutations] for p in permutations]), name)
 
 
+@checked
 def require_abelian(group: Group, by: str) -> Abelian:
     """The group, if its characters are known. **Raises** `ValueError` otherwise."""
     if not isinstance(group, Abelian):

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Inexact, Int
 
+from .._checked import checked
 from .groups import Group
 
 Kind = Literal["real", "complex", "quaternionic"]
 UNITS: dict[Kind, int] = {"real": 1, "complex": 2, "quaternionic": 4}
 
 
+@checked
 class Irrep(eqx.Module):
     """An irreducible representation `g → R(g)`, orthogonal (over C: unitary), and how often the regular one holds it.
 
@@ -55,11 +57,13 @@ class Irrep(eqx.Module):
         return self.multiplicity / self.group.order * self.character[quotients(self.group).T]
 
 
+@checked
 def quotients(group: Group) -> Int[np.ndarray, "order order"]:
     """The number of `g⁻¹h`, at `[g, h]`."""
     return group.table[group.inverse]
 
 
+@checked
 def regular(group: Group) -> Float[np.ndarray, "order order order"]:
     """The left regular representation on functions of the group, `L(g)[gx, x] = 1`, at `[g]`."""
     n = group.order
@@ -68,6 +72,7 @@ def regular(group: Group) -> Float[np.ndarray, "order order order"]:
     return matrices
 
 
+@checked
 def irreps(group: Group, *, over: Literal["reals", "complex"] = "reals") -> tuple[Irrep, ...]:
     """One of each irreducible representation, the trivial one first, then by dimension.
 
@@ -127,6 +132,7 @@ def _checked(group: Group, matrices: np.ndarray, copies: int, over_c: bool) -> I
     return Irrep(group, matrices, copies, kind)
 
 
+@checked
 def fourier(f: Inexact[Array, "*batch order"], irrep: Irrep) -> Inexact[Array, "*batch dim dim"]:
     """`f̂ = Σ_h f(h) R(h)`.
 

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from .._checked import checked
 from .._checks import as_float, check_shape, concrete
 from .flow import Flow
 from .scan_snap.decoder import Decoder, logit_gap
 
 
+@checked
 class Bilinear(Flow):
     """The bilinear model `p(y|x) ∝ exp(v_xᵀ Θ v_y)`, over all m tokens y, in the only directions that it moves in:
 
@@ -57,6 +59,7 @@ class Bilinear(Flow):
                 raise ValueError(f"pairs must be tokens from 0 to {last}, got {tokens.min()} to {tokens.max()}.")
 
     @classmethod
+    @checked
     def of(
         cls,
         vectors: Float[ArrayLike, "tokens width"],
@@ -71,11 +74,13 @@ class Bilinear(Flow):
         start = None if start is None else jnp.where(symmetric, (start + start.T) / 2, start)
         return cls(v @ v.T, jnp.asarray(pairs), start, jnp.asarray(symmetric))
 
+    @checked
     def logits(self, c: Float[Array, "tokens tokens"]) -> Float[Array, "tokens tokens"]:
         """The logits of every token (columns) after every token (rows)."""
         logits = self.gram @ c @ self.gram
         return logits if self.start is None else logits + self.start
 
+    @checked
     def loss(self, c: Float[Array, "tokens tokens"], pairs: Int[Array, "n 2"] | None = None) -> Float[Array, ""]:
         """The mean `−ln p(y|x)` of the trained pairs, or of others: the reversal loss is that of the untrained
         reversals."""
@@ -85,6 +90,7 @@ class Bilinear(Flow):
         others = jnp.where(jnp.arange(logits.shape[1])[None] == pairs[:, 1:], -jnp.inf, logits - own)
         return jnp.mean(jax.nn.softplus(jax.nn.logsumexp(others, axis=1)))  # keeps its digits as p → 1
 
+    @checked
     def __call__(
         self, t: ArrayLike, y: Float[Array, "tokens tokens"], args: Any = None
     ) -> Float[Array, "tokens tokens"]:
@@ -96,6 +102,7 @@ class Bilinear(Flow):
         return jnp.where(self.symmetric, (push + push.T) / 2, push)
 
 
+@checked
 def separation_exponent(
     loss: Float[Array, "times *batch"], reversal_loss: Float[Array, "times *batch"]
 ) -> Float[Array, "*batch"]:
@@ -112,6 +119,7 @@ def separation_exponent(
     return jnp.max(jnp.where(fallen < 0, jnp.maximum(ratio, 0), 0), axis=0)
 
 
+@checked
 class OneLayer(Flow):
     """The one-layer transformer of Scan and Snap on sentences of three tokens: one row of its decoder,
 
@@ -147,10 +155,12 @@ class OneLayer(Flow):
                 f"targets must be at least 1 and below outputs, got targets={self.targets}, outputs={self.outputs}."
             )
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "*batch"], args: Any = None) -> Float[Array, "*batch"]:
         k = self.targets
         return self.eta * self.outputs / self.sentences / (k * jnp.exp(y) + self.outputs - k)
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[ArrayLike, "*batch"] = 0.0) -> Float[Array, "*batch"]:
         """The gap at the time `t`."""
         m, k = self.outputs, self.targets
@@ -158,6 +168,7 @@ class OneLayer(Flow):
         passed = m * self.eta / self.sentences * jnp.asarray(t, m.dtype) / k
         return logit_gap(passed + jnp.expm1(y0) + others * y0, others)
 
+    @checked
     def visits(self, number: int) -> Float[Array, " number_and_one"]:
         """The gap after 0, 1, …, `number` visits by stochastic gradient descent at the learning rate η, one sentence a
         step: `M h*`, exactly. For scalar fields and one target; with two the gap depends on their order.
@@ -167,10 +178,12 @@ class OneLayer(Flow):
             raise ValueError(f"targets must be 1 for visits, got {self.targets}.")
         return self.outputs * Decoder(self.outputs, 1.0, self.eta).visits(number)
 
+    @checked
     def seen(self, gap: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """The probability of each target, `e^D/(k e^D + M − k)`. What it lacks to 1/k is `(M − k)/k` times `unseen`."""
         return 1 / (self.targets + (self.outputs - self.targets) * jnp.exp(-jnp.asarray(gap, self.outputs.dtype)))
 
+    @checked
     def unseen(self, gap: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
         """The probability of each other token, `1/(k e^D + M − k)`."""
         return jnp.exp(-jnp.asarray(gap, self.outputs.dtype)) * self.seen(gap)

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Complex, Float
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape
 from ..flow import Flow
 from .ring import target
 
 
+@checked
 class TruncatedFlow(Flow):
     """`ż = −(1/d) conj ∂ℓ̃/∂z`: the gradient flow of the network's weights, on the truncated loss
 
@@ -28,20 +30,25 @@ class TruncatedFlow(Flow):
 
     order: int = eqx.field(static=True)
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "2 3 k nodes"], args: Any = None) -> Float[Array, "2 3 k nodes"]:
         check_shape("z", y, (2, 3, self.order - 1, "nodes"))
         return self.pack(self.descent(self.unpack(y)))
 
+    @checked
     def pack(self, z: Complex[Array, "3 k nodes"]) -> Float[Array, "2 3 k nodes"]:
         return jnp.stack([z.real, z.imag])
 
+    @checked
     def unpack(self, y: Float[Array, "2 3 k nodes"]) -> Complex[Array, "3 k nodes"]:
         return jax.lax.complex(y[0], y[1])
 
+    @checked
     def potentials(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "k k k"]:
         """`r_{k1k2k}` at the frequencies without zero."""
         return jnp.einsum("ij,kj,lj->ikl", *z)
 
+    @checked
     def descent(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "3 k nodes"]:
         """ż: `(2/d²) J* (δ − r)`."""
         gap = target(self.order - 1).astype(z.dtype) - self.potentials(z)
@@ -52,6 +59,7 @@ class TruncatedFlow(Flow):
         )
         return 2 / self.order**2 * jnp.stack(back)
 
+    @checked
     def velocity(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "k k k"]:
         """`ṙ = (2/d²) J J* (δ − r)`, with
 
@@ -69,6 +77,7 @@ class TruncatedFlow(Flow):
         )
         return 2 / self.order**2 * moved
 
+    @checked
     def gram(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "kkk kkk"]:
         """The matrix JJ*, of order (d−1)³: for small d."""
         k = self.order - 1
@@ -83,6 +92,7 @@ class TruncatedFlow(Flow):
         return square.reshape(k**3, k**3)
 
 
+@checked
 class InfiniteWidth(Flow):
     """`ṙ = rate (δ − r)`, `rate = 6 q σ⁴/d²`: Theorem 6, every potential follows an equation of its own, for the
     truncated loss, wide networks and weights drawn with mean zero and variance `d σ²`.
@@ -97,15 +107,18 @@ class InfiniteWidth(Flow):
     rate: Float[Array, ""] = eqx.field(converter=as_float)
 
     @classmethod
+    @checked
     def of(cls, order: int, nodes: int, variance: ArrayLike) -> "InfiniteWidth":
         """For `nodes` hidden nodes whose weights have this variance."""
         sigma2 = jnp.asarray(variance, float) / order
         return cls(order, 6 * nodes * sigma2**2 / order**2)
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "k k k"], args: Any = None) -> Float[Array, "k k k"]:
         check_shape("r", y, (self.order - 1,) * 3)
         return self.rate * (target(self.order - 1).astype(y.dtype) - y)
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[Array, "k k k"]) -> Float[Array, "k k k"]:
         """The state at time `t`."""
         delta = target(self.order - 1).astype(y0.dtype)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float, Inexact
 
+from ..._checked import checked
 from ..._checks import concrete, require
 from ..groups import Abelian, Group, require_abelian
 
@@ -36,6 +37,7 @@ class Potentials(NamedTuple):
     b: Complex[Array, "order order order"]
 
 
+@checked
 class Solution(eqx.Module):
     """An element of the semi-ring: a network of q hidden nodes in Fourier space, `z_{−k} = conj z_k`.
 
@@ -112,16 +114,19 @@ class Solution(eqx.Module):
         return to_weights(self.z, self.group)
 
 
+@checked
 def one(group: Group) -> Solution:
     """The identity of `*`: one node, all entries one."""
     return Solution(jnp.ones((3, group.order, 1)), group)
 
 
+@checked
 def zero(group: Group) -> Solution:
     """The identity of `+`: no node."""
     return Solution(jnp.zeros((3, group.order, 0)), group)
 
 
+@checked
 def from_weights(
     a: Float[ArrayLike, "order nodes"],
     b: Float[ArrayLike, "order nodes"],
@@ -136,6 +141,7 @@ def from_weights(
     return Solution((z + jnp.conj(z[:, group.inverse])) / 2, group)
 
 
+@checked
 def to_weights(z: Complex[Array, "3 order nodes"], group: Abelian) -> Weights:
     """The inverse of `from_weights`."""
     phi = jnp.asarray(group.characters, z.dtype)
@@ -143,6 +149,7 @@ def to_weights(z: Complex[Array, "3 order nodes"], group: Abelian) -> Weights:
     return Weights(w[0], w[1], w[2])
 
 
+@checked
 def potentials(z: Complex[Array, "3 order nodes"]) -> Potentials:
     """All potentials of order three, one matrix product each."""
     d = z.shape[1]
@@ -154,6 +161,7 @@ def potentials(z: Complex[Array, "3 order nodes"]) -> Potentials:
     return Potentials(of(z[0], z[1]), of(z[0], z[0]), of(z[1], z[1]))
 
 
+@checked
 def loss_terms(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array, " order"]:
     """What each frequency k ≠ 0 contributes to the loss, `ℓ = Σ_k terms[k]`, for any real weights; `terms[0] = 0`.
 
@@ -168,6 +176,7 @@ def loss_terms(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Arra
     return jnp.sum(jnp.abs(m) ** 2, axis=(0, 1)).at[0].set(0.0) / group.order
 
 
+@checked
 def target(order: int) -> Float[Array, "order order order"]:
     """δ: one at (k, k, k), zero elsewhere."""
     k = jnp.arange(order)
@@ -180,11 +189,13 @@ def _sums(p: Complex[Array, "order order order"], group: Abelian) -> Complex[Arr
     return jnp.sum(p[jnp.arange(group.order)[:, None], other], axis=0)
 
 
+@checked
 def loss(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array, ""]:
     """The mean over all pairs of `‖P (o − onehot)‖²`, with P the projection onto zero mean: `Σ_k loss_terms`."""
     return jnp.sum(loss_terms(z, group))
 
 
+@checked
 def printed_loss(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array, ""]:
     """Theorem 1 as published (with Re r_kkk), which holds for `z_a0 = z_b0 = 0`:
 
@@ -200,6 +211,7 @@ def printed_loss(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Ar
     return 1 - 1 / d + jnp.sum(each[1:]) / d
 
 
+@checked
 def direct_loss(weights: Weights, group: Group) -> Float[Array, ""]:
     """The same loss by its definition, from the real matrices: the network at all d² pairs. For checks."""
     d = group.order

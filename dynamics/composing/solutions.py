@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Complex, Float
 
+from ..._checked import checked
 from ..groups import Group, require_abelian
 from .ring import Solution, one, zero
 
@@ -19,6 +20,7 @@ Columns = Complex[np.ndarray, "3 nodes"]
 Number = complex | float | int
 
 
+@checked
 def at_frequency(group: Group, k: int, columns: Complex[ArrayLike, "3 nodes"]) -> Solution:
     """The element with these entries of a, b, c at the frequency k, their conjugates at −k, and zero elsewhere.
 
@@ -43,6 +45,7 @@ def _columns(*nodes: Sequence[Number]) -> Columns:
 # Building blocks: the columns (a, b, c) of each node, entries of modulus one.
 
 
+@checked
 def syn(alpha: Number = 1.0, beta: Number = 1.0) -> Columns:
     """`1 + u + u²` with u = (ω, ω, ω); with α, β of modulus one `z_syn,αβ`."""
     w = OMEGA
@@ -50,11 +53,13 @@ def syn(alpha: Number = 1.0, beta: Number = 1.0) -> Columns:
     return _columns((1, 1, 1), first, (beta * w**2, np.conj(beta) * w**2, w**2))
 
 
+@checked
 def nu(value: Number) -> Columns:
     """`1 + (ν, −ν, −ν̄²)`, |ν| = 1; `nu(1j)` is z_{ν=i}."""
     return _columns((1, 1, 1), (value, -value, -(np.conj(value) ** 2)))
 
 
+@checked
 def xi(value: Number) -> Columns:
     """`1 + (ξ, −iξ̄, i)`, |ξ| = 1."""
     return _columns((1, 1, 1), (value, -1j * np.conj(value), 1j))
@@ -66,6 +71,7 @@ def cube() -> Columns:
     return _columns((1, 1, 1), (w, w**2, 1), (w**2, w, 1))
 
 
+@checked
 def phase(theta1: float = 0.0, theta2: float = 0.0) -> Columns:
     """`y`: one node that turns the phases and keeps abc = 1."""
     return _columns((np.exp(1j * theta1), np.exp(1j * theta2), np.exp(-1j * (theta1 + theta2))))
@@ -84,6 +90,7 @@ def real_pair() -> Columns:
     return _columns((1, 1, 1), (1, -1, -1))
 
 
+@checked
 def polynomial(u: Complex[ArrayLike, "3"]) -> Columns:
     """Theorem 4, `ρ(u) = Π_{s∈S} (u + ŝ)`: S holds the values of the eight potentials of one frequency at the generator
     u, which must be of abc = 1; `ŝ = (1, 1, −s)`. **Raises** `ValueError` if abc ≠ 1, or if 1 is among S."""
@@ -106,6 +113,7 @@ def polynomial(u: Complex[ArrayLike, "3"]) -> Columns:
 # Solutions
 
 
+@checked
 def from_blocks(group: Group, block: Callable[[int], Columns], only: Sequence[int] | None = None) -> Solution:
     """The sum over the frequencies k (one of each k, −k; by default all) of `block(k)`, scaled to `r_kkk = 1`. A
     frequency that is its own conjugate gets `real_pair` instead."""
@@ -121,6 +129,7 @@ def from_blocks(group: Group, block: Callable[[int], Columns], only: Sequence[in
     return Solution(np.concatenate([np.asarray(part.z) for part in parts], axis=2), group)
 
 
+@checked
 def f6(
     group: Group,
     *,
@@ -135,6 +144,7 @@ def f6(
     )
 
 
+@checked
 def f6_variant(
     group: Group,
     *,
@@ -152,6 +162,7 @@ def f6_variant(
     return from_blocks(group, block)
 
 
+@checked
 def f4_6(
     group: Group,
     k0: int | None = None,
@@ -180,6 +191,7 @@ def f4_6(
     return Solution(six.z.at[2].add(constant[:, None]), group) + four
 
 
+@checked
 def f4_biased(group: Group, *, sigma: float | None = None) -> Solution:
     """Order 4 at every frequency and one more node, a bias: `a_0 = b_0 = σ`, `c_k = −R_k/(2σ)²`, R_k being what order 4
     leaves. `σ = n^{1/6}` for n frequencies has the least norm. Not in the paper."""
@@ -190,11 +202,13 @@ def f4_biased(group: Group, *, sigma: float | None = None) -> Solution:
     return four + Solution(bias.at[2, 1:, 0].set(-four.leftover()[1:] / (2 * size) ** 2), group)
 
 
+@checked
 def f9(group: Group) -> Solution:
     """`z_3c * z_syn`: nine nodes a frequency. Exists, and is not seen in training."""
     return from_blocks(group, lambda k: times(cube(), syn()))
 
 
+@checked
 def memorisation(group: Group) -> Solution:
     """Perfect memorisation, `z_M = d^{-2/3} z_a * z_b` with d² nodes: `z_a = Σ_j u_a^j`, `u_a = (φ_k(1), 1, φ̄_k(1))`.
     z_b is the same with a and b exchanged. In products of cyclic groups j runs over all elements."""
@@ -223,12 +237,14 @@ def _turn(phases: Sequence[tuple[float, float]] | None, i: int) -> Columns:
 # Paths
 
 
+@checked
 def pseudo_identity(group: Group, nodes: int) -> Solution:
     """`e = (1, 0, …, 0)`: `e * z` is z with nodes that are dead."""
     first = one(group)
     return Solution(jnp.concatenate([first.z, jnp.zeros((3, group.order, nodes - 1), first.z.dtype)], axis=2), group)
 
 
+@checked
 def occam_path(y: Solution, t: Float[ArrayLike, ""]) -> Solution:
     """Theorem 5: `y(t)` from y at t = 0 to the pseudo-identity at t = 4, along which `r_kkk(y) = 1` for all k, so that
     the loss of `y(t) * z'` stays zero for each z' whose potentials are all 1 or 0. y must have `r_kkk(y) = 1`.
@@ -259,6 +275,7 @@ def occam_path(y: Solution, t: Float[ArrayLike, ""]) -> Solution:
     return Solution((1 - part) * points[piece] + part * points[piece + 1], y.group)
 
 
+@checked
 def optimum_path(first: Solution, second: Solution, t: Float[ArrayLike, ""]) -> Solution:
     """`(1−t)^{1/3} z1 + t^{1/3} z2`: zero loss all the way between any two zero-loss solutions, for potentials, and so
     the output, interpolate linearly. Not in the paper."""
@@ -266,6 +283,7 @@ def optimum_path(first: Solution, second: Solution, t: Float[ArrayLike, ""]) -> 
     return first * jnp.cbrt(1 - t) + second * jnp.cbrt(t)
 
 
+@checked
 def least_norm(order4: float | int, order6: float | int) -> float:
     """The predicted `‖z‖²` of n4 order-4 and n6 order-6 frequencies, biases spread over all of order 6:
     `N = 6·6^{1/3} n6 + 6·4^{1/3} n4 + 6^{1/3} n4/n6`. Not in the paper. Needs `n6 ≥ 1`."""

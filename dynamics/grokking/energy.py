@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from ..._checked import checked
 from ..._checks import check_shape
 from ..flow import Flow
 from ..groups import Group
@@ -29,6 +30,7 @@ class Task(NamedTuple):
     label: Int[np.ndarray, " pairs"]
 
 
+@checked
 def task(group: Group, used: Bool[ArrayLike, "order order"] | None = None) -> Task:
     """The pairs (h₁, h₂) of a group, by default all M². **Raises** `ValueError` for a group of order below three, a
     mask of another shape, or one that leaves nothing."""
@@ -48,6 +50,7 @@ def _check_used(group: Group, used: Bool[ArrayLike, "order order"] | None) -> Bo
     return used
 
 
+@checked
 class Energy(eqx.Module):
     """`E(w) = ½ ‖Ỹᵀ σ(Xw)‖²`, with labels Y centred over the pairs used: how far a node tells the labels apart.
 
@@ -80,6 +83,7 @@ class Energy(eqx.Module):
         self.quotient, self.used = jnp.asarray(quotient), jnp.asarray(mask, jnp.result_type(float))
         self.activation, self.interaction = activation, interaction
 
+    @checked
     def __call__(self, w: Float[Array, "2 order"]) -> Float[Array, ""]:
         check_shape("w", w, (2, len(self.quotient)))
         u, v = w[0][:, None], w[1][self.quotient]
@@ -91,17 +95,20 @@ class Energy(eqx.Module):
         return jnp.sum((sums - counts * (jnp.sum(sums) / jnp.sum(counts))) ** 2) / 2
 
 
+@checked
 def convolution(u: Float[Array, " order"], v: Float[Array, " order"], group: Group) -> Float[Array, " order"]:
     """`(u∗v)(h) = Σ_g u(g) v(g⁻¹h)`."""
     return u @ v[quotients(group)]
 
 
+@checked
 def convolution_energy(w: Float[Array, "2 order"], group: Group) -> Float[Array, ""]:
     """The energy on all pairs with x²: `E = 2 ‖u∗w₂ − mean‖²`, for the squares of the halves sum to constants."""
     both = convolution(w[0], w[1], group)
     return 2 * jnp.sum((both - jnp.mean(both)) ** 2)
 
 
+@checked
 def plancherel_energy(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Float[Array, ""]:
     """The same by representations, real or complex: `E = (2/M) Σ m ‖û ŵ₂‖_F²` over those that are given, without the
     trivial one; m the multiplicities."""
@@ -111,6 +118,7 @@ def plancherel_energy(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Fl
     return 2 / w.shape[1] * sum(parts, jnp.zeros((), w.dtype))
 
 
+@checked
 class SphereAscent(Flow):
     """`ẇ = (I − wwᵀ) ∇E(w)`: gradient ascent of a node whose norm stays at one.
 
@@ -123,15 +131,18 @@ class SphereAscent(Flow):
 
     energy: Callable[[Array], Array]
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "2 order"], args: Any = None) -> Float[Array, "2 order"]:
         slope = jax.grad(self.energy)(y)
         return slope - y * jnp.sum(y * slope)
 
+    @checked
     def invariants(self, y: Float[Array, "2 order"]) -> Float[Array, ""]:
         """‖w‖²."""
         return jnp.sum(y**2)
 
 
+@checked
 class ScaledAscent(Flow):
     """`ẇ = ∇E/(w·∇E) − w`: the paths of `SphereAscent` at rates of order one for every group.
 
@@ -142,6 +153,7 @@ class ScaledAscent(Flow):
 
     energy: Callable[[Array], Array]
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "2 order"], args: Any = None) -> Float[Array, "2 order"]:
         slope = jax.grad(self.energy)(y)
         return slope / jnp.sum(y * slope) - y

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ..._checked import checked
 from ..._checks import check_shape, concrete
 from ..representations import Irrep
 from .energy import plancherel_energy
 
 
+@checked
 def inverse_gram(features: Float[Array, "pairs nodes"], decay: Float[ArrayLike, ""]) -> Float[Array, "nodes nodes"]:
     """`B = (F̃ᵀF̃ + ηI)⁻¹` of centred features: a node is pushed along `Σ_k b_jk f_k`."""
     nodes = features.shape[1]
@@ -23,6 +25,7 @@ def inverse_gram(features: Float[Array, "pairs nodes"], decay: Float[ArrayLike, 
     )
 
 
+@checked
 def repulsion(
     features: Float[Array, "pairs nodes"], decay: Float[ArrayLike, ""], j: Int[ArrayLike, ""], k: Int[ArrayLike, ""]
 ) -> Float[Array, ""]:
@@ -43,6 +46,7 @@ def repulsion(
     return -b / (a * c - b**2)
 
 
+@checked
 def missing(irreps: Sequence[Irrep], learned: Collection[int]) -> Float[np.ndarray, "order order"]:
     """`Π_miss`, onto the non-trivial representations, all `irreps` of a group, whose number is not among the `learned`:
     what hidden nodes that know those leave of the labels, `Ỹ − Ŷ` at a pair with product h is the row h of it.
@@ -56,6 +60,7 @@ def missing(irreps: Sequence[Irrep], learned: Collection[int]) -> Float[np.ndarr
     return sum(left, np.zeros((irreps[0].group.order,) * 2))
 
 
+@checked
 def remaining_energy(w: Float[Array, "2 order"], irreps: Sequence[Irrep], learned: Collection[int]) -> Float[Array, ""]:
     """`E_S(w) = ½ ‖Π_miss z‖² = (2/M) Σ_missing m ‖û ŵ₂‖_F²`: for new nodes the energy has maxima at the missing
     representations, and no others. x² and all pairs; Theorem 7."""

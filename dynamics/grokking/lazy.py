@@ -15,16 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape, concrete, require
 from ..flow import Flow
 from .energy import Task
 
 
+@checked
 def centred(x: Float[Array, "pairs n"]) -> Float[Array, "pairs n"]:
     """P1 x: less its mean over the pairs."""
     return x - jnp.mean(x, axis=0, keepdims=True)
 
 
+@checked
 class OutputLayer(Flow):
     """`V̇ = F̃ᵀ(Ỹ − F̃V) − ηV`: gradient flow of the output layer, features held fixed.
 
@@ -55,6 +58,7 @@ class OutputLayer(Flow):
         )
         self.features, self.labels = centred(features), centred(labels)
 
+    @checked
     def __call__(
         self, t: ArrayLike, y: Float[Array, "nodes classes"], args: Any = None
     ) -> Float[Array, "nodes classes"]:
@@ -72,6 +76,7 @@ class OutputLayer(Flow):
         shrunk = jnp.where(some, values / jnp.where(some, values**2 + self.decay, 1.0), 0.0)
         return right.T @ (shrunk[:, None] * (left.T @ self.labels))
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[Array, "nodes classes"]) -> Float[Array, "nodes classes"]:
         """The state at time `t`."""
         values, basis = jnp.linalg.eigh(self.matrix())
@@ -82,6 +87,7 @@ class OutputLayer(Flow):
         start, push = basis.T @ y0, basis.T @ (self.features.T @ self.labels)
         return basis @ (jnp.exp(-values * t)[:, None] * start + driven[:, None] * push)
 
+    @checked
     def backpropagated(self, y: Float[Array, "nodes classes"]) -> Float[Array, "pairs nodes"]:
         """G_F for this V."""
         return (self.labels - self.features @ y) @ y.T
@@ -105,6 +111,7 @@ class OutputLayer(Flow):
         return self.decay / (4 * self.features.shape[1] + self.decay) ** 2 * self.correlation()
 
 
+@checked
 def wide_kernel(pairs: Task) -> Float[np.ndarray, "pairs pairs"]:
     """`F Fᵀ/K` for K → ∞, x² and normal weights of variance one: `4·11ᵀ + 4I + 2(B₁B₁ᵀ + B₂B₂ᵀ)`, with B the one-hot
     rows of each element. Lemma 1 of the paper needs a multiple of the identity, which this is not."""

@@ -15,17 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
+from ..._checked import checked
 from ..._checks import check_shape
 from ..groups import Group
 from ..representations import Irrep, fourier
 from .energy import task
 
 
+@checked
 def peak(irrep: Irrep) -> float:
     """`E* = M/(2D)`, the value of the maxima in a real representation. The paper's M/8d, M/16d are those for x²/2."""
     return irrep.group.order / (2 * irrep.dim)
 
 
+@checked
 def maximum(
     irrep: Irrep, a: Float[Array, " dim"], x: Float[Array, " dim"], b: Float[Array, " dim"]
 ) -> Float[Array, "2 order"]:
@@ -46,6 +49,7 @@ class Spectrum(NamedTuple):
     steep: int
 
 
+@checked
 def spectrum(irrep: Irrep) -> Spectrum:
     """`flat = 3(D − 1) − (δ − 1)`: the directions of a, x and b less the units that they share; `1 + δ(m − 1)` are
     steep. Corollary 1 (all maxima are flat) fails where D = 1, which has none."""
@@ -54,6 +58,7 @@ def spectrum(irrep: Irrep) -> Spectrum:
     return Spectrum(flat, 2 * irrep.group.order - 1 - flat - steep, steep)
 
 
+@checked
 def curvatures(energy: Callable[[Array], Array], w: Float[Array, "2 order"]) -> Float[Array, " tangents"]:
     """The eigenvalues, ascending, of the Hessian of an energy on the unit sphere at `w`, shape `(2 order − 1,)`."""
     flat = w.ravel()
@@ -75,6 +80,7 @@ class Content(NamedTuple):
     rank: Float[Array, "irreps 2"]
 
 
+@checked
 def content(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Content:
     """The content of a node by real representations. Shares sum to one over all of them."""
     shares, ranks = [], []
@@ -89,6 +95,7 @@ def content(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Content:
 # Theorem 3: nodes that reconstruct all labels
 
 
+@checked
 def real_nodes(irreps: Sequence[Irrep]) -> Float[np.ndarray, "2 order nodes"]:
     """Nodes at maxima, real, whose least squares gives all labels: `Σ 2mD²` of them over the non-trivial real
     representations, 4(M−1) for Z_M of odd order.
@@ -122,6 +129,7 @@ def _basis(irrep: Irrep) -> Float[np.ndarray, "multiplicity dim"]:
     return np.array(basis)
 
 
+@checked
 def complex_nodes(irreps: Sequence[Irrep], seed: int = 0) -> Complex[np.ndarray, "2 order nodes"]:
     """The nodes of Theorem 3: for each non-trivial complex representation `m²d²` pairs `[u; ±Pū]`, u random in its
     isotypic space and `(Pf)(h) = f(h⁻¹)`: `2 Σ m²d²` nodes, 2M − 2 for an Abelian group. Their activation is the square
@@ -137,6 +145,7 @@ def complex_nodes(irreps: Sequence[Irrep], seed: int = 0) -> Complex[np.ndarray,
     return np.concatenate(nodes, axis=2)
 
 
+@checked
 def left_over(nodes: Inexact[np.ndarray, "2 order nodes"], group: Group) -> Inexact[np.ndarray, "pairs order"]:
     """What least squares on these nodes leaves of the centred labels of all pairs, `Ỹ − F̃V`."""
     pairs = task(group)
@@ -148,6 +157,7 @@ def left_over(nodes: Inexact[np.ndarray, "2 order nodes"], group: Group) -> Inex
     return labels - basis @ (basis.conj().T @ labels)
 
 
+@checked
 def residual(nodes: Inexact[np.ndarray, "2 order nodes"], group: Group) -> float:
     """The same as one number, `‖Ỹ − F̃V‖²/‖Ỹ‖²`: zero where the nodes reconstruct every label."""
     return float(np.sum(np.abs(left_over(nodes, group)) ** 2) / (group.order * (group.order - 1)))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape, concrete
 from ..groups import Group
 from ..representations import quotients
@@ -69,6 +70,7 @@ ACTIVATIONS: dict[str, Activation] = {
 """By name. Theorem 5 speaks of no others: their φ must not fall anywhere on x > 0, or fall everywhere."""
 
 
+@checked
 class SingleTarget(eqx.Module):
     """`F(w) = Σ_g p_g σ(s_g)`, `s_g = u(g) + w₂(g⁻¹h)`: what a node climbs that sees one target h only.
 
@@ -116,15 +118,18 @@ class SingleTarget(eqx.Module):
         self.partners = jnp.asarray(quotients(group)[:, target])
         self.probabilities, self.activation = p, activation
 
+    @checked
     def __call__(self, w: Float[Array, "2 order"]) -> Float[Array, ""]:
         sigma = ACTIVATIONS[self.activation].function
         return jnp.sum(self.probabilities.astype(w.dtype) * sigma(self.sums(w)))
 
+    @checked
     def sums(self, w: Float[Array, "2 order"]) -> Float[Array, " order"]:
         """s, the node before its activation at each of the pairs."""
         check_shape("w", w, (2, len(self.partners)))
         return w[0] + w[1][self.partners]
 
+    @checked
     def node(self, s: Float[Array, " order"]) -> Float[Array, "2 order"]:
         """`w = ½ Σ_g s_g [e_g; e_{g⁻¹h}]`: the shortest node with these s, `‖w‖² = ½ Σ s²`."""
         check_shape("s", s, self.partners.shape)

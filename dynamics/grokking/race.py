@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape, concrete, or_nan, require
 from ..flow import Flow, check_blow_up
 
 
+@checked
 class ModeRace(Flow):
     """`α̇_l = μ_l α_l²`: how much a node holds of each mode.
 
@@ -40,10 +42,12 @@ class ModeRace(Flow):
     def __check_init__(self):
         check_shape("mu", self.mu, ("modes",))
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, " modes"], args: Any = None) -> Float[Array, " modes"]:
         check_shape("alpha", y, self.mu.shape)
         return self.mu * y**2
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[Array, " modes"]) -> Float[Array, " modes"]:
         """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
         check_shape("alpha0", y0, self.mu.shape)
@@ -51,18 +55,21 @@ class ModeRace(Flow):
         left = 1 - self.mu * y0 * jnp.asarray(t, y0.dtype)
         return jnp.where(left > 0, y0 / jnp.where(left > 0, left, 1.0), jnp.nan)
 
+    @checked
     def blow_up_time(self, y0: Float[Array, " modes"]) -> Float[Array, " modes"]:
         """When each mode alone would diverge, `1/(μ_l α_l(0))`; never unless that is positive."""
         check_shape("alpha0", y0, self.mu.shape)
         speed = self.mu * y0
         return jnp.where(speed > 0, 1 / jnp.where(speed > 0, speed, 1.0), jnp.inf)
 
+    @checked
     def winner(self, y0: Float[Array, " modes"]) -> Int[Array, ""]:
         """The mode that diverges first: the largest `μ_l α_l(0)`. Lemma 8."""
         check_shape("alpha0", y0, self.mu.shape)
         return jnp.argmax(self.mu * y0)
 
 
+@checked
 def frechet(key: Key[Array, ""], shape: tuple[int, ...], exponent: Real[ArrayLike, ""]) -> Float[Array, "*shape"]:
     """Draws with the distribution function `exp(−x^{−a})`, x > 0, a the `exponent`: the initial α of Theorem 8.
     **Raises** `ValueError` for an exponent that is not positive."""
@@ -70,6 +77,7 @@ def frechet(key: Key[Array, ""], shape: tuple[int, ...], exponent: Real[ArrayLik
     return jnp.exp(gumbel / _exponent(exponent, gumbel.dtype))
 
 
+@checked
 def winner_probabilities(mu: Float[ArrayLike, " modes"], exponent: Real[ArrayLike, ""]) -> Float[Array, " modes"]:
     """`p_l = μ_l^a / Σ μ^a`: how probable each mode is to win the race from Fréchet starts of this exponent. Lemma 7.
 
@@ -88,6 +96,7 @@ _SPACING = 1 / 16  # to 1e-15 for up to a thousand modes, to 1e-11 for ten thous
 _LOG_TIMES = np.arange(-38, math.log(75), _SPACING)
 
 
+@checked
 def coupon_time(p: Float[ArrayLike, " modes"]) -> Float[Array, ""]:
     """`T₀ = ∫₀^∞ 1 − Π_l (1 − e^{−p_l t}) dt`: how many independent draws collect all modes, on average.
 
@@ -103,6 +112,7 @@ def coupon_time(p: Float[ArrayLike, " modes"]) -> Float[Array, ""]:
     return _SPACING * jnp.sum(times * -jnp.expm1(found))
 
 
+@checked
 def coupon_bound(p: Float[ArrayLike, " modes"]) -> Float[Array, ""]:
     """`max(1/min p, L·H_L)`, below which T₀ cannot fall: the wait for the rarest mode, and T₀ for equal p, which take
     the fewest draws. Holds for every p; the main text of the paper has H_L without L, less than 1/min p for any p."""
@@ -111,6 +121,7 @@ def coupon_bound(p: Float[ArrayLike, " modes"]) -> Float[Array, ""]:
     return jnp.maximum(1 / jnp.min(p), modes * sum(1 / n for n in range(1, modes + 1)))
 
 
+@checked
 def sequential_coupon_time(p: Float[ArrayLike, " modes"], exponent: Real[ArrayLike, ""]) -> Float[Array, ""]:
     """`T_a = 2^{−a} T₀ + (1 − 2^{−a}) L`: how many nodes collect all modes if each is trained after those before it and
     starts with half as much of every mode that is found already. So Muon does it, by Theorem 8; a is the exponent of
@@ -121,6 +132,7 @@ def sequential_coupon_time(p: Float[ArrayLike, " modes"], exponent: Real[ArrayLi
     return kept * coupon_time(p) + (1 - kept) * p.shape[0]
 
 
+@checked
 def distinct(p: Float[ArrayLike, " modes"], draws: Real[ArrayLike, ""]) -> Float[Array, ""]:
     """`Σ_l 1 − (1 − p_l)^K`: how many modes K independent draws find, on average. **Raises** `ValueError` unless p is
     positive and sums to one, and for a negative number of draws."""
@@ -133,6 +145,7 @@ def distinct(p: Float[ArrayLike, " modes"], draws: Real[ArrayLike, ""]) -> Float
 # The update of Muon
 
 
+@checked
 def polar(a: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
     """`U Vᵀ` of the singular value decomposition `U S Vᵀ`: what Muon makes of a gradient. Its columns are orthonormal
     where there are no more columns than rows. Lemma 2: along it the gradient climbs by the sum of the singular
@@ -141,6 +154,7 @@ def polar(a: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
     return left @ right
 
 
+@checked
 def polar_last_column(q: Float[Array, "rows columns"], v: Float[Array, " rows"]) -> Float[Array, " rows"]:
     """The last column of `polar([Q, v])`, for orthonormal Q and a v that Q nearly lacks: `v_⊥/‖v_⊥‖ + v_∥/(1 + ‖v_⊥‖)`
     up to the order ‖v_∥‖², with v_∥ the part of v that Q spans and v_⊥ the rest, which must not vanish.
@@ -159,6 +173,7 @@ def polar_last_column(q: Float[Array, "rows columns"], v: Float[Array, " rows"])
     return outside / size + inside / (1 + size)
 
 
+@checked
 def check_probabilities(p: Float[Array, " n"]) -> Float[Array, " n"]:
     """Returns `p`. Raises `ValueError` unless it is a distribution; inside `jit` it is NaN then."""
     p = or_nan(p, _all(p >= 0), "p must not be negative.")

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape
 from ..flow import Flow
 
 Attention = Literal["linear", "exp", "softmax"]
 
 
+@checked
 def check_attention(attention: str) -> None:
     """Raises `ValueError` for an attention that JoMA does not define."""
     if attention not in get_args(Attention):
@@ -29,6 +31,7 @@ class JointState(NamedTuple):
     beta: Float[Array, "queries nodes"]
 
 
+@checked
 class Joint(Flow):
     """The joint flow of hidden nodes and attention logits of one block, from which Theorem 1 follows.
 
@@ -89,6 +92,7 @@ class Joint(Flow):
         self.temperature, self.normaliser = as_float(temperature), as_float(normaliser)
         self.attention, self.activation = attention, activation  # pyright: ignore[reportAttributeAccessIssue]
 
+    @checked
     def __call__(self, t: ArrayLike, y: JointState, args: Any = None) -> JointState:
         b = self.attend(y.z)
         h, pull = jax.vjp(self.activation, b @ y.v + y.beta[self.query])
@@ -104,6 +108,7 @@ class Joint(Flow):
         by_query = lambda s: jax.ops.segment_sum(s, self.query, num_segments=y.z.shape[0]) / s.shape[0]
         return JointState(self.eta_w * b.T @ g / b.shape[0], self.eta_z * by_query(dz), self.eta_w * by_query(g))
 
+    @checked
     def attend(self, z: Float[Array, "queries tokens"]) -> Float[Array, "samples tokens"]:
         """The attention `b` of each sample over the tokens."""
         z = z[self.query]
@@ -113,11 +118,13 @@ class Joint(Flow):
             return jnp.exp(z / self.temperature) * self.x / self.normaliser
         return _softmax(z / self.temperature, self.x)
 
+    @checked
     def invariants(self, y: JointState) -> Float[Array, " tokens"] | Float[Array, " queries"]:
         """What the flow conserves: see the function `invariants`."""
         return invariants(self.attention, y.v, y.z, rate_ratio=self.eta_z / self.eta_w, temperature=self.temperature)
 
 
+@checked
 def invariants(
     attention: str,
     v: Float[Array, "tokens nodes"],
@@ -152,6 +159,7 @@ def _softmax(z: Float[Array, "samples tokens"], x: Float[Array, "samples tokens"
     return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
+@checked
 def predicted_logits(
     attention: str,
     v: Float[Array, "tokens nodes"],

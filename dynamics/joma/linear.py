@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, erfinv, ndtri
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape
 from ..flow import Flow, check_blow_up
 
 
+@checked
 class LinearActivation(Flow):
     """`v̇ = Δ ∘ exp(v²/2) / A`: one node with linear activation and exponential attention.
 
@@ -39,21 +41,25 @@ class LinearActivation(Flow):
     def __check_init__(self):
         check_shape("delta", self.delta, ("tokens",))
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         check_shape("v", y, self.delta.shape)
         return self.delta * jnp.exp(y**2 / 2) / self.normaliser
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
         check_shape("v0", y0, self.delta.shape)
         check_blow_up(self, y0, t)
         return _quantile_law(y0, self.delta / self.normaliser, t)
 
+    @checked
     def blow_up_time(self, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """When each token alone would diverge: `A √(π/2) (1 − sgn(Δ) erf(v(0)/√2)) / |Δ|`."""
         check_shape("v0", y0, self.delta.shape)
         return _quantile_time(y0, self.delta / self.normaliser)
 
+    @checked
     def winner(self, y0: Float[Array, " tokens"]) -> Int[Array, ""]:
         """The token that diverges first. It has the largest |Δ| if `v(0) = 0`, and need not otherwise."""
         return jnp.argmin(self.blow_up_time(y0))
@@ -70,6 +76,7 @@ class ClockState(NamedTuple):
     t: Float[Array, ""]
 
 
+@checked
 class RegularisedClock(Flow):
     """`LinearActivation` in the clock `dτ = exp(max_l v_l²/2) dt`, in which the winner grows linearly and for ever:
 
@@ -81,6 +88,7 @@ class RegularisedClock(Flow):
 
     flow: LinearActivation
 
+    @checked
     def __call__(self, t: ArrayLike, y: ClockState, args: Any = None) -> ClockState:
         top = jnp.max(y.v**2)
         return ClockState(
@@ -89,6 +97,7 @@ class RegularisedClock(Flow):
         )
 
 
+@checked
 class ManyNodes(Flow):
     """`V̇ = (1/A) diag(exp(½ (V∘V) 1)) Δ`: several nodes with linear activation under exponential attention.
 
@@ -109,10 +118,12 @@ class ManyNodes(Flow):
     def __check_init__(self):
         check_shape("delta", self.delta, ("tokens", "nodes"))
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "tokens nodes"], args: Any = None) -> Float[Array, "tokens nodes"]:
         check_shape("V", y, self.delta.shape)
         return jnp.exp(jnp.sum(y**2, axis=1, keepdims=True) / 2) * self.delta / self.normaliser
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[Array, "tokens nodes"]) -> Float[Array, "tokens nodes"]:
         """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such rows are NaN."""
         check_blow_up(self, y0, t)
@@ -122,6 +133,7 @@ class ManyNodes(Flow):
         moved = _quantile_law(start, rate, t) - start
         return y0 + self.delta * jnp.where(norm > 0, moved / jnp.where(norm > 0, norm, 1.0), at_rest)[:, None]
 
+    @checked
     def blow_up_time(self, y0: Float[Array, "tokens nodes"]) -> Float[Array, " tokens"]:
         """When each row alone would diverge."""
         _, start, rate = self._rows(y0)
@@ -142,6 +154,7 @@ class LinearAttentionState(NamedTuple):
     z: Float[Array, " tokens"]
 
 
+@checked
 class LinearAttention(Flow):
     """`V̇ = diag(z) Δ`, `ż = (Δ∘V) 1`: linear attention, linear activation, stationary gradient.
 
@@ -158,10 +171,12 @@ class LinearAttention(Flow):
     def __check_init__(self):
         check_shape("delta", self.delta, ("tokens", "nodes"))
 
+    @checked
     def __call__(self, t: ArrayLike, y: LinearAttentionState, args: Any = None) -> LinearAttentionState:
         check_shape("V", y.v, self.delta.shape)
         return LinearAttentionState(y.z[:, None] * self.delta, jnp.sum(self.delta * y.v, axis=1))
 
+    @checked
     def exact(self, t: ArrayLike, y0: LinearAttentionState) -> LinearAttentionState:
         """The state at time `t`."""
         check_shape("V0", y0.v, self.delta.shape)
@@ -172,6 +187,7 @@ class LinearAttention(Flow):
         bend = jnp.where(norm > 0, 2 * (jnp.sinh(norm * t / 2) / safe) ** 2, t**2 / 2)  # (cosh − 1)/norm²
         return LinearAttentionState(y0.v + self.delta * (inner * bend + y0.z * mix)[:, None], y0.z * grow + inner * mix)
 
+    @checked
     def invariants(self, y: LinearAttentionState) -> Float[Array, " tokens"]:
         """`z² − Σ_k v_k²`, Theorem 1."""
         return y.z**2 - jnp.sum(y.v**2, axis=1)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.scipy.stats import norm as normal
 from jaxtyping import Array, ArrayLike, Float
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape
 from ..flow import Flow
 
@@ -34,6 +35,7 @@ class MixtureState(NamedTuple):
     beta: Float[Array, ""]
 
 
+@checked
 class Mixture(Flow):
     """The flow of one hidden node under uniform attention, inputs drawn from C Gaussian clusters `N(x̄_c, σ² I)`:
 
@@ -67,6 +69,7 @@ class Mixture(Flow):
         if isinstance(self.activation, str) and self.activation not in _KNOWN:
             raise ValueError(f"activation must be a smooth function or one of {_KNOWN}, got {self.activation!r}.")
 
+    @checked
     def __call__(self, t: ArrayLike, y: MixtureState, args: Any = None) -> MixtureState:
         check_shape("v", y.v, self.centres.shape[1:])
         square = jnp.sum(y.v**2)
@@ -77,11 +80,13 @@ class Mixture(Flow):
             jnp.sum(self.strength * slope),
         )
 
+    @checked
     def theta1(self, r: Float[Array, " n"], norm: ArrayLike) -> Float[Array, " n"]:
         """θ₁ at pre-activations `r` and a node of length `norm` = ‖v‖."""
         norm = jnp.asarray(norm, r.dtype)
         return norm * self._moments(r, norm)[0]
 
+    @checked
     def theta2(self, r: Float[Array, " n"], norm: ArrayLike) -> Float[Array, " n"]:
         """θ₂ at pre-activations `r` and a node of length `norm` = ‖v‖."""
         norm = jnp.asarray(norm, r.dtype)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape, or_nan, require
 from ..flow import Flow
 
@@ -26,6 +27,7 @@ _COARSE: Rule = np.polynomial.legendre.leggauss(16)
 _NEAR = 4.0  # the coarse rule is right to rounding where neither |μ| nor the gap exceeds this
 
 
+@checked
 class NonlinearActivation(Flow):
     """`v̇ = (μ − v) ∘ exp(v²/2)`, or without attention `v̇ = μ − v`.
 
@@ -54,16 +56,19 @@ class NonlinearActivation(Flow):
     def stiff(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.attention
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         check_shape("v", y, self.mu.shape)
         return (self.mu - y) * jnp.exp(y**2 / 2) if self.attention else self.mu - y
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """The state at time `t ≥ 0`. Differentiable: the gradient is that of the implicit equation."""
         check_shape("v0", y0, self.mu.shape)
         gap = self.mu - y0
         return y0 - gap * jnp.expm1(-self._progress(t, gap))
 
+    @checked
     def time_to(self, v: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """When each component reaches `v`, which must lie between its initial value and μ."""
         check_shape("v", v, self.mu.shape)
@@ -84,6 +89,7 @@ class NonlinearActivation(Flow):
         return _progress(t, self.mu, gap) if self.attention else jnp.broadcast_to(t, gap.shape)
 
 
+@checked
 class LogGap(Flow):
     """`ẏ = exp(½ μ² (1 − e^{−y})²)` with `y = ln 1/δ` and `δ = 1 − v/μ`; without attention `ẏ = 1`.
 
@@ -98,10 +104,12 @@ class LogGap(Flow):
     def __check_init__(self):
         check_shape("mu", self.mu, ("tokens",))
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         check_shape("y", y, self.mu.shape)
         return jnp.exp(self.to_v(y) ** 2 / 2) if self.attention else jnp.ones_like(y)
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """The state at time `t ≥ 0`."""
         check_shape("y0", y0, self.mu.shape)
@@ -109,12 +117,14 @@ class LogGap(Flow):
         t = or_nan(t, t >= 0, "t must be zero or later.")
         return y0 + (_progress(t, self.mu, self.mu * jnp.exp(-y0)) if self.attention else t)
 
+    @checked
     def time_to(self, y: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """When each component reaches `y ≥ y0`."""
         check_shape("y", y, self.mu.shape)
         gap = self.mu * jnp.exp(-y0)
         return _elapsed(y - y0, self.mu, gap) * jnp.exp(-(self.mu**2) / 2) if self.attention else y - y0
 
+    @checked
     def to_log(self, v: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """`y = −ln(1 − v/μ)`."""
         check_shape("v", v, self.mu.shape)
@@ -125,6 +135,7 @@ class LogGap(Flow):
         )
         return -jnp.log1p(-v / self.mu)
 
+    @checked
     def to_v(self, y: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """`v = μ (1 − e^{−y})`."""
         return -self.mu * jnp.expm1(-y)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape
 from ..flow import Flow
 from .decoder import Decoder
@@ -18,6 +19,7 @@ from .flow import ScanSnap
 from .frozen import backprop_coefficients
 
 
+@checked
 class SlowAttention(Flow):
     """Lemma 4: the attention of tier A with the decoder in closed form,
 
@@ -36,6 +38,7 @@ class SlowAttention(Flow):
         """The decoder that γ(t) comes from: that of tier A."""
         return Decoder(self.scan.outputs, self.scan.probability.shape[0], self.scan.eta_y)
 
+    @checked
     def __call__(
         self, t: ArrayLike, y: Float[Array, "queries tokens"], args: Any = None
     ) -> Float[Array, "queries tokens"]:
@@ -45,6 +48,7 @@ class SlowAttention(Flow):
         z = jax.ops.segment_sum(f * pull, self.scan.query, self.scan.queries)
         return self.scan.eta_z / f.shape[0] * self.decoder.gamma(t) * z
 
+    @checked
     def xi(self, t: ArrayLike, z: Float[Array, "queries tokens"]) -> Float[Array, " classes"]:
         """`ξ_n = γ Σ_{n'≠n} β_nn' f_n·f_n'`, positive: distinct tokens grow by `ż_l = (η_Z/K) f_nl² ξ_n`."""
         f = self.scan.features(z)
@@ -52,6 +56,7 @@ class SlowAttention(Flow):
         return self.decoder.gamma(t) * jnp.sum(beta * (f @ f.T), axis=1)
 
 
+@checked
 class SymmetricAttention(Flow):
     """One class stands for all: one query, the same common tokens and like distinct tokens in each of K classes.
 
@@ -83,6 +88,7 @@ class SymmetricAttention(Flow):
         if self.outputs is not None and self.outputs <= self.classes:
             raise ValueError(f"outputs must exceed classes = {self.classes}, or be None, got {self.outputs}.")
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         square, rho, k = self.features(y) ** 2, self.rho(y), self.classes
         if self.outputs is None:
@@ -95,15 +101,18 @@ class SymmetricAttention(Flow):
         is_common = jnp.arange(square.shape[0]) < self.common.shape[0]
         return jnp.where(is_common, -(1 - rho), rho / k) * strength * square
 
+    @checked
     def features(self, z: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """`f` of one class, over its own tokens."""
         weights = jnp.concatenate([self.common, self.distinct]) * jnp.exp(z - jnp.max(z))
         return weights / jnp.linalg.norm(weights)
 
+    @checked
     def rho(self, z: Float[Array, " tokens"]) -> Float[Array, ""]:
         """`ρ = f_n·f_n'`: the common tokens' part of `‖f‖² = 1`."""
         return jnp.sum(self.features(z)[: self.common.shape[0]] ** 2)
 
+    @checked
     def law(self, t: ArrayLike) -> Float[Array, ""]:
         """`−z_c ≈ ½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀))`: the scan-and-snap law of tier B for one common token, as
         long as ρ is small. Scanning up to `t = 2K ln K/((1−ρ₀)η_Y)`, then growth like ½ ln ln t. Raises `ValueError`
@@ -117,6 +126,7 @@ class SymmetricAttention(Flow):
         return jnp.log1p(self.eta_z / self.eta_y * k**2 * (k - 1) * h**2 * rho / (1 - rho)) / 2
 
 
+@checked
 class PhaseTransition(Flow):
     """Theorem 4's premise, `ż = −(η_Z/C₀) γ(t) e^{4z}`, for the one common token.
 
@@ -136,14 +146,17 @@ class PhaseTransition(Flow):
     eta_z: Float[Array, ""] = eqx.field(converter=as_float)
     c0: Float[Array, ""] = eqx.field(converter=as_float)
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, ""], args: Any = None) -> Float[Array, ""]:
         return -self.eta_z / self.c0 * self.decoder.gamma(t) * jnp.exp(4 * y)
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[ArrayLike, ""] = 0.0) -> Float[Array, ""]:
         """`z` at the time `t`, from any start: `e^{−4z}` grows by `4Γ/C₀`."""
         y0 = jnp.asarray(y0, self.c0.dtype)
         return y0 - jnp.log1p(4 * self.eta_z / self.c0 * jnp.exp(4 * y0) * self.decoder.gamma_integral(t)) / 4
 
+    @checked
     def early(self, t: ArrayLike) -> Float[Array, ""]:
         """B while h is linear: `¼ ln(1 + 2 (M−1)² η_Y η_Z t²/(K M² C₀))`. Scanning."""
         d = self.decoder
@@ -151,6 +164,7 @@ class PhaseTransition(Flow):
         square = 2 * (d.outputs - 1) ** 2 * d.eta * self.eta_z * time**2 / (d.classes * d.outputs**2)
         return jnp.log1p(square / self.c0) / 4
 
+    @checked
     def late(self, t: ArrayLike) -> Float[Array, ""]:
         """B once h is a logarithm: `¼ ln(1 + 2K (M−1)²/M² (η_Z/η_Y) ln²(Mη_Y t/K)/C₀)`. Snapping."""
         d = self.decoder

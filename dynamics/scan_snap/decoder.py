@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ..._checked import checked
 from ..._checks import as_float, concrete, require
 from ..flow import Flow
 
 
+@checked
 @jax.jit
 def logit_gap(k: Float[ArrayLike, "*batch"], others: ArrayLike) -> Float[Array, "*batch"]:
     """The root x of `e^x − 1 + others·x = k`, for `others > 0`. It has the sign of `k`.
@@ -37,6 +39,7 @@ def logit_gap(k: Float[ArrayLike, "*batch"], others: ArrayLike) -> Float[Array, 
     return step(fixed)  # the last step carries the derivative: that of a root is one Newton step from it
 
 
+@checked
 class Decoder(Flow):
     """`ḣ = (η/K) / (M − 1 + e^{Mh})`: the logits of one class, `w_n = (M−1) h ζ_n`, its attention standing still.
 
@@ -64,15 +67,18 @@ class Decoder(Flow):
         enough = np.all(np.asarray(outputs) >= 2) if concrete(outputs) else jnp.all(self.outputs >= 2)
         self.outputs = require(self.outputs, enough, f"outputs must be at least 2, got {outputs}.")
 
+    @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "*batch"], args: Any = None) -> Float[Array, "*batch"]:
         return self.eta / self.classes / (self.outputs - 1 + jnp.exp(self.outputs * y))
 
+    @checked
     def exact(self, t: ArrayLike, y0: Float[ArrayLike, "*batch"] = 0.0) -> Float[Array, "*batch"]:
         """`h` at the time `t`."""
         m, x0 = self.outputs, self.outputs * jnp.asarray(y0, self.outputs.dtype)
         k = m * self.eta * jnp.asarray(t, m.dtype) / self.classes
         return logit_gap(k + jnp.expm1(x0) + (m - 1) * x0, m - 1) / m
 
+    @checked
     def visits(self, number: int) -> Float[Array, " number_and_one"]:
         """`h*` after 0, 1, …, `number` visits of the class by stochastic gradient descent with one sample a step:
 
@@ -88,11 +94,13 @@ class Decoder(Flow):
         zero = jnp.zeros((), self.outputs.dtype)
         return jnp.concatenate([zero[None], jax.lax.scan(visit, zero, length=number)[1]])
 
+    @checked
     def gamma(self, t: ArrayLike) -> Float[Array, "*batch"]:
         """`γ = (M−1)² h / (M − 1 + e^{Mh})`: the gradient that reaches attention, over ζ_n's part of it."""
         h, m = self.exact(t), self.outputs
         return (m - 1) ** 2 * h / (m - 1 + jnp.exp(m * h))
 
+    @checked
     def gamma_integral(self, t: ArrayLike) -> Float[Array, "*batch"]:
         """`∫₀ᵗ γ = (K/η) (M−1)² h²/2`, exactly."""
         return self.classes / self.eta * (self.outputs - 1) ** 2 * self.exact(t) ** 2 / 2

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ..._checked import checked
 from ..._checks import as_float, check_shape, concrete, require
 from ..flow import Flow
 
@@ -19,6 +20,7 @@ class YZ(NamedTuple):
     z: Float[Array, "queries tokens"]
 
 
+@checked
 class ScanSnap(Flow):
     """The population flow of Y and Z, for K equally frequent classes and long sequences:
 
@@ -93,6 +95,7 @@ class ScanSnap(Flow):
         self.probability, self.preconditioned, self.normalise = p, preconditioned, normalise
         self.eta_y, self.eta_z = jnp.asarray(eta_y, p.dtype), jnp.asarray(eta_z, p.dtype)
 
+    @checked
     def __call__(self, t: ArrayLike, y: YZ, args: Any = None) -> YZ:
         f, residual = self.features(y.z), self.residual(y)
         classes = f.shape[0]
@@ -105,17 +108,20 @@ class ScanSnap(Flow):
         z = jax.ops.segment_sum(gain, self.query, self.queries)
         return YZ(self.eta_y / classes * direction.T @ residual, self.eta_z / classes * z)
 
+    @checked
     def attention(self, z: Float[Array, "queries tokens"]) -> Float[Array, "classes tokens"]:
         """`c_n`: the attention that each class's query pays to each token in all."""
         scores = jnp.where(self.probability > 0, z[self.query], -jnp.inf)
         weights = self.probability * jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
         return weights / jnp.sum(weights, axis=1, keepdims=True)
 
+    @checked
     def features(self, z: Float[Array, "queries tokens"]) -> Float[Array, "classes tokens"]:
         """`f_n = c_n/‖c_n‖`, the input of the decoder."""
         c = self.attention(z)
         return c / jnp.linalg.norm(c, axis=1, keepdims=True) if self.normalise else c
 
+    @checked
     def residual(self, y: YZ) -> Float[Array, "classes outputs"]:
         """`e_n − α_n`, exact to rounding however close α comes to one: the right entry is the sum of the others."""
         alpha = jax.nn.softmax(self.features(y.z) @ y.y, axis=1)
@@ -123,6 +129,7 @@ class ScanSnap(Flow):
         others = jnp.where(own, 0, alpha)
         return jnp.where(own, jnp.sum(others, axis=1, keepdims=True), -others)
 
+    @checked
     def loss(self, y: YZ) -> Float[Array, ""]:
         """The expected cross-entropy, in nats. Tiers B and C descend it."""
         logits = self.features(y.z) @ y.y

@@ -9,11 +9,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from ..._checked import checked
 from ..._checks import as_float
 from ..flow import Flow
 from .decoder import Decoder
 
 
+@checked
 def backprop_coefficients(
     f: Float[Array, "classes tokens"], outputs: int
 ) -> tuple[Float[Array, " classes"], Float[Array, "classes classes"]]:
@@ -38,6 +40,7 @@ class SymmetricLogits(NamedTuple):
     other: Float[Array, ""]
 
 
+@checked
 class SymmetricDecoder(Flow):
     """Tiers B and C on symmetric data, `f_n·f_n' = ρ` for all pairs: `Y = Σ_n f_n a_nᵀ`, where `a_n` has the entry u
     at n, v at the other next tokens and `s = −(u + (K−1)v)/(M−K)` at the rest:
@@ -63,12 +66,14 @@ class SymmetricDecoder(Flow):
         if not 2 <= self.classes <= self.outputs:
             raise ValueError(f"2 ≤ classes ≤ outputs is needed, got classes={self.classes}, outputs={self.outputs}.")
 
+    @checked
     def __call__(self, t: ArrayLike, y: SymmetricLogits, args: Any = None) -> SymmetricLogits:
         _, other, rest = self._probabilities(y)
         k, m = self.classes, self.outputs
         wrong = (k - 1) * other + (m - k) * rest
         return SymmetricLogits(self.eta / k * wrong, -self.eta / k * other)
 
+    @checked
     def from_zero(self, t: ArrayLike) -> SymmetricLogits:
         """The state at `t` from zero, for M = K: `a_n = (K−1) h_ρ/(1−ρ) ζ_n`. Raises `ValueError` for M > K, which has
         no closed form."""
@@ -79,6 +84,7 @@ class SymmetricDecoder(Flow):
         own = (k - 1) * h / (1 - self.rho)
         return SymmetricLogits(own, -own / (k - 1))
 
+    @checked
     def separation(self, y: SymmetricLogits) -> Float[Array, ""]:
         """`γβ`, with which the other classes are taken from the gradient: `g_n = … − γβ Σ_{n'≠n} f_n'`."""
         _, other, rest = self._probabilities(y)

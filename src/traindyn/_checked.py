@@ -67,12 +67,14 @@ def checked(target: Any) -> Any:
 
 
 def _bind_fields(module: Any, sizes: Sizes) -> None:
-    """The sizes of a module's arrays, which its methods speak of too."""
+    """The sizes of a module's arrays, which its methods speak of too; not `*batch`, over which fields may broadcast."""
     if isinstance(module, eqx.Module):
         for field in dataclasses.fields(module):  # pyright: ignore[reportArgumentType]
             value = getattr(module, field.name, None)
             if _is_array_type(field.type) and eqx.is_array(value):
-                _fits(field.type.dim_str.split(), value.shape, sizes)  # pyright: ignore[reportAttributeAccessIssue]
+                found: Sizes = {}
+                _fits(field.type.dim_str.split(), value.shape, found)  # pyright: ignore[reportAttributeAccessIssue]
+                sizes.update({letter: size for letter, size in found.items() if isinstance(size, int)})
 
 
 def _check(annotation: Any) -> Check:
@@ -168,9 +170,8 @@ def _array(name: str, value: Any, sizes: Sizes, annotation: Any, *, scalars: boo
         array = np.asarray(array)
     letters = annotation.dim_str.split()
     if not _fits(letters, array.shape, sizes):
-        known = ", ".join(f"{d} = {sizes[d]}" for d in dict.fromkeys(letters) if d in sizes)
-        form = ", ".join(letters) + ("," if len(letters) == 1 else "")
-        raise ValueError(f"{name} must have shape ({form}){' with ' if known else ''}{known}, got {array.shape}.")
+        form = ", ".join(str(sizes.get(letter, letter)) for letter in letters) + ("," if len(letters) == 1 else "")
+        raise ValueError(f"{name} must have shape ({form}), got {array.shape}.")
     return value if scalars and isinstance(value, int | float | complex | np.number) else array
 
 

@@ -117,7 +117,7 @@ def test_new_rates_of_a_gradient_flow_do_not_compile_again():
         ({"a": ZERO, "b": jnp.zeros((), bool)}, [0.1], {}, r"y0\['b'\] must be a floating-point array, got bool"),
         ({"a": ZERO, "b": "word"}, [0.1], {}, r"y0\['b'\] must be a floating-point array, got 'word'"),
         ({}, [0.1], {}, "y0 must hold at least one floating-point array"),
-        (jnp.zeros(2), [0.1], {}, r"v0 must have shape \(3,\), got \(2,\)"),
+        (jnp.zeros(2), [0.1], {}, r"y0 must have shape \(3,\), got \(2,\)"),
         (ZERO, [0.1], {"stepsize_controller": dfx.PIDController(1e-3, 1e-3), "rtol": 1e-3}, "would be ignored"),
         (ZERO, [0.1], {"stepsize_controller": dfx.ConstantStepSize(), "atol": 1e-3}, "would be ignored"),
     ),

@@ -156,9 +156,9 @@ def test_polar_factor_and_the_first_order_of_its_last_column():
     ("make", "message"),
     (
         (lambda: ModeRace(jnp.ones((2, 2))), r"mu must have shape \(modes,\), got \(2, 2\)"),
-        (lambda: ModeRace(MU)(0.0, jnp.ones(5)), r"alpha must have shape \(6,\), got \(5,\)"),
-        (lambda: ModeRace(MU).exact(0.0, jnp.ones(5)), r"alpha0 must have shape \(6,\), got \(5,\)"),
-        (lambda: ModeRace(MU).winner(jnp.ones(5)), r"alpha0 must have shape \(6,\), got \(5,\)"),
+        (lambda: ModeRace(MU)(0.0, jnp.ones(5)), r"y must have shape \(6,\), got \(5,\)"),
+        (lambda: ModeRace(MU).exact(0.0, jnp.ones(5)), r"y0 must have shape \(6,\), got \(5,\)"),
+        (lambda: ModeRace(MU).winner(jnp.ones(5)), r"y0 must have shape \(6,\), got \(5,\)"),
         (lambda: race.frechet(jax.random.key(0), (3,), 0.0), "exponent must be positive"),
         (lambda: race.winner_probabilities(-MU, 2.0), "mu must be positive"),
         (lambda: race.winner_probabilities(MU, -1.0), "exponent must be positive"),

@@ -183,10 +183,10 @@ def test_linear_attention_from_zero_logits_is_at_rest():
         (lambda: joma.LinearActivation(jnp.ones((2, 2))), r"delta must have shape \(tokens,\), got \(2, 2\)"),
         (lambda: joma.ManyNodes(jnp.ones(2)), r"delta must have shape \(tokens, nodes\), got \(2,\)"),
         (lambda: joma.LinearAttention(jnp.ones(2)), r"delta must have shape \(tokens, nodes\), got \(2,\)"),
-        (lambda: joma.LinearActivation(DELTA).exact(0.1, jnp.zeros(5)), r"v0 must have shape \(6,\), got \(5,\)"),
-        (lambda: joma.LinearActivation(DELTA)(0.0, jnp.zeros(5)), r"v must have shape \(6,\), got \(5,\)"),
-        (lambda: joma.LinearActivation(DELTA).winner(jnp.zeros((6, 1))), r"v0 must have shape \(6,\), got \(6, 1\)"),
-        (lambda: joma.ManyNodes(jnp.ones((2, 3))).exact(0.1, jnp.zeros((3, 2))), r"V0 must have shape \(2, 3\)"),
+        (lambda: joma.LinearActivation(DELTA).exact(0.1, jnp.zeros(5)), r"y0 must have shape \(6,\), got \(5,\)"),
+        (lambda: joma.LinearActivation(DELTA)(0.0, jnp.zeros(5)), r"y must have shape \(6,\), got \(5,\)"),
+        (lambda: joma.LinearActivation(DELTA).winner(jnp.zeros((6, 1))), r"y0 must have shape \(6,\), got \(6, 1\)"),
+        (lambda: joma.ManyNodes(jnp.ones((2, 3))).exact(0.1, jnp.zeros((3, 2))), r"y0 must have shape \(2, 3\)"),
     ),
 )
 @pytest.mark.usefixtures("as_users")

@@ -137,9 +137,9 @@ def test_negative_times_are_refused(flow):
         (lambda: joma.NonlinearActivation(1.0), r"mu must have shape \(tokens,\), got \(\)"),
         (
             lambda: joma.NonlinearActivation(jnp.ones(2)).exact(0.1, jnp.ones(3)),
-            r"v0 must have shape \(2,\), got \(3,\)",
+            r"y0 must have shape \(2,\), got \(3,\)",
         ),
-        (lambda: joma.NonlinearActivation(jnp.ones(2))(0.1, jnp.ones(3)), r"v must have shape \(2,\), got \(3,\)"),
+        (lambda: joma.NonlinearActivation(jnp.ones(2))(0.1, jnp.ones(3)), r"y must have shape \(2,\), got \(3,\)"),
         (lambda: joma.LogGap(jnp.ones(2)).exact(0.1, jnp.ones(1)), r"y0 must have shape \(2,\), got \(1,\)"),
     ),
 )
