@@ -476,3 +476,156 @@ def test_a_base_that_needs_parameters_says_what_to_do(base):
 def test_unknown_moments_are_warned_about():
     with pytest.warns(UserWarning, match="of which it is not known whether it is a moment"):
         scale_by_galore(optax.scale_by_lbfgs(), 2).init({"w": jnp.zeros((4, 6))})
+
+
+def test_one_string_is_one_pattern(as_users):
+    """Searched as a regular expression; an alternative that is in no name is an error with the nearest."""
+    names = ("attn.query", "attn.out", "mlp.up", "embedding")
+    params = {name: jnp.zeros((4, 6)) for name in names} | {"attn.gain": jnp.zeros(4)}
+    chosen = lambda where: {name for name, label in galore_labels(params, where).items() if label == "galore"}
+    for where, expected in (
+        ("query", {"attn.query"}),
+        ("attn|mlp", {"attn.query", "attn.out", "mlp.up"}),
+        (["query", "mlp"], {"attn.query", "mlp.up"}),
+        (r"^(attn|mlp)\.\w+t$", {"attn.out"}),
+        (lambda name, leaf: name == "embedding", {"embedding"}),
+    ):
+        assert chosen(where) == expected, where
+    for where, message in (
+        ("qury", r"where names 'qury', which is in the name of no matrix.*such as \['attn.query'"),
+        ("attn|nope", "where names 'nope'"),
+        (["attn", "gain"], "where names 'gain'"),
+        ("", "where must not be empty"),
+        ([], "where must hold at least one pattern"),
+        ("attn|", "nor have an empty alternative"),
+        ("(attn", "where must be a name's part or a regular expression"),
+        (3, "where must be a string or strings"),
+        (["attn", 3], "where must be a string or strings, got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            galore_labels(params, where)
+
+
+def test_trees_of_options_may_be_callable(key):
+    """An Equinox model can be called, but as a tree of options it is one."""
+    params = eqx.filter(eqx.nn.MLP(8, 4, 16, 2, key=key), eqx.is_array)
+    where = lambda model: model.layers[1].weight
+    nothing = jax.tree.map(lambda _: None, params)
+    rank = eqx.tree_at(where, nothing, 3, is_leaf=lambda x: x is None)
+    assert callable(rank)
+    state = scale_by_galore(rank=rank).init(params)
+    assert state.left.layers[1].weight.shape == (16, 3)
+    assert isinstance(state.left.layers[0].weight, optax.MaskedNode)
+    assert galore_state_bytes(params, rank).bases == 8 * 16 * 3
+    dims = eqx.tree_at(where, nothing, GaLoreDimensionNumbers(1, 0), is_leaf=lambda x: x is None)
+    state = scale_by_galore(rank=2, weight_dimension_numbers=dims).init(params)
+    assert state.left.layers[1].weight.shape == (16, 2) and state.inner_state.mu.layers[0].weight.shape == (16, 8)
+    mask = jax.tree.map(lambda x: x.ndim > 1, params)
+    tx = galore(0.1, 4, weight_decay=0.5, mask=mask)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = tx.update(zero, tx.init(params), params)
+    np.testing.assert_allclose(updates.layers[1].weight, -0.05 * params.layers[1].weight, rtol=1e-12)
+    assert not np.any(updates.layers[1].bias)
+
+
+def test_clip_leaves_integers_alone():
+    grads = {"count": jnp.array([3, 4]), "w": jnp.full((4,), 3.0), "narrow": jnp.zeros(2, jnp.float16)}
+    tx = clip_by_previous_norm(2.0)
+    state = tx.init(grads)
+    assert state.norm.dtype == jnp.float64
+    clipped, state = tx.update(grads, state)
+    assert clipped["count"] is grads["count"]
+    np.testing.assert_allclose(clipped["w"], 3 * np.sqrt(2.0) / 6, rtol=1e-12)  # one of two leaves
+    np.testing.assert_allclose(state.norm, 6.0, rtol=1e-12)
+
+
+def test_large_gradients_in_float16():
+    """6e4, near the largest: norms, products and bases are in float32."""
+    g = jnp.full((32, 64), 6e4, jnp.float16).at[0].set(-3e4)
+    tx = clip_by_previous_norm(1.0)
+    clipped, state = tx.update(g, tx.init(g))
+    norm = np.linalg.norm(np.asarray(g, np.float64))
+    np.testing.assert_allclose(state.norm, norm, rtol=1e-5)
+    np.testing.assert_allclose(clipped.astype(float), g.astype(float) / norm, rtol=2e-3)
+    for side in ("short", "long", "both"):
+        for base, expected in ((SGD, g), (optax.scale_by_sign(), None), (optax.scale_by_adam(), None)):
+            tx = scale_by_galore(base, 2, side=side, projector=exact_svd(), accumulator_dtype="float32")
+            update, state = jax.jit(lambda g, tx=tx: tx.update(g, tx.init(g)))(g)
+            assert update.dtype == jnp.float16 and jnp.all(jnp.isfinite(update)) and state.captured > 0.99
+            if expected is not None:
+                np.testing.assert_allclose(update.astype(float), g.astype(float), rtol=4e-3)
+
+
+def test_more_bad_input(as_users):
+    params = {"w": jnp.zeros((4, 6)), "b": jnp.zeros(4)}
+    cases = {
+        "learning_rate must be at least 0, got nan": {"learning_rate": np.nan},
+        "learning_rate must be at least 0, got -0.1": {"learning_rate": -0.1},
+        "learning_rate must be a number": {"learning_rate": "0.1"},
+        "weight_decay must be at least 0": {"weight_decay": -1.0},
+        "mask would be ignored": {"mask": {"w": True, "b": False}},
+        "mask must have the structure": {"mask": {"nope": True}, "weight_decay": 0.1},
+        "scale must be finite, got nan": {"scale": np.nan},
+        "rank must be an int.*got None": {"rank": None},
+        "rank must be an int.*got '4'": {"rank": "4"},
+        "rank_tol must be at least 0 and below 1, got nan": {"rank_tol": np.nan},
+        "rank_tol must be at least 0 and below 1, got -1.0": {"rank_tol": -1.0},
+        "projector_dtype must be a floating-point dtype, got int": {"projector_dtype": int},
+        "accumulator_dtype must be a floating-point dtype, got complex64": {"accumulator_dtype": "complex64"},
+        "accumulator_dtype must be a floating-point dtype, got 'float1000'": {"accumulator_dtype": "float1000"},
+        "seed must be an integer": {"seed": 1.5},
+        "update_proj_gap must be an integer": {"update_proj_gap": 1.5},
+        "projector must be callable": {"projector": "svd"},
+        r"projector must be a function \(g, previous, key, r\)": {"projector": exact_svd},
+        "base_optimizer must be a GradientTransformation": {"base_optimizer": optax.scale_by_adam},
+        "weight_dimension_numbers would be ignored": {"weight_dimension_numbers": GaLoreDimensionNumbers(0, 5)},
+    }
+    for message, options in cases.items():
+        with pytest.raises(ValueError, match=message):
+            tx = galore(**{"learning_rate": 0.1, "rank": 2} | options)
+            tx.update(params, tx.init(params), params)
+    init = scale_by_galore(rank=2).init
+    for wrong in (jnp.ones((6, 4), int), jax.nn.relu, "text", 1.0, jax.random.key(0)):
+        with pytest.raises(ValueError, match=r"params must hold floating-point arrays alone, got .* at 'w'"):
+            init({"w": wrong})
+    with pytest.raises(ValueError, match="params must hold floating-point arrays alone, got 'x' at 'w'"):
+        galore_state_bytes({"w": "x"}, 2)
+    complex_params = {"w": jnp.zeros((4, 6), complex)}
+    with pytest.raises(ValueError, match="projector_dtype must be complex for complex parameters"):
+        scale_by_galore(rank=2, projector_dtype="float32").init(complex_params)
+    projector = lambda g, previous, key, r: jnp.eye(g.shape[0], r + 1)
+    with pytest.raises(ValueError, match=r"projector must return a basis of shape \(4, 2\)"):
+        tx = scale_by_galore(rank=2, projector=projector)
+        tx.update(params, tx.init(params))
+
+
+def test_states_of_other_models_are_refused():
+    params = {"w": jnp.zeros((4, 6)), "b": jnp.zeros(4)}
+    tx = galore(0.1, 2)
+    state = tx.init(params)
+    for other, message in (
+        ({"v": jnp.ones((4, 6))}, "updates must have the structure of the parameters"),
+        ({"w": jnp.ones((5, 6)), "b": jnp.ones(4)}, "updates must have the shapes of the parameters at init.*basis"),
+        ({"w": jnp.ones((4, 8)), "b": jnp.ones(4)}, "updates must have the shapes of the parameters at init"),
+        ({"w": jnp.ones((4, 6)), "b": jnp.ones(1)}, "updates must have the shapes of the parameters at init"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tx.update(other, state)
+    for nothing in ({"x": 1}, optax.adam(0.1).init(params), None):
+        with pytest.raises(ValueError, match="state must hold a GaLoreState"):
+            galore_refresh(nothing, params)
+        with pytest.raises(ValueError, match="state must hold a GaLoreState"):
+            galore_reset(nothing)
+    with pytest.raises(ValueError, match="state must be a GaLoreState"):
+        scale_by_galore(rank=2).update(params, {"x": 1})
+    with pytest.raises(ValueError, match="params must be given to update, since project_params is True"):
+        projected = scale_by_galore(rank=2, project_params=True)
+        projected.update(params, projected.init(params))
+
+
+def test_stacked_biases_are_no_matrices():
+    params = {"weight": jnp.zeros((8, 16, 16)), "bias": jnp.zeros((8, 16))}
+    left = scale_by_galore(rank=0.25).init(params).left
+    assert left["weight"].shape == (8, 16, 4) and isinstance(left["bias"], optax.MaskedNode)
+    named = {"bias": GaLoreDimensionNumbers(0, 1)}
+    assert scale_by_galore(rank=2, weight_dimension_numbers=named).init(params).left["bias"].shape == (8, 2)

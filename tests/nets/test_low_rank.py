@@ -140,3 +140,30 @@ def test_bad_input(model, key, as_users, arguments, message):
 def test_alpha_must_be_positive(model, key, as_users):
     with pytest.raises(ValueError, match=r"alpha must be above 0, got 0\.0"):
         lora(model, 2, ["blocks"], 0.0, key=key)
+
+
+@pytest.mark.parametrize("make", [factorise, lora])
+def test_one_string_is_one_pattern(model, key, make, as_users):
+    """Not its letters, which are in every name."""
+    count = lambda where: sum(isinstance(x, Factorised | LoRA) for x in jax.tree.leaves(
+        make(model, 2, where, key=key), is_leaf=lambda x: isinstance(x, Factorised | LoRA)
+    ))  # fmt: skip
+    assert count("query") == count(["query"]) == CONFIG.layers
+    assert count("query|down") == 2 * CONFIG.layers
+    assert count(r"blocks\.0\.(query|down)") == 2
+    with pytest.raises(ValueError, match=r"where names 'quary'.*such as \['blocks.0.query.weight'"):
+        make(model, 2, "quary", key=key)
+    with pytest.raises(ValueError, match="where names 'nope'"):
+        make(model, 2, "query|nope", key=key)
+    with pytest.raises(ValueError, match="model must have layers of eqx.nn.Linear that are no products yet"):
+        make(make(eqx.nn.MLP(3, 3, 3, 1, key=key), 2, "layers", key=key), 2, "layers", key=key)
+
+
+def test_layers_of_other_sizes_are_refused(key, as_users):
+    layer = eqx.nn.Linear(3, 4, key=key)
+    with pytest.raises(ValueError, match="layer must have 4 outputs and 2 inputs"):
+        Factorised(jnp.ones((2, 2)), jnp.ones((4, 2)), layer)
+    with pytest.raises(ValueError, match=r"b must have shape"):
+        LoRA(jnp.ones((2, 3)), jnp.ones((4, 1)), layer, 1.0)
+    with pytest.raises(ValueError, match=r"layer must be an eqx\.nn\.Linear"):
+        LoRA(jnp.ones((2, 3)), jnp.ones((4, 2)), "layer", 1.0)

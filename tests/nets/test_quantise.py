@@ -106,3 +106,32 @@ def test_bad_input(as_users):
             quantize_state(optax.identity(), bits, block)
         with pytest.raises(ValueError, match=message):
             quantise(jnp.ones(3), bits, block)
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_block_that_is_not_finite_shows(value, bits):
+    """It was zero where the entry stood, so that a moment forgot that it had diverged."""
+    x = jnp.ones((2, 512)).at[0, 300].set(value)
+    y = dequantise(quantise(x, bits))
+    assert jnp.all(jnp.isnan(y[0, 256:])) and jnp.all(jnp.isfinite(y[0, :256])) and jnp.all(jnp.isfinite(y[1]))
+    assert jnp.isnan(dequantise(quantise(jnp.array([value]), bits)))[0]
+
+
+def test_more_bad_input(as_users):
+    cases = {
+        "bits must be an integer, got '8'": lambda: quantise(jnp.ones(3), "8"),
+        "bits must be an integer, got 8.0": lambda: quantise(jnp.ones(3), 8.0),
+        "block must be an integer, got 2.5": lambda: quantise(jnp.ones(3), 8, 2.5),
+        r"x must have shape \(\*batch, n\), got \(\)": lambda: quantise(jnp.array(1.0)),
+        "x must be real": lambda: quantise(jnp.ones(3, complex)),
+        "step must be an integer of at least 0": lambda: quantise(jnp.ones(3), step=-1),
+        "inner must be a GradientTransformation, got None": lambda: quantize_state(None),
+        "inner must be a GradientTransformation, got <function": lambda: quantize_state(optax.scale_by_adam),
+        "min_size must be an integer of at least 0": lambda: quantize_state(optax.identity(), min_size=-1),
+        "scale must have 1 blocks": lambda: Quantised(jnp.zeros(3, jnp.uint8), jnp.ones(2), 4),
+    }
+    for message, call in cases.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    np.testing.assert_array_equal(dequantise(quantise(jnp.arange(3))), dequantise(quantise(jnp.arange(3.0))))
