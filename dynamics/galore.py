@@ -12,7 +12,7 @@ from jax.scipy.linalg import expm
 from jaxtyping import Array, ArrayLike, Float
 
 from .._checked import checked
-from .._checks import as_float, check_shape, concrete, require
+from .._checks import as_float, concrete, require
 from .flow import Flow
 
 
@@ -62,10 +62,6 @@ class ReversibleGradient(Flow):
     c: Float[Array, "samples columns columns"] = eqx.field(converter=as_float)
 
     def __check_init__(self):
-        check_shape("a", self.a, ("samples", "rows", "columns"))
-        samples, rows, columns = self.a.shape
-        check_shape("b", self.b, (samples, rows, rows))
-        check_shape("c", self.c, (samples, columns, columns))
         for name, x in (("b", self.b), ("c", self.c)):
             if concrete(x):
                 x = np.asarray(x)
@@ -74,7 +70,6 @@ class ReversibleGradient(Flow):
 
     @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "rows columns"], args: Any = None) -> Float[Array, "rows columns"]:
-        check_shape("W", y, self.a.shape[1:])
         return jnp.mean(self.a - self.b @ y[None] @ self.c, axis=0)
 
     def operator(self) -> Float[Array, "modes modes"]:
@@ -91,7 +86,6 @@ class ReversibleGradient(Flow):
     def exact(self, t: ArrayLike, y0: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
         """The state at time `t`. By the exponential of a matrix rather than by the eigenvectors of S: that is
         differentiable where eigenvalues coincide, too."""
-        check_shape("W0", y0, self.a.shape[1:])
         start = self(0.0, y0)
         # d/dt (W − W₀, 1) = [[−S, G(0)], [0, 0]] (W − W₀, 1)
         matrix = jnp.pad(-self.operator(), ((0, 1), (0, 1))).at[:-1, -1].set(start.ravel())
@@ -102,7 +96,6 @@ class ReversibleGradient(Flow):
     def split(self, gradient: Float[Array, "rows columns"], tolerance: float | None = None) -> Split:
         """Splits a gradient by the smallest eigenvalue of S. Eigenvalues within `tolerance` of it, in units of the
         largest, count as the same: by default `eps^⅔`, 4e-11 in float64 and 2e-5 in float32."""
-        check_shape("gradient", gradient, self.a.shape[1:])
         values, modes = self.modes()
         tolerance = float(jnp.finfo(values.dtype).eps) ** (2 / 3) if tolerance is None else tolerance
         slow = values <= values[0] + jnp.asarray(tolerance, values.dtype) * values[-1]
@@ -123,9 +116,6 @@ class ReversibleGradient(Flow):
 
         `p` P and `q` Q have orthonormal columns; `y0` W₀ is where X = 0. Source: GaLore, Definition 3.6, Theorem 3.8.
         """
-        check_shape("p", p, (self.a.shape[1], "left"))
-        check_shape("q", q, (self.a.shape[2], "right"))
-        check_shape("y0", y0, self.a.shape[1:])
         a = p.T @ (self.a - self.b @ y0[None] @ self.c) @ q
         return ReversibleGradient(a, p.T @ self.b @ p, q.T @ self.c @ q)
 

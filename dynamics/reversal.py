@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .._checked import checked
-from .._checks import as_float, check_shape, concrete
+from .._checks import as_float, concrete
 from .flow import Flow
 from .scan_snap.decoder import Decoder, logit_gap
 
@@ -47,10 +47,6 @@ class Bilinear(Flow):
     symmetric: Bool[Array, ""] = eqx.field(converter=jnp.asarray, default=False)
 
     def __check_init__(self):
-        check_shape("gram", self.gram, ("tokens", "tokens"), {"tokens": self.gram.shape[0]})
-        if self.start is not None:
-            check_shape("start", self.start, self.gram.shape)
-        check_shape("pairs", self.pairs, ("pairs", 2))
         if self.pairs.shape[0] == 0:
             raise ValueError("pairs must hold at least one pair, got none.")
         if concrete(self.pairs):

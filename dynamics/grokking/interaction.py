@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..._checked import checked
-from ..._checks import check_shape, concrete
+from ..._checks import concrete
 from ..representations import Irrep
 from .energy import plancherel_energy
 
@@ -35,7 +35,6 @@ def repulsion(
     twice."""
     if concrete((j, k)) and j == k:
         raise ValueError(f"j and k must be two nodes, got {j} for both.")
-    check_shape("features", features, ("pairs", "nodes"))
     decay = jnp.asarray(decay, features.dtype)
     nodes, both = jnp.arange(features.shape[1]), jnp.stack([jnp.asarray(j), jnp.asarray(k)])
     two = features[:, both]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape, concrete, require
+from ..._checks import as_float, concrete, require
 from ..flow import Flow
 from .energy import Task
 
@@ -50,8 +50,6 @@ class OutputLayer(Flow):
     def __init__(
         self, features: Float[Array, "pairs nodes"], labels: Float[Array, "pairs classes"], decay: Float[ArrayLike, ""]
     ):
-        check_shape("features", features, ("pairs", "nodes"))
-        check_shape("labels", labels, (features.shape[0], "classes"))
         decay = jnp.asarray(decay, features.dtype)
         self.decay = (
             require(decay, decay >= 0, f"decay must not be negative, got {decay}.") if concrete(decay) else decay

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape, concrete, or_nan, require
+from ..._checks import as_float, concrete, or_nan, require
 from ..flow import Flow, check_blow_up
 
 
@@ -39,18 +39,13 @@ class ModeRace(Flow):
 
     mu: Float[Array, " modes"] = eqx.field(converter=as_float)
 
-    def __check_init__(self):
-        check_shape("mu", self.mu, ("modes",))
-
     @checked
     def __call__(self, t: ArrayLike, y: Float[Array, " modes"], args: Any = None) -> Float[Array, " modes"]:
-        check_shape("alpha", y, self.mu.shape)
         return self.mu * y**2
 
     @checked
     def exact(self, t: ArrayLike, y0: Float[Array, " modes"]) -> Float[Array, " modes"]:
         """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
-        check_shape("alpha0", y0, self.mu.shape)
         check_blow_up(self, y0, t)
         left = 1 - self.mu * y0 * jnp.asarray(t, y0.dtype)
         return jnp.where(left > 0, y0 / jnp.where(left > 0, left, 1.0), jnp.nan)
@@ -58,14 +53,12 @@ class ModeRace(Flow):
     @checked
     def blow_up_time(self, y0: Float[Array, " modes"]) -> Float[Array, " modes"]:
         """When each mode alone would diverge, `1/(μ_l α_l(0))`; never unless that is positive."""
-        check_shape("alpha0", y0, self.mu.shape)
         speed = self.mu * y0
         return jnp.where(speed > 0, 1 / jnp.where(speed > 0, speed, 1.0), jnp.inf)
 
     @checked
     def winner(self, y0: Float[Array, " modes"]) -> Int[Array, ""]:
         """The mode that diverges first: the largest `μ_l α_l(0)`. Lemma 8."""
-        check_shape("alpha0", y0, self.mu.shape)
         return jnp.argmax(self.mu * y0)
 
 
@@ -84,7 +77,6 @@ def winner_probabilities(mu: Float[ArrayLike, " modes"], exponent: Real[ArrayLik
     **Raises** `ValueError` unless μ and the exponent are positive.
     """
     mu = as_float(mu)
-    check_shape("mu", mu, ("modes",))
     mu = or_nan(mu, _all(mu > 0), "mu must be positive.")
     return jax.nn.softmax(_exponent(exponent, mu.dtype) * jnp.log(mu))
 
@@ -162,8 +154,6 @@ def polar_last_column(q: Float[Array, "rows columns"], v: Float[Array, " rows"])
     A gradient keeps of what others have already a part `1/(1 + ‖v_⊥‖)`, and all of what is new. Lemma 9, which has
     `1 + ‖v_⊥‖²` there. **Raises** `ValueError` for shapes that do not fit or a Q that is not orthonormal.
     """
-    check_shape("q", q, ("rows", "columns"))
-    check_shape("v", v, (q.shape[0],))
     if concrete(q):
         off = float(np.max(np.abs(np.asarray(q).T @ np.asarray(q) - np.eye(q.shape[1]))))
         require(q, off < 1e-4, f"q must have orthonormal columns, QᵀQ is off the identity by {off:.2g}.")
@@ -182,7 +172,6 @@ def check_probabilities(p: Float[Array, " n"]) -> Float[Array, " n"]:
 
 def _positive(p: Float[ArrayLike, " modes"]) -> Float[Array, " modes"]:
     p = as_float(p)
-    check_shape("p", p, ("modes",))
     return check_probabilities(or_nan(p, _all(p > 0), "p must be positive: a mode of p = 0 is never found."))
 
 

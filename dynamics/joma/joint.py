@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape
+from ..._checks import as_float
 from ..flow import Flow
 
 Attention = Literal["linear", "exp", "softmax"]
@@ -81,13 +81,9 @@ class Joint(Flow):
     ):
         check_attention(attention)
         self.x = as_float(x)
-        check_shape("x", self.x, ("samples", "tokens"))
         samples = self.x.shape[0]
         self.query = jnp.zeros(samples, int) if query is None else jnp.asarray(query)
-        check_shape("query", self.query, (samples,))
         self.g = g if callable(g) else as_float(g)
-        if not callable(g):
-            check_shape("g", as_float(g), (samples, "nodes"))
         self.eta_w, self.eta_z = as_float(eta_w), as_float(eta_z)
         self.temperature, self.normaliser = as_float(temperature), as_float(normaliser)
         self.attention, self.activation = attention, activation  # pyright: ignore[reportAttributeAccessIssue]
@@ -143,8 +139,6 @@ def invariants(
     Source: JoMA, Theorem 1; of softmax only what is exact.
     """
     check_attention(attention)
-    check_shape("v", v, ("tokens", "nodes"))
-    check_shape("z", z, ("queries", v.shape[0]))
     nodes = jnp.asarray(rate_ratio, v.dtype) * jnp.sum(v**2, axis=1)
     if attention == "linear":
         return jnp.sum(z**2, axis=0) - nodes
@@ -185,15 +179,11 @@ def predicted_logits(
     the exact conservation of `Σ_l z_l`.
     """
     check_attention(attention)
-    check_shape("v", v, ("tokens", "nodes"))
-    check_shape("v0", v0, v.shape)
-    check_shape("z0", z0, v.shape[:1])
     if (attention == "softmax") != (b_bar is not None):
         raise ValueError("b_bar must be given for softmax attention, and for no other.")
     grown = jnp.asarray(rate_ratio, v.dtype) * (jnp.sum(v**2, axis=1) - jnp.sum(v0**2, axis=1))
     if attention == "linear":
         return jnp.sign(z0) * jnp.sqrt(z0**2 + grown)
     if b_bar is not None:
-        check_shape("b_bar", b_bar, v.shape[:1])
         grown = grown - jnp.sum(grown) * b_bar
     return z0 + grown / (2 * jnp.asarray(temperature, z0.dtype))

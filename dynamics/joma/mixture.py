@@ -12,7 +12,7 @@ from jax.scipy.stats import norm as normal
 from jaxtyping import Array, ArrayLike, Float
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape
+from ..._checks import as_float
 from ..flow import Flow
 
 Activation = str | Callable[[Array], Array]
@@ -63,15 +63,11 @@ class Mixture(Flow):
     slope: Float[Array, ""] = eqx.field(converter=as_float, default=0.01, kw_only=True)
 
     def __check_init__(self):
-        check_shape("centres", self.centres, ("clusters", "tokens"))
-        check_shape("strength", self.strength, (self.centres.shape[0],))
-        check_shape("sigma", self.sigma, ())
         if isinstance(self.activation, str) and self.activation not in _KNOWN:
             raise ValueError(f"activation must be a smooth function or one of {_KNOWN}, got {self.activation!r}.")
 
     @checked
     def __call__(self, t: ArrayLike, y: MixtureState, args: Any = None) -> MixtureState:
-        check_shape("v", y.v, self.centres.shape[1:])
         square = jnp.sum(y.v**2)
         norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
         slope, curvature = self._moments(self.centres @ y.v + y.beta, norm)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape
+from ..._checks import as_float
 from ..flow import Flow
 from .decoder import Decoder
 from .flow import ScanSnap
@@ -81,8 +81,6 @@ class SymmetricAttention(Flow):
     eta_z: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
 
     def __check_init__(self):
-        check_shape("common", self.common, ("common",))
-        check_shape("distinct", self.distinct, ("distinct",))
         if self.classes < 2:
             raise ValueError(f"classes must be at least 2, got {self.classes}.")
         if self.outputs is not None and self.outputs <= self.classes:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape, concrete, require
+from ..._checks import as_float, concrete, require
 from ..flow import Flow
 
 
@@ -82,7 +82,6 @@ class ScanSnap(Flow):
         sums = xp.sum(xp.asarray(p), axis=1)
         p = require(p, xp.all(xp.abs(sums - 1) < 1e-5), f"each row of probability must sum to one, got {sums}.")
         self.query = jnp.asarray(np.zeros(classes, int) if query is None else query)
-        check_shape("query", self.query, (classes,))
         xp = np if concrete(self.query) else jnp
         numbers = xp.asarray(self.query)
         if queries is None:

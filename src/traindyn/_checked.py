@@ -39,7 +39,7 @@ def checked(target: Any) -> Any:
     those annotated as PyTrees, are passed on as they are.
     """
     if isinstance(target, type):
-        target.__init__ = checked(target.__init__)
+        target.__init__ = checked(_as_fields_say(target, target.__init__))
         return target
     signature = inspect.signature(target)
     checks: dict[str, Check] = {}
@@ -64,6 +64,15 @@ def checked(target: Any) -> Any:
         return target(*bound.args, **bound.kwargs)
 
     return call
+
+
+def _as_fields_say(cls: type, init: Callable) -> Callable:
+    """Equinox writes the converter's annotation, `Any`, into a constructor in place of the field's own."""
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    for field in fields:
+        if "converter" in field.metadata and init.__annotations__.get(field.name) is Any:
+            init.__annotations__[field.name] = field.type
+    return init
 
 
 def _bind_fields(module: Any, sizes: Sizes) -> None:
@@ -163,8 +172,8 @@ def _array(name: str, value: Any, sizes: Sizes, annotation: Any, *, scalars: boo
     """`value` as an array of this annotation; with `scalars` Python's numbers stay what they are, and weakly typed."""
     kinds = annotation.dtypes
     if "prng_key" in kinds or ("uint32" in kinds and len(kinds) == 1):
-        is_key = eqx.is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-        return value if is_key or isinstance(value, annotation) else _refuse(name, "a key, as jax.random.key(0)", value)
+        is_key = eqx.is_array(value) and (value.dtype == jnp.uint32 or jnp.issubdtype(value.dtype, jax.dtypes.prng_key))
+        return value if is_key else _refuse(name, "a key, as jax.random.key(0)", value)
     array = _of_kind(name, value, annotation)
     if annotation.array_type is np.ndarray and not isinstance(array, Tracer):
         array = np.asarray(array)

@@ -107,8 +107,8 @@ def test_predicted_logits_are_what_keeps_the_invariants(attention):
     options = {"temperature": 0.5} if attention == "exp" else {}
     z = joma.predicted_logits(attention, v, v0=y.v, z0=z0, rate_ratio=1.7, **options)
     joint = joma.Joint(x, jnp.ones((SAMPLES, NODES)), attention=attention, eta_w=0.5, eta_z=0.85, **options)
-    before = joint.invariants(joma.JointState(y.v, z0[None], y.beta))
-    after = joint.invariants(joma.JointState(v, z[None], y.beta))
+    before = joint.invariants(joma.JointState(y.v, z0[None], y.beta[:1]))
+    after = joint.invariants(joma.JointState(v, z[None], y.beta[:1]))
     np.testing.assert_allclose(after, before, rtol=1e-13, atol=1e-13)
     if attention == "linear":  # the squares leave the sign open
         np.testing.assert_array_equal(jnp.sign(z), jnp.sign(z0))

@@ -97,5 +97,5 @@ def test_quotient_is_the_inverse_times():
 
 
 def test_another_field_is_refused(as_users):
-    with pytest.raises(ValueError, match="must be 'reals' or 'complex', got 'rationals'"):
+    with pytest.raises(ValueError, match="over must be one of 'reals', 'complex', got 'rationals'"):
         irreps(groups.cyclic(3), over="rationals")
