@@ -1,20 +1,26 @@
 """The block that JoMA studies, and the synthetic token distributions it is trained on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
+from .._checked import checked
+from .._checks import as_float, check_range, check_shape, choice, concrete, describe, indices, real
+from ._arguments import check_sizes, context, floating, inside
+from ._attention import softmax_attention
 from .train import AnyKey
 
 _ATTENTIONS = ("linear", "exp", "softmax")
 _ACTIVATIONS = {"identity": lambda h: h, "relu": jax.nn.relu, "quadratic": jnp.square}
 
 
+@checked
 class JomaBlock(eqx.Module):
     """One block as JoMA sets it up: attention of a query over context tokens, and a hidden layer above it.
 
@@ -26,6 +32,9 @@ class JomaBlock(eqx.Module):
     a decoder of `None` gives `h` itself. **Fixed:** the embeddings `u_c` of the tokens, shape `(embed, tokens)`, and
     `u_q` of the queries, shape `(embed, queries)`. Fixed leaves have a gradient of zero; weight decay
     reaches them all the same, so give it the mask `trainable()`.
+
+    A context without tokens, `x = 0`, has no attention: `b = 0`. Softmax attention is over the tokens present, those
+    with `x > 0`; frequencies below zero are refused there, and inside `jit` count as absent.
 
     Source: JoMA (arXiv 2310.00535), section 3.
     """
@@ -50,10 +59,10 @@ class JomaBlock(eqx.Module):
         queries: int = 1,
         attention: str = "softmax",
         activation: str | Callable[[Array], Array] = "identity",
-        temperature: ArrayLike = 1.0,
-        normaliser: ArrayLike = 1.0,
+        temperature: Real[ArrayLike, ""] = 1.0,
+        normaliser: Real[ArrayLike, ""] = 1.0,
         embeddings: Float[Array, "embed tokens_and_queries"] | str | None = None,
-        init_scale: ArrayLike = 0.01,
+        init_scale: Real[ArrayLike, ""] = 0.01,
         train_decoder: bool = False,
         dtype: Any = None,
         key: AnyKey,
@@ -63,31 +72,29 @@ class JomaBlock(eqx.Module):
         `tokens + queries`, the columns of the queries last. With `"identity"` the rows of W are V and β themselves: the
         same flow and the same gradient descent in V as any orthonormal ones give, without their products.
 
-        **Raises** `ValueError` for sizes below one, an unknown attention or activation, or embeddings of another shape.
+        **Raises** `ValueError` for sizes below one, an unknown attention or activation, embeddings of another shape, a
+        temperature or normaliser that is not positive, and `train_decoder` without `classes`. Where the
+        formula above has no temperature or normaliser, it plays no part: one set of options serves all attentions.
         """
-        for name, size in {
-            "tokens": tokens,
-            "nodes": nodes,
-            "queries": queries,
-            "classes": 1 if classes is None else classes,
-        }.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
-        if attention not in _ATTENTIONS:
-            raise ValueError(f"attention must be one of {', '.join(_ATTENTIONS)}, got {attention!r}.")
-        if isinstance(activation, str) and activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be a function or one of {', '.join(_ACTIVATIONS)}, got {activation!r}.")
-        dtype = jnp.result_type(float) if dtype is None else dtype
+        check_sizes(tokens=tokens, nodes=nodes, queries=queries)
+        if classes is not None:
+            check_sizes(classes=classes)
+        elif train_decoder:
+            raise ValueError("train_decoder would be ignored: without classes there is no decoder.")
+        choice("attention", attention, _ATTENTIONS)
+        if isinstance(activation, str):
+            choice("activation", activation, tuple(_ACTIVATIONS))
+        real("temperature", temperature, (), above=0), real("normaliser", normaliser, (), above=0)
+        real("init_scale", init_scale, ())
+        dtype = floating(dtype)
         embed, self.u_c, self.u_q = tokens + queries, None, None
         if isinstance(embeddings, str):
-            if embeddings != "identity":
-                raise ValueError(f"embeddings must be an array, None or 'identity', got {embeddings!r}.")
+            choice("embeddings", embeddings, ("identity",))
         else:
             if embeddings is None:
                 key, embed_key = jax.random.split(key)
                 embeddings = jnp.linalg.qr(jax.random.normal(embed_key, (embed, embed), dtype))[0]
-            elif embeddings.ndim != 2 or embeddings.shape[1] != tokens + queries:
-                raise ValueError(f"embeddings must have shape (embed, {tokens + queries}), got {embeddings.shape}.")
+            check_shape("embeddings", embeddings, ("embed", tokens + queries))
             embeddings = jnp.asarray(embeddings, dtype)
             embed, self.u_c, self.u_q = embeddings.shape[0], embeddings[:, :tokens], embeddings[:, tokens:]
         # One draw for all: a random draw takes longer to compile than anything else here.
@@ -115,34 +122,42 @@ class JomaBlock(eqx.Module):
             return self.w[self.z.shape[1] :]
         return jax.lax.stop_gradient(self.u_q).T @ self.w
 
+    @checked
     def attend(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " tokens"]:
         """The attention `b` of `query` over token frequencies `x`. A context without tokens gets none."""
-        b = x * self._weights(query)
-        return b / _nonzero(jnp.sum(b)) if self.attention == "softmax" else b
+        self._check(x, query)
+        return self._attend(x, query)
 
+    @checked
     def hidden(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " nodes"]:
         """The hidden layer `h` for one context."""
+        self._check(x, query)
         # Wᵀ f = Vᵀ b + Wᵀ u_q: V is common to a batch, so that the embedding is multiplied once, not once a sample.
-        if self.z.shape[0] > 1:
-            return self.activation(self.attend(x, query) @ self.v + _row(self.beta, query))
+        if self.attention == "softmax" or self.z.shape[0] > 1:
+            return self.activation(self._attend(x, query) @ self.v + _row(self.beta, query))
         # So are the weights of a single query: they go to V instead of to each sample, and what is left is a product
         # with x, which lanes share. Training takes two large products instead of three small ones. With x on the
-        # right the lanes come out first, in the order in which they are stored: 0.6 of the time.
-        weights = self._weights(query)
-        h = (weights[:, None] * self.v).T @ x
-        h = h / _nonzero(x @ weights) if self.attention == "softmax" else h
+        # right the lanes come out first, in the order in which they are stored: 0.6 of the time. Softmax can't: its
+        # weights depend on which tokens a sample has.
+        h = (self._weights(query)[:, None] * self.v).T @ x
         return self.activation(h + _row(self.beta, query))
 
+    def _check(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""]) -> None:
+        context(x, query, self.z, counts=self.attention == "softmax")
+
+    def _attend(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""]) -> Float[Array, " tokens"]:
+        if self.attention == "softmax":
+            return softmax_attention(_row(self.z, query) / jax.lax.stop_gradient(self.temperature), x)
+        return x * self._weights(query)
+
     def _weights(self, query: Int[ArrayLike, ""]) -> Float[Array, " tokens"]:
-        """By what each token's frequency is multiplied, for softmax up to a factor."""
+        """By what each token's frequency is multiplied in linear and exponential attention."""
         z = _row(self.z, query)
         if self.attention == "linear":
             return z
-        z = z / jax.lax.stop_gradient(self.temperature)
-        if self.attention == "exp":
-            return jnp.exp(z) / jax.lax.stop_gradient(self.normaliser)
-        return jnp.exp(z - jax.lax.stop_gradient(jnp.max(z)))
+        return jnp.exp(z / jax.lax.stop_gradient(self.temperature)) / jax.lax.stop_gradient(self.normaliser)
 
+    @checked
     def __call__(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " classes"]:
         """The output for one context: token frequencies `x`, shape `(tokens,)`, and the number of the query."""
         h = self.hidden(x, query)
@@ -158,9 +173,11 @@ class JomaBlock(eqx.Module):
             mask = eqx.tree_at(lambda m: m.decoder, mask, self.train_decoder)
         return mask
 
-    def rates(self, *, eta_w: ArrayLike = 1.0, eta_z: ArrayLike = 1.0) -> "JomaBlock":
+    @checked
+    def rates(self, *, eta_w: Real[ArrayLike, ""] = 1.0, eta_z: Real[ArrayLike, ""] = 1.0) -> "JomaBlock":
         """The same module with the learning-rate multiplier of each leaf, as `GradientFlow(loss, rates)` takes it:
         `eta_z` for the logits, `eta_w` for the rest of what is trained, zero for what is fixed."""
+        real("eta_w", eta_w, (), least=0), real("eta_z", eta_z, (), least=0)
         rates = jax.tree.map(lambda trained: eta_w if trained else 0.0, self.trainable())
         return eqx.tree_at(lambda m: m.z, rates, eta_z)
 
@@ -168,10 +185,6 @@ class JomaBlock(eqx.Module):
 def _row(table: Float[Array, "queries n"], query: Int[ArrayLike, ""]) -> Float[Array, " n"]:
     """`table[query]`. For a batch that is a gather, and its gradient a scatter: dear, and idle with a single query."""
     return table[0] if table.shape[0] == 1 else table[query]
-
-
-def _nonzero(total: Float[Array, ""]) -> Float[Array, ""]:
-    return jnp.where(total > 0, total, 1.0)
 
 
 class Contexts(NamedTuple):
@@ -182,31 +195,58 @@ class Contexts(NamedTuple):
     query: Int[Array, " samples"]
 
 
+@checked
 def cross_entropy(model: Callable[[Array, Array], Array], batch: Contexts) -> Float[Array, ""]:
-    """Mean cross-entropy of `model(x, query)` against the labels, in nats: of the block, or any network of contexts."""
+    """Mean cross-entropy of `model(x, query)` against the labels, in nats: of the block, or any network of contexts.
+
+    **Raises** `ValueError` for labels that the model has no output for, and for queries that it has no logits `z` of.
+    Inside `jit` such a label makes it NaN, and such a query is taken for the nearest there is.
+    """
+    z = getattr(model, "z", None)
+    if z is not None and jnp.ndim(z) == 2:
+        indices("batch.query", batch.query, z.shape[0])
     logits = jax.vmap(model)(batch.x, batch.query)
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.label))
+    indices("batch.label", batch.label, logits.shape[-1])
+    label = inside(batch.label, logits.shape[-1])
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
 
 
-def stationary_loss(
-    model: JomaBlock, batch: tuple[Float[Array, "samples tokens"], Float[Array, "samples nodes"]]
-) -> Float[Array, ""]:
-    """`−E[Σ_k g_k h_k]` on `(x, g)`: the loss whose back-propagated gradient is g at all times (Assumption 1)."""
-    x, g = batch
+@checked
+def stationary_loss(model: JomaBlock, batch: Sequence[Any]) -> Float[Array, ""]:
+    """`−E[Σ_k g_k h_k]` on `(x, g)`, shapes `(samples, tokens)` and `(samples, nodes)`: the loss whose back-propagated
+    gradient is g at all times (Assumption 1)."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"batch must be a pair (x, g), got {describe(batch)}.")
+    x, g = as_float(batch[0], "x"), as_float(batch[1], "g")
+    check_shape("x", x, ("samples", model.z.shape[1]))
+    check_shape("g", g, (x.shape[0], model.w.shape[1]))
     return -jnp.mean(jnp.sum(g * jax.vmap(model.hidden)(x), axis=1))
 
 
+@checked
 def minibatch(data: Any, size: int) -> Callable[[AnyKey], Any]:
-    """A sampler for `train`: `size` samples of `data`, arrays of a common leading axis, drawn with replacement."""
-    total = jax.tree.leaves(data)[0].shape[0]
+    """A sampler for `train`: `size` samples of `data`, arrays of a common leading axis, drawn with replacement.
+
+    **Raises** `ValueError` for arrays of unlike lengths or without samples.
+    """
+    check_sizes(size=size)
+    lengths = {}
+    for path, leaf in jax.tree.leaves_with_path(data):
+        if not eqx.is_array(leaf) or not leaf.ndim:
+            raise ValueError(f"data{jax.tree_util.keystr(path)} must be an array of samples, got {describe(leaf)}.")
+        lengths[f"data{jax.tree_util.keystr(path)}"] = leaf.shape[0]
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"data must be arrays of one common length of at least 1, got {lengths}.")
+    total = next(iter(lengths.values()))
 
     def draw(key):
         rows = jax.random.randint(key, (size,), 0, total)
-        return jax.tree.map(lambda x: x[rows], data)
+        return jax.tree.map(lambda x: jnp.asarray(x)[rows], data)
 
     return draw
 
 
+@checked
 def class_tokens(
     kind: Literal["gaussian", "random"],
     tokens: int = 20,
@@ -220,9 +260,8 @@ def class_tokens(
     Common tokens come with frequencies drawn from U(0, ½). Distinct tokens with `exp(−(l − i/2)²/30)` for class `i`
     (`"gaussian"`) or also from U(0, ½) (`"random"`). Each sample is normalised to sum to one.
     """
-    if kind not in ("gaussian", "random"):
-        raise ValueError(f"kind must be gaussian or random, got {kind!r}.")
-    dtype = jnp.result_type(float) if dtype is None else dtype
+    check_sizes(tokens=tokens, classes=classes)
+    dtype = floating(dtype)
     x = jax.random.uniform(key, (classes, tokens), dtype, 0, 0.5)
     if kind == "gaussian":
         distinct = tokens // 2
@@ -231,16 +270,29 @@ def class_tokens(
     return Contexts(x / jnp.sum(x, axis=1, keepdims=True), jnp.arange(classes), jnp.zeros(classes, int))
 
 
+@checked
 class ClassMixture(eqx.Module):
     """A sampler of contexts: a class, then `length` tokens drawn from that class's distribution, and their frequencies.
 
-    `probability`, shape `(classes, tokens)`: how each class draws its tokens.
+    `probability`, shape `(classes, tokens)`: how each class draws its tokens, each row up to a factor.
+
+    **Raises** `ValueError` for negative or non-finite probabilities, and for a row of zeros.
     """
 
     probability: Float[Array, "classes tokens"]
     length: int = eqx.field(static=True, default=16)
     batch: int = eqx.field(static=True, default=64)
 
+    def __check_init__(self):
+        check_sizes(length=self.length, batch=self.batch)
+        check_shape("probability", self.probability, ("classes", "tokens"))
+        if concrete(self.probability):
+            check_range("probability", self.probability, least=0)
+            total = np.sum(np.asarray(self.probability), axis=1)
+            if not np.all(total > 0):
+                raise ValueError(f"probability must leave each class a token, got zeros in row {np.argmin(total)}.")
+
+    @checked
     def __call__(self, key: AnyKey) -> Contexts:
         class_key, token_key = jax.random.split(key)
         classes, tokens = self.probability.shape
@@ -251,10 +303,13 @@ class ClassMixture(eqx.Module):
         return Contexts(counts.astype(self.probability.dtype) / self.length, label, jnp.zeros(self.batch, int))
 
 
+@checked
 def gaussian_clusters(
-    centres: Float[Array, "clusters tokens"], sigma: ArrayLike, samples: int, *, key: AnyKey
+    centres: Float[Array, "clusters tokens"], sigma: Real[ArrayLike, ""], samples: int, *, key: AnyKey
 ) -> tuple[Float[Array, "samples_in_all tokens"], Int[Array, " samples_in_all"]]:
     """`samples` draws from each cluster `N(x̄_c, σ² I)`, and the number of their cluster."""
+    check_sizes(samples=samples)
+    real("sigma", sigma, (), least=0)
     clusters, tokens = centres.shape
     noise = jax.random.normal(key, (clusters, samples, tokens), centres.dtype)
     x = centres[:, None] + jnp.asarray(sigma, centres.dtype) * noise

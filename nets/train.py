@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
 from tqdm import tqdm
+
+from .._checked import checked
+from .._checks import check_callable, concrete, describe
+from ._arguments import schedule
+from ._update import scalar, update
 
 Batch = PyTree
 AnyKey = Key[Array, ""] | UInt32[Array, "2"]
@@ -40,6 +46,7 @@ class _Carry(NamedTuple):
     diverged_at: Int[Array, ""]
 
 
+@checked
 def train(
     model: Any,
     loss: Callable[[Any, Batch], Float[Array, ""]],
@@ -62,10 +69,11 @@ def train(
 
     In flow time, step `n` of gradient descent stands at `t = learning_rate × n`.
 
-    **Arguments:** `model`, any PyTree, of which the floating-point arrays are trained; `data`, either a sampler
-    `(key) -> batch`, drawn anew inside the scan at each step, or a fixed PyTree of arrays, used whole at each step.
+    **Arguments:** `model`, any PyTree, of which the floating-point arrays are trained, complex ones too; `data`, either
+    a sampler `(key) -> batch`, drawn anew inside the scan at each step, or a fixed PyTree of arrays, used whole at each
+    step; `optimiser`, from optax or like it: line searches and others that need the loss itself get it.
 
-    - `key`: for the sampler, which needs one. Step `n` draws with `jax.random.fold_in(key, n)`.
+    - `key`: for the sampler, which needs one; fixed data take none. Step `n` draws with `jax.random.fold_in(key, n)`.
     - `trainable`: `True` at the leaves to train, `False` at those to keep, or any tree prefix of that, as in
       `trainable=block.trainable()`. What is kept has no gradient, state or decay, and lanes share it under `vmap`.
     - `observe`: maps the model to any PyTree of arrays, recorded at the steps `0, every, 2·every, …`.
@@ -74,22 +82,15 @@ def train(
 
     The caller's arrays stay valid: the loop works on a copy of its own, whose buffers it donates.
 
-    **Raises** `ValueError` for bad arguments. A loss that is not finite stops the run there: `diverged_at` has the
-    step, a warning names it, and what was recorded before is kept.
+    **Raises** `ValueError` for bad arguments, and for labels or tokens of fixed data that the loss refuses. A loss that
+    is not finite stops the run there: `diverged_at` has the step, a warning names it, with the reason where the loss
+    refuses the batch, and what was recorded before is kept.
     """
-    every = max(steps, 1) if every is None else every
-    if steps < 0 or every < 1:
-        raise ValueError(f"steps must be at least 0 and every at least 1, got steps={steps}, every={every}.")
-    if callable(data) and key is None:
-        raise ValueError("key must be given: data is a sampler, which draws with it.")
-    chosen, kept = eqx.partition(model, trainable)
-    params, static = eqx.partition(chosen, eqx.is_inexact_array)
-    static = eqx.combine(static, kept)
-    if not jax.tree.leaves(params):
-        raise ValueError("model must hold at least one floating-point array, got none to train.")
-    for path, leaf in jax.tree.leaves_with_path(data if not callable(data) else None):
-        if not eqx.is_array_like(leaf):
-            raise ValueError(f"data{jax.tree_util.keystr(path)} must be an array, got {leaf!r}.")
+    steps, every = schedule(steps, every)
+    params, static = _parted(model, trainable)
+    _check_data(data, key)
+    if not callable(data) and concrete(data) and any(map(_is_integer, jax.tree.leaves(data))):
+        _trial(loss, params, static, data)
 
     loop = _Loop(static, loss, data, optimiser, key, observe, every)
     zero = jnp.zeros((), int)
@@ -109,11 +110,63 @@ def train(
             carry, observed = _all(loop, carry, records, rest)
     if not isinstance(carry.diverged_at, Tracer) and carry.diverged_at >= 0:
         warnings.warn(
-            f"The loss became non-finite at step {int(carry.diverged_at)} of {steps}; later records are NaN.",
+            f"The loss became non-finite at step {int(carry.diverged_at)} of {steps}; later records are NaN."
+            f"{_reason(loop, carry)}",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,  # above the wrapper that checks arguments
         )
     return Run(eqx.combine(carry.params, static), every * jnp.arange(records + 1), observed, carry.diverged_at)
+
+
+def _parted(model: Any, trainable: PyTree) -> tuple[PyTree, PyTree]:
+    """What is trained of a model, and the rest of it."""
+    for leaf in [None] if trainable is None else jax.tree.leaves(trainable):
+        if not isinstance(leaf, bool | np.bool_):
+            raise ValueError(f"trainable must be True, False or a tree of them, got {describe(leaf)}.")
+    try:
+        chosen, kept = eqx.partition(model, trainable)
+    except ValueError as error:
+        raise ValueError(f"trainable must be a tree prefix of model, got another tree: {error}") from error
+    params, static = eqx.partition(chosen, eqx.is_inexact_array)
+    if not jax.tree.leaves(params):
+        raise ValueError("model must hold at least one floating-point array, got none to train.")
+    return params, eqx.combine(static, kept)
+
+
+def _check_data(data: Any, key: AnyKey | None) -> None:
+    if callable(data):
+        check_callable("data", data)
+        if key is None:
+            raise ValueError("key must be given: data is a sampler, which draws with it.")
+        return
+    if key is not None:
+        raise ValueError("key would be ignored: data is fixed, so that nothing is drawn.")
+    for path, leaf in jax.tree.leaves_with_path(data):
+        if not eqx.is_array_like(leaf):
+            raise ValueError(f"data{jax.tree_util.keystr(path)} must be an array, got {leaf!r}.")
+
+
+def _is_integer(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.integer)
+
+
+def _trial(loss: Callable, params: PyTree, static: PyTree, batch: Batch) -> None:
+    """Traces the loss with a batch whose values are known: so its checks of labels and tokens see them. Inside the
+    compiled loop they can't. Nothing is computed."""
+    jax.eval_shape(lambda p: scalar(loss(eqx.combine(p, static), batch)), params)
+
+
+def _reason(loop: "_Loop", carry: _Carry) -> str:
+    """Why the loss was not finite, if the batch of that step is one that the loss refuses."""
+    batch = loop.data
+    if callable(batch):
+        assert loop.key is not None
+        batch = batch(jax.random.fold_in(loop.key, carry.diverged_at))
+    try:
+        _trial(loop.loss, carry.params, loop.static, batch)
+    except ValueError as error:
+        return f" The loss refuses its batch: {error}"
+    return ""
 
 
 class _Loop(eqx.Module):
@@ -132,10 +185,8 @@ class _Loop(eqx.Module):
 
     def update(self, carry: _Carry, key: AnyKey | None) -> _Carry:
         batch = self.data(key) if callable(self.data) else self.data
-        value, grads = eqx.filter_value_and_grad(lambda p: self.loss(eqx.combine(p, self.static), batch))(carry.params)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes inside, whatever the caller's mode
-            updates, state = self.optimiser.update(grads, carry.state, carry.params)
-            new = optax.apply_updates(carry.params, updates)
+        objective = lambda p: self.loss(eqx.combine(p, self.static), batch)
+        value, _, new, state = update(self.optimiser, objective, carry.params, carry.state)
         ok = (carry.diverged_at < 0) & jnp.isfinite(value)
         keep = lambda new, old: jnp.where(ok, new, old) if eqx.is_array(new) else new
         params = jax.tree.map(keep, new, carry.params)

@@ -130,7 +130,7 @@ def test_stationary_loss_sends_back_g(key):
 
 
 def test_unknown_embeddings_are_refused(key):
-    with pytest.raises(ValueError, match="embeddings must be an array, None or 'identity', got 'unit'"):
+    with pytest.raises(ValueError, match="embeddings must be one of 'identity', got 'unit'"):
         _block(key, embeddings="unit")
 
 
@@ -183,14 +183,17 @@ def test_gaussian_clusters_have_their_centres_and_width(key):
 @pytest.mark.parametrize(
     ("options", "message"),
     (
-        ({"attention": "sparse"}, "attention must be one of linear, exp, softmax, got 'sparse'"),
-        ({"activation": "swish"}, "activation must be a function or one of .*, got 'swish'"),
-        ({"tokens": 0}, "tokens must be at least 1, got 0"),
-        ({"nodes": -1}, "nodes must be at least 1, got -1"),
-        ({"queries": 0}, "queries must be at least 1, got 0"),
-        ({"classes": 0}, "classes must be at least 1, got 0"),
+        ({"attention": "sparse"}, "attention must be one of 'linear', 'exp', 'softmax', got 'sparse'"),
+        ({"activation": "swish"}, "activation must be one of .*, got 'swish'"),
+        ({"tokens": 0}, "tokens must be an integer of at least 1, got 0"),
+        ({"nodes": -1}, "nodes must be an integer of at least 1, got -1"),
+        ({"queries": 0}, "queries must be an integer of at least 1, got 0"),
+        ({"classes": 0}, "classes must be an integer of at least 1, got 0"),
         ({"embeddings": jnp.ones((9, 4))}, r"embeddings must have shape \(embed, 6\), got \(9, 4\)"),
-        ({"embeddings": jnp.ones(6)}, r"embeddings must have shape \(embed, 6\), got \(6,\)"),
+        ({"embeddings": jnp.ones(6)}, r"embeddings must have shape \(embed, tokens_and_queries\), got \(6,\)"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"train_decoder": True}, "train_decoder would be ignored"),
+        ({"dtype": int}, "dtype must be a floating-point dtype"),
     ),
 )
 @pytest.mark.usefixtures("as_users")
@@ -200,5 +203,77 @@ def test_bad_arguments_of_a_block_are_refused(key, options, message):
 
 
 def test_unknown_kind_of_class_tokens_is_refused(key, as_users):
-    with pytest.raises(ValueError, match="kind must be gaussian or random, got 'uniform'"):
+    with pytest.raises(ValueError, match="kind must be one of 'gaussian', 'random', got 'uniform'"):
         joma.class_tokens("uniform", key=key)
+
+
+# Tokens that are absent, and data out of range
+
+
+@pytest.mark.parametrize("queries", (1, 2))
+@pytest.mark.parametrize(
+    ("z", "temperature", "dtype"),
+    (
+        ((0.0, 0.0, 120.0), 1.0, jnp.float32),
+        ((0.0, 0.0, 1.04), 0.01, jnp.float32),
+        ((0.0, 0.0, 800.0), 1.0, jnp.float64),
+    ),
+)
+def test_softmax_is_over_the_tokens_present_whatever_the_logits_of_others(key, z, temperature, dtype, queries):
+    options = {"temperature": temperature, "classes": 2, "queries": queries, "dtype": dtype}
+    block = joma.JomaBlock(3, 2, **options, key=key)
+    block = eqx.tree_at(lambda b: b.z, block, jnp.tile(jnp.asarray(z, dtype), (queries, 1)))
+    x = jnp.array([0.5, 0.5, 0.0], dtype)
+    np.testing.assert_array_equal(block.attend(x), [0.5, 0.5, 0.0])
+    hidden = jnp.asarray([0.5, 0.5, 0.0], dtype) @ block.v + block.beta[0]
+    np.testing.assert_allclose(block.hidden(x), hidden, rtol=1e-6)
+    # It goes on learning: ∂b₀/∂z₀ = b₀ (1 − b₀)/T.
+    slope = jax.jacobian(lambda m: m.attend(x))(block).z[:, 0]
+    np.testing.assert_allclose(slope[0, 0], 0.25 / temperature, rtol=1e-6)
+
+
+@pytest.mark.parametrize("queries", (1, 2))
+@pytest.mark.parametrize("attention", ("linear", "exp", "softmax"))
+def test_context_without_tokens_has_no_attention_and_a_finite_loss_and_gradient(key, attention, queries):
+    block = joma.JomaBlock(3, 2, classes=2, attention=attention, queries=queries, key=key)
+    np.testing.assert_array_equal(block.attend(jnp.zeros(3)), 0)
+    batch = joma.Contexts(jnp.array([[0.2, 0.8, 0.0], [0, 0, 0]]), jnp.array([0, 1]), jnp.zeros(2, int))
+    value, slope = eqx.filter_value_and_grad(joma.cross_entropy)(block, batch)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, slope)))
+
+
+def test_labels_out_of_range_are_nan_inside_jit(key):
+    block = joma.JomaBlock(3, 2, classes=2, key=key)
+    loss = jax.jit(
+        lambda label: joma.cross_entropy(block, joma.Contexts(jnp.ones((1, 3)) / 3, label, jnp.zeros(1, int)))
+    )
+    assert jnp.isfinite(loss(jnp.array([1])))
+    for label in (-1, 2, 9):
+        assert jnp.isnan(loss(jnp.array([label])))
+
+
+def _contexts(**changes):
+    return joma.Contexts(jnp.ones((2, 4)) / 4, jnp.array([0, 1]), jnp.array([0, 1]))._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    (
+        (lambda b: joma.cross_entropy(b, _contexts(label=jnp.array([0, -1]))), "label must lie from 0 to 2, got -1"),
+        (lambda b: joma.cross_entropy(b, _contexts(query=jnp.array([0, 5]))), "query must lie from 0 to 1, got 5"),
+        (lambda b: b(jnp.ones(4) / 4, 5), "query must lie from 0 to 1, got 5"),
+        (lambda b: b.attend(jnp.ones(1)), r"x must have shape \(4,\), got \(1,\)"),
+        (lambda b: b.attend(-jnp.ones(4)), "x must be frequencies"),
+        (lambda b: joma.stationary_loss(b, (jnp.ones((2, 4)), jnp.ones((2, 1)))), r"g must have shape \(2, 3\)"),
+        (lambda b: joma.minibatch((jnp.arange(8.0), jnp.arange(2.0)), 6), "data must be arrays of one common length"),
+        (lambda b: joma.minibatch({}, 6), "data must be arrays of one common length"),
+        (lambda b: joma.ClassMixture(jnp.zeros((2, 3))), "probability must leave each class a token"),
+        (lambda b: joma.ClassMixture(jnp.array([[1.5, -0.5]])), "probability must be at least 0, got -0.5"),
+        (lambda b: joma.ClassMixture(jnp.array([[jnp.nan, 0.5]])), "probability must be at least 0, got nan"),
+        (lambda b: joma.class_tokens("random", 0, key=jax.random.key(0)), "tokens must be an integer of at least 1"),
+    ),
+)
+@pytest.mark.usefixtures("as_users")
+def test_data_out_of_range_are_refused(key, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(joma.JomaBlock(4, 3, classes=3, queries=2, key=key))

@@ -92,7 +92,8 @@ def test_progress_gives_the_same_run(key, capfd):
 @pytest.mark.parametrize("data", (DATA, _draw), ids=("fixed", "sampler"))
 def test_batch_of_rates_seeds_and_models_is_as_its_runs_one_by_one(data):
     def run(rate, seed, shift):
-        return train(_model(shift), _loss, data, optax.sgd(rate), 5, key=seed, observe=lambda m: m["w"], every=2)
+        drawn = {"key": seed} if callable(data) else {}
+        return train(_model(shift), _loss, data, optax.sgd(rate), 5, observe=lambda m: m["w"], every=2, **drawn)
 
     rates, shifts = jnp.array([0.3, 0.1, 0.02]), jnp.array([0.0, 0.5, -1.0])
     seeds = jax.random.split(jax.random.key(1), 3)
@@ -242,9 +243,21 @@ def test_trainable_may_be_a_tree_prefix():
 @pytest.mark.parametrize(
     ("changes", "message"),
     (
-        ({"steps": -1}, "steps must be at least 0"),
-        ({"every": 0}, "every at least 1, got steps=3, every=0"),
+        ({"steps": -1}, "steps must be an integer of at least 0, got -1"),
+        ({"steps": 2.5}, "steps must be an integer, got 2.5"),
+        ({"every": 0}, "every must be an integer of at least 1, got 0"),
+        ({"every": 1.5}, "every must be an integer, got 1.5"),
         ({"data": _draw}, "key must be given: data is a sampler"),
+        ({"key": jax.random.key(0)}, "key would be ignored: data is fixed"),
+        ({"data": _draw, "key": 0}, "key must be a key"),
+        ({"optimiser": 0.1}, "optimiser must be a GradientTransformation, got 0.1"),
+        ({"optimiser": optax.sgd}, "optimiser must be a GradientTransformation, got <function sgd"),
+        ({"loss": lambda m, b: m["w"]}, "loss must return one real number"),
+        ({"loss": lambda m, b: None}, "loss must return one real number, got None"),
+        ({"loss": lambda m, b: jnp.sum(m["w"].astype(complex))}, "loss must return one real number"),
+        ({"trainable": "yes"}, "trainable must be True, False or a tree of them, got 'yes'"),
+        ({"trainable": {"v": True}}, "trainable must be a tree prefix of model"),
+        ({"trainable": False}, "model must hold at least one"),
         ({"data": {"x": "word"}}, r"data\['x'\] must be an array, got 'word'"),
         ({"model": {"n": jnp.arange(3)}}, "model must hold at least one floating-point array"),
     ),
@@ -261,3 +274,84 @@ def test_loss_that_is_never_finite_stops_at_step_zero():
         run = train(_model(), lambda m, _: jnp.sum(m["w"]) * jnp.nan, None, optax.sgd(0.1), 3)
     assert run.diverged_at == 0
     _assert_same(run.model, _model(), rtol=0)
+
+
+# Labels
+
+
+@pytest.mark.parametrize("label", (9, -1))
+@pytest.mark.usefixtures("as_users")
+def test_labels_that_the_model_does_not_have_are_refused_at_the_door_and_named_after_a_sampler(key, label):
+    block = joma.JomaBlock(4, 3, classes=3, key=key)
+    data = joma.Contexts(jnp.ones((2, 4)) / 4, jnp.array([0, label]), jnp.zeros(2, int))
+    with pytest.raises(ValueError, match=f"label must lie from 0 to 2, got {label}"):
+        train(block, joma.cross_entropy, data, optax.sgd(0.1), 3)
+    with pytest.warns(RuntimeWarning, match=f"step 0 of 3.*label must lie from 0 to 2, got {label}"):
+        train(block, joma.cross_entropy, joma.minibatch(data, 20), optax.sgd(0.1), 3, key=key)
+
+
+# Optimisers that need more than gradients, and complex parameters
+
+
+CURVATURE = jnp.array([1.0, 4.0])
+
+
+def _bowl(model, _):
+    return jnp.sum(CURVATURE * (model - jnp.array([1.0, -2.0])) ** 2) / 2
+
+
+DEMANDING = {
+    "lbfgs": optax.lbfgs(),
+    "lbfgs, fixed rate": optax.lbfgs(0.3, linesearch=None),
+    "backtracking": optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20)),
+    "backtracking that stores": optax.chain(
+        optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20, store_grad=True)
+    ),
+    "zoom": optax.chain(optax.sgd(1.0), optax.scale_by_zoom_linesearch(20)),
+    "polyak_sgd": optax.polyak_sgd(),
+    "reduce_on_plateau": optax.chain(optax.adam(0.2), optax.contrib.reduce_on_plateau(patience=20)),
+    "momo": optax.contrib.momo(0.2),
+    "momo_adam": optax.contrib.momo_adam(0.2),
+    "sophia": optax.contrib.sophia(0.2),
+    "sam": optax.contrib.sam(optax.sgd(0.2), optax.sgd(0.01), sync_period=2),
+    "opaque sam": optax.contrib.sam(optax.sgd(0.2), optax.sgd(0.01), sync_period=2, opaque_mode=True),
+    "partition": optax.partition({"a": optax.polyak_sgd()}, "a"),
+    "inject_hyperparams": optax.inject_hyperparams(optax.polyak_sgd)(max_learning_rate=0.4),
+    "MultiSteps": optax.MultiSteps(optax.polyak_sgd(), 2).gradient_transformation(),
+}
+
+
+@pytest.mark.parametrize("name", DEMANDING)
+def test_optimisers_that_need_more_than_gradients_train(name):
+    run = train(jnp.zeros(2), _bowl, None, DEMANDING[name], 100)
+    assert run.diverged_at == -1
+    assert _bowl(run.model, None) < 0.1 * _bowl(jnp.zeros(2), None)
+
+
+def test_optimiser_that_asks_for_no_more_costs_no_more():
+    def forward_passes(optimiser):
+        program = jax.jit(lambda m: train(m, lambda m, _: jnp.sum(jnp.tanh(m)), None, optimiser, 5).model)
+        return program.lower(jnp.ones(3)).compile().as_text().count(" tanh(")
+
+    assert forward_passes(optax.sgd(0.1)) == forward_passes(optax.adam(0.1)) == 1
+    assert forward_passes(optax.lbfgs()) > 1
+
+
+def test_complex_parameters_descend_as_their_two_real_numbers():
+    target = jnp.array([1.0 + 2.0j, -0.5j])
+    loss = lambda m, _: jnp.sum(jnp.abs(m["z"] - target) ** 2) + (m["x"] - 3) ** 2
+    of_reals = lambda m, _: loss({"z": jax.lax.complex(m["re"], m["im"]), "x": m["x"]}, None)
+    start, zero = {"z": jnp.zeros(2, complex), "x": jnp.array(0.0)}, jnp.zeros(2)
+    for optimiser in (optax.sgd(0.1), optax.sgd(0.05, momentum=0.9), optax.lbfgs()):
+        end = train(start, loss, None, optimiser, 7).model
+        real = train({"re": zero, "im": zero, "x": jnp.array(0.0)}, of_reals, None, optimiser, 7).model
+        np.testing.assert_allclose(
+            end["z"], np.asarray(real["re"]) + 1j * np.asarray(real["im"]), rtol=1e-12, atol=1e-14
+        )
+        assert end["x"] == pytest.approx(float(real["x"]), rel=1e-12)
+    np.testing.assert_allclose(end["z"], target, rtol=1e-8)
+
+
+def test_complex_number_reaches_its_target():
+    run = train(jnp.zeros((), complex), lambda z, _: jnp.abs(z - 2j) ** 2 / 2, None, optax.sgd(0.1), 15)
+    np.testing.assert_allclose(run.model, 2j * (1 - 0.9**15), rtol=1e-14)  # 1.588i; uphill it would be −6.4i
