@@ -78,7 +78,7 @@ def test_a_folder_that_can_be_written_is_left_as_it_is(tmp_path: Path):
 def test_a_read_only_disk():
     if not Path("/sys/kernel").is_dir():
         pytest.skip("no /sys here")
-    with pytest.raises(ValueError, match="^out must be a folder that can be written"):
+    with pytest.raises(ValueError, match=r"^out must be a folder that can be written"):
         files.check_writable(Path("/sys/kernel/traindyn"))
 
 
