@@ -1,25 +1,20 @@
 """Theorem 1 of JoMA: the joint flow of hidden nodes and attention logits, its invariants, and what they predict."""
 
+import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from ..._checked import checked
-from ..._checks import as_float
+from ..._checks import check_shape, concrete, indices, or_nan, real
 from ..flow import Flow
 
 Attention = Literal["linear", "exp", "softmax"]
-
-
-@checked
-def check_attention(attention: str) -> None:
-    """Raises `ValueError` for an attention that JoMA does not define."""
-    if attention not in get_args(Attention):
-        raise ValueError(f"attention must be one of {', '.join(get_args(Attention))}, got {attention!r}.")
 
 
 class JointState(NamedTuple):
@@ -44,16 +39,22 @@ class Joint(Flow):
     **Fields:** `x`, shape `(samples, tokens)`, the token frequencies; `query`, shape `(samples,)`, each sample's query
     (by default one query for all); `g`, either an array of shape `(samples, nodes)`, which stays as it is (the
     paper's Assumption 1), or a function from `h` to such an array (`jax.tree_util.Partial`, to keep data as leaves);
-    `activation` φ; `attention`; learning rates `eta_w`, `eta_z`; `temperature` T; the constant `normaliser` A.
+    `activation` φ; `attention`; learning rates `eta_w`, `eta_z`; `temperature` T; the constant `normaliser` A. Where
+    the formula above has no T or A, the one given plays no part, so that one set of options serves all attentions.
+    `queries`, how many rows the state must have at least: by default what `query` asks for.
 
     **State:** a `JointState`.
+
+    **Raises** `ValueError` for frequencies that are negative, a temperature or normaliser that is not positive, a
+    negative learning rate, a query below zero, and a state that does not fit. Inside `jit` only shapes are checked.
 
     **What must happen:** `invariants` stays constant, with exponential and linear attention for every activation, loss
     and data, with several queries too, and with any learning rates. With exponential attention and `g` that stays as
     it is, the solution blows up in finite time.
 
     Source: JoMA (arXiv 2310.00535), section 3 and Theorem 1; the learning rates, several queries and the temperature
-    are consequences of the same derivation.
+    are consequences of the same derivation. A token that a sample lacks gets no attention, however large its logit; a
+    sample without tokens gives none to any.
     """
 
     x: Float[Array, "samples tokens"]
@@ -65,6 +66,7 @@ class Joint(Flow):
     normaliser: Float[Array, ""]
     attention: Attention = eqx.field(static=True)
     activation: Callable[[Array], Array] = eqx.field(static=True)
+    queries: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -72,28 +74,31 @@ class Joint(Flow):
         g: Float[ArrayLike, "samples nodes"] | Callable[[Array], Array],
         *,
         query: Int[ArrayLike, " samples"] | None = None,
-        attention: str = "exp",
+        attention: Attention = "exp",
         activation: Callable[[Array], Array] = lambda h: h,
-        eta_w: ArrayLike = 1.0,
-        eta_z: ArrayLike = 1.0,
-        temperature: ArrayLike = 1.0,
-        normaliser: ArrayLike = 1.0,
+        eta_w: Real[ArrayLike, ""] = 1.0,
+        eta_z: Real[ArrayLike, ""] = 1.0,
+        temperature: Real[ArrayLike, ""] = 1.0,
+        normaliser: Real[ArrayLike, ""] = 1.0,
+        queries: int | None = None,
     ):
-        check_attention(attention)
-        self.x = as_float(x)
-        samples = self.x.shape[0]
-        self.query = jnp.zeros(samples, int) if query is None else jnp.asarray(query)
-        self.g = g if callable(g) else as_float(g)
-        self.eta_w, self.eta_z = as_float(eta_w), as_float(eta_z)
-        self.temperature, self.normaliser = as_float(temperature), as_float(normaliser)
-        self.attention, self.activation = attention, activation  # pyright: ignore[reportAttributeAccessIssue]
+        self.x = real("x", x, least=0)
+        self.query = jnp.zeros(len(self.x), int) if query is None else indices("query", query, queries or 2**31)
+        known = len(self.x) > 0 and concrete(self.query)
+        self.queries = queries or (int(np.max(self.query)) + 1 if known else 0)
+        self.g = g if callable(g) else real("g", g)
+        self.eta_w, self.eta_z = real("eta_w", eta_w, least=0), real("eta_z", eta_z, least=0)
+        self.temperature = real("temperature", temperature, above=0)
+        self.normaliser = real("normaliser", normaliser, above=0)
+        self.attention, self.activation = attention, activation
 
     @checked
-    def __call__(self, t: ArrayLike, y: JointState, args: Any = None) -> JointState:
+    def __call__(self, t: Real[ArrayLike, ""], y: JointState, args: Any = None) -> JointState:
         b = self.attend(y.z)
         h, pull = jax.vjp(self.activation, b @ y.v + y.beta[self.query])
         g = self.g(h) if callable(self.g) else self.g
-        (g,) = pull(g)
+        check_shape("g", g, h.shape)
+        (g,) = pull(jnp.asarray(g, h.dtype))
         back = g @ y.v.T  # ∂(−loss)/∂b
         if self.attention == "linear":
             dz = self.x * back
@@ -107,27 +112,32 @@ class Joint(Flow):
     @checked
     def attend(self, z: Float[Array, "queries tokens"]) -> Float[Array, "samples tokens"]:
         """The attention `b` of each sample over the tokens."""
+        if len(z) < self.queries:
+            raise ValueError(f"z must have a row for each of {self.queries} queries, got {len(z)}.")
         z = z[self.query]
         if self.attention == "linear":
             return z * self.x
+        z = z / self.temperature
         if self.attention == "exp":
-            return jnp.exp(z / self.temperature) * self.x / self.normaliser
-        return _softmax(z / self.temperature, self.x)
+            return _weights(z, self.x) / self.normaliser
+        return _softmax(z, self.x)
 
     @checked
     def invariants(self, y: JointState) -> Float[Array, " tokens"] | Float[Array, " queries"]:
-        """What the flow conserves: see the function `invariants`."""
+        """What the flow conserves: see the function `invariants`. Without a learning rate `eta_w` that is V itself."""
+        if concrete(self.eta_w) and self.eta_w == 0:
+            raise ValueError("eta_w must be above 0 for the invariants, which hold η_Z/η_W, got 0.")
         return invariants(self.attention, y.v, y.z, rate_ratio=self.eta_z / self.eta_w, temperature=self.temperature)
 
 
 @checked
 def invariants(
-    attention: str,
+    attention: Attention,
     v: Float[Array, "tokens nodes"],
     z: Float[Array, "queries tokens"],
     *,
-    rate_ratio: ArrayLike = 1.0,
-    temperature: ArrayLike = 1.0,
+    rate_ratio: Real[ArrayLike, ""] = 1.0,
+    temperature: Real[ArrayLike, ""] = 1.0,
 ) -> Float[Array, " tokens"] | Float[Array, " queries"]:
     """What Theorem 1 conserves, with `rate_ratio` r = η_Z/η_W; for one query or several that share the nodes.
 
@@ -138,7 +148,7 @@ def invariants(
     The first two hold along gradient flow for any activation, loss and data, the third under gradient descent too.
     Source: JoMA, Theorem 1; of softmax only what is exact.
     """
-    check_attention(attention)
+    rate_ratio, temperature = real("rate_ratio", rate_ratio), real("temperature", temperature, above=0)
     nodes = jnp.asarray(rate_ratio, v.dtype) * jnp.sum(v**2, axis=1)
     if attention == "linear":
         return jnp.sum(z**2, axis=0) - nodes
@@ -147,21 +157,31 @@ def invariants(
     return jnp.sum(z, axis=1)
 
 
+def _weights(z: Float[Array, "samples tokens"], x: Float[Array, "samples tokens"]) -> Float[Array, "samples tokens"]:
+    """`exp(z)∘x`, where a token that is absent, x = 0, gives 0 and not 0·∞."""
+    largest = math.log(float(jnp.finfo(z.dtype).max)) / 2
+    return jnp.exp(jnp.where(x > 0, z, jnp.minimum(z, largest))) * x
+
+
 def _softmax(z: Float[Array, "samples tokens"], x: Float[Array, "samples tokens"]) -> Float[Array, "samples tokens"]:
-    """Softmax in which token `l` counts `x_l` times."""
-    weights = x * jnp.exp(z - jnp.max(z, axis=1, keepdims=True))
-    return weights / jnp.sum(weights, axis=1, keepdims=True)
+    """Softmax in which token `l` counts `x_l` times; zeros in a row without tokens.
+
+    The maximum is taken among the tokens present: an absent one, were it far above them, would leave them nothing."""
+    top = jnp.max(jnp.where(x > 0, z, -jnp.inf), axis=1, keepdims=True, initial=-jnp.inf)
+    weights = _weights(z - jax.lax.stop_gradient(jnp.where(top > -jnp.inf, top, z)), x)
+    total = jnp.sum(weights, axis=1, keepdims=True)
+    return weights / jnp.where(total > 0, total, 1)
 
 
 @checked
 def predicted_logits(
-    attention: str,
+    attention: Attention,
     v: Float[Array, "tokens nodes"],
     *,
     v0: Float[Array, "tokens nodes"],
     z0: Float[Array, " tokens"],
-    rate_ratio: ArrayLike = 1.0,
-    temperature: ArrayLike = 1.0,
+    rate_ratio: Real[ArrayLike, ""] = 1.0,
+    temperature: Real[ArrayLike, ""] = 1.0,
     b_bar: Float[Array, " tokens"] | None = None,
 ) -> Float[Array, " tokens"]:
     """The attention logits that Theorem 1 reads off the hidden nodes `v`, having started from `v0` and `z0`.
@@ -170,20 +190,28 @@ def predicted_logits(
         exp      z = z₀ + r/2T (Σ_k v_k² − Σ_k v₀_k²)
         softmax  z = z₀ + r/2T [Σ_k v_k² − (Σ_k ‖v_k‖²) b̄] − (the same at v₀)
 
-    with `rate_ratio` r = η_Z/η_W and `b_bar` b̄ = E[b] (softmax only). A linear logit that crosses zero, as it can where
-    `r Σ v₀² > z₀²`, keeps its sign here and so is right in size only. Several queries that share their nodes obey the
-    linear and the exponential law only summed, `Σ_m z_m²` and `Σ_m z_m`. The softmax law also assumes that b̄ is
-    constant and that `E[g_k b bᵀ] = b̄ E[g_k b]ᵀ` for each node; it holds in direction more than in size.
+    with `rate_ratio` r = η_Z/η_W and `b_bar` b̄ = E[b] (softmax only). A linear logit that crosses zero, as it can
+    where `r Σ v₀² > z₀²`, keeps its sign here and so is right in size only, as is one from zero, which is positive.
+    Several queries that share their nodes obey the linear and the exponential law only summed, `Σ_m z_m²` and `Σ_m
+    z_m`. The softmax law also assumes that b̄ is constant and that `E[g_k b bᵀ] = b̄ E[g_k b]ᵀ` for each node; it holds
+    in direction more than in size.
 
     Source: JoMA, Theorem 1. The published softmax form lacks the ½ and the sum over nodes in front of b̄, and so breaks
     the exact conservation of `Σ_l z_l`.
+
+    **Raises** `ValueError` for a `v` that linear attention can't reach, because z² would be negative; inside `jit` such
+    logits are NaN.
     """
-    check_attention(attention)
+    rate_ratio, temperature = real("rate_ratio", rate_ratio), real("temperature", temperature, above=0)
     if (attention == "softmax") != (b_bar is not None):
         raise ValueError("b_bar must be given for softmax attention, and for no other.")
     grown = jnp.asarray(rate_ratio, v.dtype) * (jnp.sum(v**2, axis=1) - jnp.sum(v0**2, axis=1))
     if attention == "linear":
-        return jnp.sign(z0) * jnp.sqrt(z0**2 + grown)
+        square = z0**2 + grown
+        square = or_nan(
+            square, ~(square < 0), "v must be such that z0² + r (Σ v² − Σ v0²) is at least 0 in each token."
+        )
+        return jnp.where(z0 < 0, -1, 1) * jnp.sqrt(square)
     if b_bar is not None:
         grown = grown - jnp.sum(grown) * b_bar
     return z0 + grown / (2 * jnp.asarray(temperature, z0.dtype))

@@ -48,7 +48,7 @@ def require(x: T, ok: Bool[ArrayLike, ""], message: str) -> T:
 def or_nan(x: Inexact[Array, "..."], ok: Bool[ArrayLike, "..."], message: str) -> Inexact[Array, "..."]:
     """Returns `x`. Raises `ValueError(message)` unless `ok`; where `ok` is traced, `x` is NaN instead: no check at run
     time, which would keep what calls it out of JAX's compilation cache."""
-    return jnp.where(ok, x, jnp.nan) if isinstance(ok, Tracer) else require(x, ok, message)
+    return jnp.where(ok, x, jnp.nan) if isinstance(ok, Tracer) else require(x, np.all(ok), message)
 
 
 def as_array(name: str, x: Any) -> Array:

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from traindyn.dynamics import GradientFlow, joma, solve
 
 TOKENS, NODES, QUERIES, SAMPLES, CLASSES = 5, 3, 2, 8, 4
+STATE = joma.JointState(jnp.ones((TOKENS, NODES)), jnp.ones((QUERIES, TOKENS)), jnp.ones((QUERIES, NODES)))
 
 
 def _task(seed=0):
@@ -83,6 +84,46 @@ def test_softmax_attention_sums_to_one_and_survives_large_logits():
     np.testing.assert_allclose(joint.attend(y.z + 1e4), joint.attend(y.z), rtol=1e-11)  # 1e4 eps
 
 
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+@pytest.mark.parametrize("attention", ("softmax", "exp"))
+def test_absent_tokens_and_empty_samples_take_and_get_no_attention(attention, dtype):
+    # An absent token whose logit is so large that its exponential overflows; a sample without tokens.
+    x, z = (
+        jnp.array([[0.5, 0.5, 0], [0, 0, 0]], dtype),
+        jnp.array([[0.0, 0, 120 if dtype == jnp.float32 else 800]], dtype),
+    )
+    attend = lambda x, z: joma.Joint(x, jnp.ones((2, 1), dtype), attention=attention).attend(z)
+    np.testing.assert_array_equal(attend(x, z), [[0.5, 0.5, 0], [0, 0, 0]])
+    loss = lambda x, z: jnp.sum(attend(x, z) @ jnp.array([1.0, 2.0, 3.0], dtype))
+    by_x, by_z = jax.jit(jax.grad(loss, (0, 1)))(x, z)
+    np.testing.assert_allclose(by_z, [[-0.25, 0.25, 0] if attention == "softmax" else [0.5, 1, 0]], rtol=1e-6)
+    assert jnp.all(jnp.isfinite(by_x))
+    field = joma.Joint(x, jnp.ones((2, 1), dtype), attention=attention)
+    state = joma.JointState(jnp.ones((3, 1), dtype), z, jnp.zeros((1, 1), dtype))
+    assert all(jnp.all(jnp.isfinite(slope)) for slope in field(0.0, state))
+
+
+def test_softmax_has_the_slope_in_the_frequency_of_an_absent_token():
+    x, z = jnp.array([[0.5, 0.5, 0.0]]), jnp.array([[0.0, 0.0, 1.0]])
+    attend = lambda x: joma.Joint(x, jnp.ones((1, 1)), attention="softmax").attend(z)[0, 2]
+    np.testing.assert_allclose(jax.grad(attend)(x)[0], [0, 0, np.e], rtol=1e-15)
+
+
+def test_integers_are_the_numbers_they_mean():
+    v, z = jnp.array([[1, 2], [0, 3]]), jnp.array([[2, 5]])
+    np.testing.assert_allclose(joma.invariants("exp", v, z, rate_ratio=0.5), [2 - 0.25 * 5, 5 - 0.25 * 9])
+    predicted = joma.predicted_logits("exp", v, v0=jnp.zeros((2, 2), int), z0=jnp.array([1, 1]), rate_ratio=0.5)
+    np.testing.assert_allclose(predicted, [1 + 0.25 * 5, 1 + 0.25 * 9])
+
+
+def test_predicted_linear_logits_are_right_in_size_from_zero_and_refused_where_impossible():
+    one, zero = jnp.ones((1, 1)), jnp.zeros(1)
+    assert float(joma.predicted_logits("linear", 2 * one, v0=one, z0=zero)[0]) == pytest.approx(np.sqrt(3))
+    with pytest.raises(ValueError, match="v must be such that"):
+        joma.predicted_logits("linear", one, v0=2 * one, z0=zero)
+    assert jnp.isnan(jax.jit(lambda v: joma.predicted_logits("linear", v, v0=2 * one, z0=zero))(one)[0])
+
+
 def test_reduced_flow_of_many_nodes_is_the_joint_flow_with_the_sum_inside():
     # Theorem 2 for K > 1 from Theorem 1: identity activation, stationary g, exp attention, from zero. ManyNodes is
     # compared in closed form, so that the two have nothing in common.
@@ -136,11 +177,27 @@ def test_predicted_logits_of_softmax_obey_the_law_where_its_assumption_holds():
     (
         (
             lambda x, g: joma.Joint(x, g, attention="sparse"),
-            "one of linear, exp, softmax, got 'sparse'",
+            "attention must be one of 'linear', 'exp', 'softmax', got 'sparse'",
         ),
         (lambda x, g: joma.Joint(x[0], g), r"x must have shape \(samples, tokens\), got \(5,\)"),
         (lambda x, g: joma.Joint(x, g[1:]), r"g must have shape \(8, nodes\), got \(7, 3\)"),
         (lambda x, g: joma.Joint(x, g, query=jnp.zeros(3, int)), r"query must have shape \(8,\), got \(3,\)"),
+        (lambda x, g: joma.Joint(x, g, query=jnp.full(8, -1)), "query must lie from 0 to .*, got -1"),
+        (lambda x, g: joma.Joint(x, g, query=jnp.full(8, 2), queries=2), "query must lie from 0 to 1, got 2"),
+        (lambda x, g: joma.Joint(x, g, query=jnp.zeros(8)), "query must be integers"),
+        (lambda x, g: joma.Joint(-x, g), r"x must be at least 0, got -1.0 at \[0, 0\]"),
+        (lambda x, g: joma.Joint(x, g, temperature=0.0), "temperature must be above 0, got 0.0"),
+        (lambda x, g: joma.Joint(x, g, normaliser=0.0), "normaliser must be above 0, got 0.0"),
+        (lambda x, g: joma.Joint(x, g, eta_z=-1.0), "eta_z must be at least 0, got -1.0"),
+        (lambda x, g: joma.Joint(x, g, eta_w=0.0).invariants(STATE), "eta_w must be above 0 for the invariants"),
+        (
+            lambda x, g: joma.Joint(x, g, query=jnp.arange(8))(0.0, STATE),
+            "z must have a row for each of 8 queries, got 2",
+        ),
+        (lambda x, g: joma.Joint(x, lambda h: g[1:])(0.0, STATE), r"g must have shape \(8, 3\), got \(7, 3\)"),
+        (lambda x, g: joma.Joint(x, g[:, :2])(0.0, STATE), r"g must have shape \(8, 3\), got \(8, 2\)"),
+        (lambda x, g: joma.Joint(x, g)(0.0, STATE._replace(z=jnp.ones((2, 1)))), r"y.z must have shape \(queries, 5\)"),
+        (lambda x, g: joma.Joint(x, g)(0.0, STATE._replace(beta=jnp.ones((2, 1)))), r"y.beta must have shape \(2, 3\)"),
     ),
 )
 @pytest.mark.usefixtures("as_users")
