@@ -13,13 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
+from .._checked import checked
+from .._checks import concrete, describe, indices, integer, real
+from ._arguments import check_sizes, context, floating, inside
+from ._attention import softmax_attention
 from .joma import Contexts as Contexts
 from .joma import cross_entropy as cross_entropy
 from .train import AnyKey
 
 
+@checked
 class YZTransformer(eqx.Module):
     """One attention layer and a decoder, as two matrices that are trained independently:
 
@@ -27,7 +32,8 @@ class YZTransformer(eqx.Module):
 
     **Trained:** `y`, shape `(tokens, outputs)`, and `z`, shape `(queries, tokens)`, the attention logits of each query.
     Only rows and columns of contextual tokens are kept: the others are never read. `normalise=False` leaves the ℓ2
-    normalisation out, `f = c`.
+    normalisation out, `f = c`. A context without tokens has no attention: c = f = 0. Frequencies below zero are
+    refused, and inside `jit` count as absent.
 
     Source: Scan and Snap (arXiv 2305.16380), section 3; `Y = U W_Vᵀ Uᵀ` and `Z = U W_Q W_Kᵀ Uᵀ/√d`, whose √d the
     slides leave out.
@@ -43,7 +49,7 @@ class YZTransformer(eqx.Module):
         queries: int,
         outputs: int,
         *,
-        init_scale: ArrayLike = 0.0,
+        init_scale: Real[ArrayLike, ""] = 0.0,
         normalise: bool = True,
         dtype: Any = None,
         key: AnyKey | None = None,
@@ -52,12 +58,11 @@ class YZTransformer(eqx.Module):
 
         **Raises** `ValueError` for a size below one, and for an `init_scale` without a key.
         """
-        for name, size in {"tokens": tokens, "queries": queries, "outputs": outputs}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
-        dtype = jnp.result_type(float) if dtype is None else dtype
+        check_sizes(tokens=tokens, queries=queries, outputs=outputs)
+        dtype = floating(dtype)
+        real("init_scale", init_scale, ())
         if key is None:
-            if isinstance(init_scale, int | float) and init_scale != 0:
+            if not concrete(init_scale) or init_scale != 0:
                 raise ValueError(f"key must be given for random initial values, init_scale={init_scale}.")
             self.y, self.z = jnp.zeros((tokens, outputs), dtype), jnp.zeros((queries, tokens), dtype)
         else:
@@ -67,27 +72,34 @@ class YZTransformer(eqx.Module):
             self.z = draw[tokens * outputs :].reshape(queries, tokens)
         self.normalise = normalise
 
+    @checked
     def attend(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " tokens"]:
         """The attention c that `query` pays to all positions of each token, for frequencies or counts `x`."""
-        z = jnp.where(x > 0, self.z[query], -jnp.inf)
-        weights = x * jnp.exp(z - jax.lax.stop_gradient(jnp.max(z, initial=jnp.finfo(z.dtype).min)))
-        total = jnp.sum(weights)
-        return weights / jnp.where(total > 0, total, 1)
+        context(x, query, self.z, counts=True)
+        return softmax_attention(self.z[query], x)
 
+    @checked
     def features(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " tokens"]:
-        """What the decoder sees: `f = c/‖c‖`."""
+        """What the decoder sees: `f = c/‖c‖`, and zero where c is."""
         c = self.attend(x, query)
-        return c / jnp.sqrt(jnp.sum(c**2)) if self.normalise else c
+        if not self.normalise:
+            return c
+        squares = jnp.sum(c**2)
+        return c / jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
+    @checked
     def __call__(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " outputs"]:
         """The logits of the next token, for one context: frequencies or counts `x` and the number of its query."""
         return self.features(x, query) @ self.y
 
-    def rates(self, *, eta_y: ArrayLike = 1.0, eta_z: ArrayLike = 1.0) -> "YZTransformer":
+    @checked
+    def rates(self, *, eta_y: Real[ArrayLike, ""] = 1.0, eta_z: Real[ArrayLike, ""] = 1.0) -> "YZTransformer":
         """The same module with the learning-rate multiplier of each matrix, as `GradientFlow(loss, rates)` takes it."""
+        real("eta_y", eta_y, (), least=0), real("eta_z", eta_z, (), least=0)
         return eqx.tree_at(lambda m: (m.y, m.z), self, (eta_y, eta_z))
 
 
+@checked
 class OneLayerTransformer(eqx.Module):
     """The same network in its original parameters, on sequences of tokens whose last one is the query:
 
@@ -109,20 +121,24 @@ class OneLayerTransformer(eqx.Module):
     w_v: Float[Array, "embed embed"]
 
     @classmethod
+    @checked
     def orthonormal(
-        cls, vocabulary: int, *, init_scale: ArrayLike = 1.0, dtype: Any = None, key: AnyKey
+        cls, vocabulary: int, *, init_scale: Real[ArrayLike, ""] = 1.0, dtype: Any = None, key: AnyKey
     ) -> "OneLayerTransformer":
         """Random orthonormal embeddings of the least dimension, `vocabulary`, and normal weights of standard deviation
         `init_scale/√vocabulary`. **Raises** `ValueError` for a vocabulary below two."""
-        if vocabulary < 2:
-            raise ValueError(f"vocabulary must be at least 2, got {vocabulary}.")
-        dtype = jnp.result_type(float) if dtype is None else dtype
+        integer("vocabulary", vocabulary, least=2)
+        real("init_scale", init_scale, ())
+        dtype = floating(dtype)
         normal = jax.random.normal(key, (4, vocabulary, vocabulary), dtype)
         weights = normal[1:] * jnp.asarray(init_scale, dtype) / vocabulary**0.5
         return cls(jnp.linalg.qr(normal[0])[0], *weights)
 
+    @checked
     def __call__(self, sequence: Int[Array, " length"]) -> Float[Array, " vocabulary"]:
-        """The logits of the token after `sequence`, which must have two tokens at least."""
+        """The logits of the token after `sequence`, which must have two tokens at least, all of the vocabulary. Inside
+        `jit` one beyond it is taken for the last."""
+        indices("sequence", sequence, self.u.shape[0])
         if sequence.shape[0] < 2:
             raise ValueError(f"sequence must have at least 2 tokens (context and query), got {sequence.shape[0]}.")
         context = self.u[sequence[:-1]]
@@ -135,20 +151,38 @@ class OneLayerTransformer(eqx.Module):
         return self.u @ self.w_v.T @ self.u.T, self.u @ self.w_q @ self.w_k.T @ self.u.T / self.u.shape[1] ** 0.5
 
 
+@checked
 def sequence_loss(
     model: OneLayerTransformer, batch: tuple[Int[Array, "batch length"], Int[Array, " batch"]]
 ) -> Float[Array, ""]:
     """Mean cross-entropy of the next token on `(sequences, next tokens)`, in nats, as `SequenceClasses.sequences` draws
-    them. The embeddings are trained unless the optimiser leaves them out."""
-    sequences, following = batch
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(sequences), following))
+    them. The embeddings are trained unless the optimiser leaves them out.
+
+    **Raises** `ValueError` for tokens that are not of the vocabulary. Inside `jit` such a next token makes it NaN.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"batch must be a pair (sequences, next tokens), got {describe(batch)}.")
+    vocabulary = model.u.shape[0]
+    sequences = indices("sequences", batch[0], vocabulary, ("batch", "length"))
+    following = indices("next tokens", batch[1], vocabulary, (sequences.shape[0],))
+    logits = jax.vmap(model)(sequences)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, inside(following, vocabulary)))
 
 
+@checked
 def sgd(
-    learning_rate: ArrayLike, *, eta_y: ArrayLike = 1.0, eta_z: ArrayLike = 1.0, momentum: ArrayLike | None = None
+    learning_rate: Real[ArrayLike, ""],
+    *,
+    eta_y: Real[ArrayLike, ""] = 1.0,
+    eta_z: Real[ArrayLike, ""] = 1.0,
+    momentum: Real[ArrayLike, ""] | None = None,
 ) -> optax.GradientTransformation:
     """Gradient descent on a `YZTransformer` with `eta_y` and `eta_z` times the learning rate for Y and Z; with
     `momentum` β as a heavy ball, whose effective rate is `1/(1−β)` times larger."""
+    real("learning_rate", learning_rate, ())
+    real("eta_y", eta_y, (), least=0), real("eta_z", eta_z, (), least=0)
+    if momentum is not None:
+        real("momentum", momentum, (), least=0, below=1)
     descent = optax.sgd(learning_rate, momentum)  # pyright: ignore[reportArgumentType]
 
     def update(updates, state, params=None):
@@ -160,6 +194,7 @@ def sgd(
     return optax.GradientTransformation(descent.init, update)
 
 
+@checked
 def precondition(contexts: Contexts) -> optax.GradientTransformation:
     """Turns the gradient of Y, `F R` for the features F of `contexts`, one a class, into `F (FᵀF)⁻¹ R`: chained before
     `sgd`, it trains the decoder that the paper's theory assumes, in which classes do not mix."""
@@ -173,6 +208,7 @@ def precondition(contexts: Contexts) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+@checked
 class SequenceClasses(eqx.Module):
     """The paper's data: for each class a next token, its query ψ(n), and the distribution `P(l|n)` of its context.
 
@@ -207,8 +243,10 @@ class SequenceClasses(eqx.Module):
         next_token: Int[ArrayLike, " classes"] | None = None,
     ):
         """`next_token` is by default the first tokens of the vocabulary, as in the paper."""
+        if not concrete((probability, query, next_token)):
+            raise ValueError("probability, query and next_token must be known: build the classes outside jit and vmap.")
         p, psi = np.asarray(probability), np.asarray(query)
-        if p.ndim != 2 or 0 in p.shape:
+        if 0 in p.shape:
             raise ValueError(f"probability must have shape (classes, vocabulary), none of them zero, got {p.shape}.")
         classes, vocabulary = p.shape
         if classes > vocabulary:
@@ -216,11 +254,7 @@ class SequenceClasses(eqx.Module):
         _check_distributions(p)
         following = np.arange(classes) if next_token is None else np.asarray(next_token)
         for name, numbers in {"query": psi, "next_token": following}.items():
-            if numbers.shape != (classes,):
-                raise ValueError(f"{name} must have shape ({classes},), one token a class, got {numbers.shape}.")
-            if numbers.min() < 0 or numbers.max() >= vocabulary:
-                missing = numbers[(numbers < 0) | (numbers >= vocabulary)][0]
-                raise ValueError(f"{name} maps to the token {missing}, which is not among the {vocabulary} tokens.")
+            indices(name, numbers, vocabulary, (classes,))
         if len(set(following.tolist())) < classes:
             raise ValueError("next_token must differ from class to class.")
         own = np.flatnonzero(p[np.arange(classes), psi] > 0)
@@ -229,7 +263,6 @@ class SequenceClasses(eqx.Module):
                 f"query is among its own keys: token {psi[own[0]]} is the query of class {own[0]} and has "
                 f"probability {p[own[0], psi[own[0]]]:.3g} in its context."
             )
-        p = p if np.issubdtype(p.dtype, np.floating) else p.astype(jnp.result_type(float))
         keys = np.flatnonzero((p > 0).any(axis=0))
         queries, number = np.unique(psi, return_inverse=True)
         table = p[:, keys]
@@ -244,20 +277,21 @@ class SequenceClasses(eqx.Module):
         """The limit of long sequences, exactly: one context a class, its frequencies being the probabilities."""
         return Contexts(self.table, jnp.arange(self.query.shape[0]), self.query_number)
 
+    @checked
     def contexts(self, batch: int, length: int) -> "ContextSampler":
         """A sampler for `train` of `batch` sequences of `length` tokens (the query is one), as frequencies."""
         return ContextSampler(self, batch, length)
 
+    @checked
     def sequences(self, batch: int, length: int) -> "SequenceSampler":
         """A sampler of `(sequence, next token)`, shapes `(batch, length)` and `(batch,)`, in token numbers."""
         return SequenceSampler(self, batch, length)
 
+    @checked
     def network(self, *, outputs: int | None = None, **options: Any) -> YZTransformer:
         """A `YZTransformer` of matching sizes; by default its softmax is over the whole vocabulary."""
         classes, vocabulary = self.probability.shape
-        outputs = vocabulary if outputs is None else outputs
-        if outputs < classes:
-            raise ValueError(f"outputs must be at least the number of classes, {classes}, got {outputs}.")
+        outputs = vocabulary if outputs is None else integer("outputs", outputs, least=classes)
         options.setdefault("dtype", self.probability.dtype)
         return YZTransformer(self.keys.shape[0], self.queries.shape[0], outputs, **options)
 
@@ -271,10 +305,8 @@ class _Sampler(eqx.Module):
     length: int = eqx.field(static=True)
 
     def __check_init__(self):
-        if self.length < 2:
-            raise ValueError(f"length must be at least 2 (a context and the query), got {self.length}.")
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1, got {self.batch}.")
+        integer("length", self.length, least=2)  # a context and the query
+        check_sizes(batch=self.batch)
 
     def _draw(self, key: AnyKey) -> tuple[Int[Array, " batch"], Float[Array, "batch context"]]:
         label_key, token_key = jax.random.split(key)
@@ -283,9 +315,11 @@ class _Sampler(eqx.Module):
         return label, jax.random.uniform(token_key, (self.batch, self.length - 1), cumulative.dtype)
 
 
+@checked
 class ContextSampler(_Sampler):
     """`(key) -> Contexts`: made by `SequenceClasses.contexts`."""
 
+    @checked
     def __call__(self, key: AnyKey) -> Contexts:
         label, u = self._draw(key)
         below = jnp.sum(u[:, :, None] < self.classes.cumulative[label][:, None, :], axis=1)
@@ -296,9 +330,11 @@ class ContextSampler(_Sampler):
         return Contexts(x, label, self.classes.query_number[label])
 
 
+@checked
 class SequenceSampler(_Sampler):
     """`(key) -> (sequence, next token)`: made by `SequenceClasses.sequences`."""
 
+    @checked
     def __call__(self, key: AnyKey) -> tuple[Int[Array, "batch length"], Int[Array, " batch"]]:
         label, u = self._draw(key)
         place = jnp.sum(u[:, :, None] >= self.classes.cumulative[label][:, None, :], axis=2)
@@ -307,6 +343,7 @@ class SequenceSampler(_Sampler):
         return sequence, self.classes.next_token[label]
 
 
+@checked
 def distinct_and_common(
     classes: int,
     queries: int = 1,
@@ -324,13 +361,13 @@ def distinct_and_common(
     **Raises** `ValueError` for sizes below one, classes that the queries do not divide, and weights that are not
     positive.
     """
-    distinct = np.linspace(0.1, 1, 10) if distinct is None else np.asarray(distinct, float)
-    common = np.ones(10) if common is None else np.asarray(common, float)
-    if queries < 1 or classes < 1 or classes % queries:
-        raise ValueError(f"classes must be a multiple of queries, both at least 1, got {classes} and {queries}.")
-    for name, weights in {"distinct": distinct, "common": common}.items():
-        if weights.ndim != 1 or not np.all(weights > 0):
-            raise ValueError(f"{name} must be positive weights of shape ({name},), got {weights}.")
+    check_sizes(classes=classes, queries=queries)
+    if classes % queries:
+        raise ValueError(f"classes must be a multiple of queries, got {classes} and {queries}.")
+    distinct = np.linspace(0.1, 1, 10) if distinct is None else distinct
+    common = np.ones(10) if common is None else common
+    real("distinct", distinct, ("distinct",), above=0), real("common", common, ("common",), above=0)
+    distinct, common = np.asarray(distinct, float), np.asarray(common, float)
     if distinct.size + common.size == 0:
         raise ValueError("distinct and common must not both be empty: a class needs tokens.")
     c, d = common.size, distinct.size
@@ -339,7 +376,7 @@ def distinct_and_common(
     p[:, :c] = common
     for n in range(classes):
         p[n, c + n * d : c + (n + 1) * d] = distinct
-    p = (p / p.sum(axis=1, keepdims=True)).astype(jnp.result_type(float) if dtype is None else dtype)
+    p = (p / p.sum(axis=1, keepdims=True)).astype(floating(dtype))
     psi = contextual + np.arange(classes) // (classes // queries)
     return SequenceClasses(p, psi, contextual + queries + np.arange(classes))
 

@@ -1,16 +1,24 @@
 """Text as the data of one block: windows of words whose last word is the query and whose next word is the label."""
 
+import functools
 import re
+import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from .._checked import checked
+from .._checks import indices, integer, strings
+from ._arguments import check_sizes
 from .joma import Contexts
 
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+UNKNOWN = "<unk>"
+_JOINERS = "\u200c\u200d"  # zero-width, inside words of Persian and the scripts of India
+_LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}  # ﬀ to ﬆ
 
 
 class Tokens(NamedTuple):
@@ -20,36 +28,69 @@ class Tokens(NamedTuple):
     vocabulary: tuple[str, ...]
 
 
+@checked
 def tokenise(text: str, size: int) -> Tokens:
     """Words in lower case: the `size − 1` most frequent ones (ties in alphabetical order) and `<unk>` for the rest.
 
+    **A word** is a run of letters and digits with their combining marks, in which single apostrophes (`'` or `’`) may
+    stand: `don't`. All else separates, hyphens, points and commas too. Letters are composed (Unicode's NFC), and the
+    ligatures ﬀ to ﬆ are spelled out.
+
+    WikiText's marks are undone: `@-@`, `@,@` and `@.@` are the hyphen, comma and point that they stand for. Where a
+    text has them or `<unk>`, ` 's`, ` n't` and the like join the word before. Its `<unk>` is never a word, but the
+    `<unk>` returned.
+
     **Raises** `ValueError` if `size` is below 2 or the text has no words.
     """
-    if size < 2:
-        raise ValueError(f"size must be at least 2 (one word and <unk>), got {size}.")
-    words = _WORD.findall(text.lower())
-    if not words:
-        raise ValueError("text must contain words, got none.")
+    integer("size", size, least=2)  # one word and <unk>
+    words = _words(text)
     ranked = sorted(Counter(words).items(), key=lambda item: (-item[1], item[0]))
-    vocabulary = tuple(word for word, _ in ranked[: size - 1])
+    vocabulary = tuple(word for word, _ in ranked if word != UNKNOWN)[: size - 1]
+    if not vocabulary:
+        raise ValueError("text must contain words, got none.")
     number = {word: i for i, word in enumerate(vocabulary)}
-    return Tokens(np.array([number.get(word, len(vocabulary)) for word in words]), (*vocabulary, "<unk>"))
+    return Tokens(np.array([number.get(word, len(vocabulary)) for word in words]), (*vocabulary, UNKNOWN))
 
 
+def _words(text: str) -> list[str]:
+    text = unicodedata.normalize("NFC", text.lower().translate(_LIGATURES)).replace("’", "'")
+    if re.search(rf"@[-,.]@|{UNKNOWN}", text):
+        text = re.sub(r"\s*@([-,.])@\s*", r"\1", text)
+        text = re.sub(r"(?<=\w) (?=(?:'(?:s|d|m|re|ve|ll)|n't)\b(?!'))", "", text)
+    found = sorted(set(text))
+    marks = "".join(c for c in found if unicodedata.category(c).startswith("M"))
+    joiners = "".join(c for c in found if c in _JOINERS)
+    return _word(marks, joiners).findall(text)
+
+
+@functools.lru_cache(maxsize=8)
+def _word(marks: str, joiners: str) -> re.Pattern[str]:
+    """A word, or `<unk>`. Python's classes of letters leave out what the text has of marks and joiners."""
+    run = r"[^\W_]+"
+    inner = [f"[{re.escape(marks)}]"] * bool(marks) + [rf"[{joiners}](?=[^\W_])"] * bool(joiners)
+    if inner:
+        run = rf"{run}(?:(?:{'|'.join(inner)})+[^\W_]*)*"
+    return re.compile(f"{UNKNOWN}|{run}(?:'{run})*")
+
+
+@checked
 def frequent_queries(tokens: Tokens, number: int) -> tuple[str, ...]:
-    """The `number` most frequent words, `<unk>` not among them."""
-    return tokens.vocabulary[:-1][:number]
+    """The `number` most frequent words, `<unk>` not among them; all there are, if they are fewer."""
+    check_sizes(number=number)
+    return tuple(word for word in tokens.vocabulary if word != UNKNOWN)[:number]
 
 
-def contexts(tokens: Tokens, queries: tuple[str, ...], *, length: int = 16, least: int = 64) -> Contexts:
+@checked
+def contexts(tokens: Tokens, queries: str | Sequence[str], *, length: int = 16, least: int = 64) -> Contexts:
     """All windows of `length` words that end in one of `queries`, as frequencies of the words before the query.
 
-    Windows whose next word is `<unk>` are kept, as class `<unk>`. Queries are numbered as given.
+    Windows whose next word is `<unk>` are kept, as class `<unk>`. Queries are numbered as given; one string is one.
 
     **Raises** `ValueError` for a word that is not in the vocabulary and for a query with fewer than `least` windows.
     """
-    if length < 2:
-        raise ValueError(f"length must be at least 2 (a context and the query), got {length}.")
+    integer("length", length, least=2), integer("least", least, least=0)  # length: a context and the query
+    indices("tokens.ids", tokens.ids, len(tokens.vocabulary))
+    queries = strings("queries", queries)
     if not queries:
         raise ValueError("queries must hold at least one word, got none.")
     size, xs, labels, numbers = len(tokens.vocabulary), [], [], []

@@ -65,7 +65,7 @@ def test_original_network_learns_sampled_sequences(key):
         model, nets.sequence_loss, sampler, optax.sgd(0.5), 200, key=key, observe=lambda m: nets.sequence_loss(m, test)
     )
     assert run.observed.dtype == jnp.float32 and run.observed[-1] < 0.3 * run.observed[0]
-    with pytest.raises(ValueError, match="vocabulary must be at least 2"):
+    with pytest.raises(ValueError, match="vocabulary must be an integer of at least 2"):
         nets.OneLayerTransformer.orthonormal(1, key=key)
 
 
@@ -154,8 +154,8 @@ BAD = {
     "sum to one, got 0.9": (HALF * 0.9, [0, 1], None),
     "negative or NaN, got -0.25 for class 0, token 2": (HALF * np.array([1, 1, -1, 1, 1, 1]), [0, 1], None),
     "leaves class 1 empty": (HALF * np.array([[1], [0]]), [0, 1], None),
-    "query maps to the token 6, which is not among the 6": (HALF, [0, 6], None),
-    "next_token maps to the token -1": (HALF, [0, 1], [0, -1]),
+    "query must lie from 0 to 5, got 6": (HALF, [0, 6], None),
+    "next_token must lie from 0 to 5, got -1": (HALF, [0, 1], [0, -1]),
     r"more next tokens \(7 classes\) than tokens \(6\)": (np.full((7, 6), 1 / 6), np.zeros(7, int), None),
     "own keys: token 2 is the query of class 1": (HALF, [0, 2], None),
     "query must have shape": (HALF, [0], None),
@@ -174,15 +174,52 @@ def test_bad_classes_are_refused(message, as_users):
 def test_other_bad_arguments_are_refused(as_users):
     classes = nets.SequenceClasses(HALF, np.array([0, 1]))
     for call, message in (
-        (lambda: classes.contexts(4, 1), "length must be at least 2"),
-        (lambda: classes.sequences(4, 1), "length must be at least 2"),
-        (lambda: classes.contexts(0, 5), "batch must be at least 1"),
-        (lambda: classes.network(outputs=1), "outputs must be at least the number of classes"),
-        (lambda: nets.YZTransformer(0, 1, 2), "tokens must be at least 1"),
+        (lambda: classes.contexts(4, 1), "length must be an integer of at least 2"),
+        (lambda: classes.sequences(4, 1), "length must be an integer of at least 2"),
+        (lambda: classes.contexts(0, 5), "batch must be an integer of at least 1"),
+        (lambda: classes.network(outputs=1), "outputs must be an integer of at least 2, got 1"),
+        (lambda: nets.YZTransformer(0, 1, 2), "tokens must be an integer of at least 1"),
         (lambda: nets.YZTransformer(2, 1, 2, init_scale=0.1), "key must be given"),
         (lambda: nets.distinct_and_common(3, 2), "multiple of queries"),
-        (lambda: nets.distinct_and_common(2, distinct=[1.0, 0.0]), "distinct must be positive"),
+        (lambda: nets.distinct_and_common(2, distinct=[1.0, 0.0]), r"distinct must be above 0, got 0.0 at \[1\]"),
         (lambda: nets.distinct_and_common(2, distinct=[], common=[]), "must not both be empty"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("normalise", (True, False))
+def test_context_without_tokens_has_no_attention_and_a_finite_loss_and_gradient(key, normalise):
+    model = _model(key, normalise=normalise)
+    np.testing.assert_array_equal(model(jnp.zeros(6)), 0)
+    x = jnp.stack([jnp.eye(6)[0], jnp.zeros(6)])
+    batch = nets.Contexts(x, jnp.array([0, 1]), jnp.array([0, 1]))
+    value, slope = jax.value_and_grad(nets.cross_entropy)(model, batch)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, slope)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    (
+        (lambda m, s: m(jnp.ones(6), 7), "query must lie from 0 to 1, got 7"),
+        (lambda m, s: m(-jnp.ones(6)), "x must be frequencies, none negative or NaN"),
+        (lambda m, s: s(jnp.array([1, 9, 2])), "sequence must lie from 0 to 3, got 9"),
+        (lambda m, s: s(jnp.array([1, -1, 2])), "sequence must lie from 0 to 3, got -1"),
+        (lambda m, s: s(jnp.array([1.0, 2.0])), "sequence must be integers"),
+        (lambda m, s: nets.sequence_loss(s, (jnp.array([[1, 2]]), jnp.array([9]))), "next tokens must lie from 0 to 3"),
+        (lambda m, s: nets.SequenceClasses(HALF, [0.0, 1.0]), "query must be integers"),
+        (lambda m, s: jax.jit(lambda p: nets.SequenceClasses(p, [0, 1]).table)(HALF), "must be known"),
+        (lambda m, s: nets.YZTransformer(2, 1, 2, init_scale=jnp.float32(0.1)), "key must be given"),
+        (lambda m, s: nets.sgd(0.1, momentum=2.0), "momentum must be at least 0 and below 1, got 2.0"),
+    ),
+)
+@pytest.mark.usefixtures("as_users")
+def test_what_is_out_of_range_is_refused(key, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(_model(key), nets.OneLayerTransformer.orthonormal(4, key=key))
+
+
+def test_next_token_out_of_range_is_nan_inside_jit(key):
+    model = nets.OneLayerTransformer.orthonormal(4, key=key)
+    loss = jax.jit(lambda following: nets.sequence_loss(model, (jnp.array([[1, 2]]), following)))
+    assert jnp.isfinite(loss(jnp.array([3]))) and jnp.isnan(loss(jnp.array([-1]))) and jnp.isnan(loss(jnp.array([4])))

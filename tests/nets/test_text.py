@@ -21,6 +21,34 @@ def test_words_keep_their_apostrophes_and_lose_everything_else():
     assert set(tokens.vocabulary) == {"don't", "init", "x2", "quoted", "ärger", "<unk>"}
 
 
+@pytest.mark.parametrize(
+    ("words", "vocabulary"),
+    (
+        ("caf\u00e9 cafe\u0301 CAFE\u0301", ("café",)),  # composed, decomposed, upper case
+        ("हिन्दी में हिन्दी", ("हिन्दी", "में")),  # vowel signs and viramas are marks
+        ("می\u200cروم می", ("می", "می\u200cروم")),  # a zero-width joiner inside a word
+        ("\ufb01nd find \ufb02y", ("find", "fly")),  # ligatures
+        ("don\u2019t don't ‘so’", ("don't", "so")),
+        ("\ufeffthe the", ("the",)),  # a byte-order mark
+    ),
+)
+def test_words_of_any_script_are_whole(words, vocabulary):
+    assert text.tokenise(words, 10).vocabulary == (*vocabulary, "<unk>")
+
+
+def test_wikitext_is_tokenised_as_the_text_that_it_stands_for():
+    plain = "The well-known king's 1,000 men don't say 3.5, but <unk> it's the men's"
+    wiki = "The well @-@ known king 's 1 @,@ 000 men do n't say 3 @.@ 5 , but <unk> it 's the men 's"
+    for size in (4, 100):
+        one, two = text.tokenise(plain, size), text.tokenise(wiki, size)
+        assert one.vocabulary == two.vocabulary
+        np.testing.assert_array_equal(one.ids, two.ids)
+    assert "unk" not in two.vocabulary and two.vocabulary.count("<unk>") == 1
+    assert two.ids[-4] == len(two.vocabulary) - 1  # the text's own <unk>
+    assert "<unk>" not in text.frequent_queries(two, 100)
+    assert text.tokenise("the 's' and <unk>", 9).vocabulary == ("and", "s", "the", "<unk>")  # a quoted letter
+
+
 def test_a_vocabulary_larger_than_the_text_has_all_its_words():
     tokens = text.tokenise(WORDS, 100)
     assert tokens.vocabulary == ("the", "cat", "and", "dog", "end", "so", "<unk>")
@@ -74,11 +102,11 @@ def test_frequencies_of_a_window_sum_to_one_and_counts_are_whole(words, size, le
 @pytest.mark.parametrize(
     ("call", "message"),
     (
-        (lambda: text.tokenise(WORDS, 1), "size must be at least 2"),
+        (lambda: text.tokenise(WORDS, 1), "size must be an integer of at least 2"),
         (lambda: text.tokenise("", 5), "text must contain words, got none"),
         (lambda: text.tokenise(" \n\t", 5), "text must contain words, got none"),
         (lambda: text.contexts(text.tokenise(WORDS, 5), ("bird",)), "words of the vocabulary, got 'bird'"),
-        (lambda: text.contexts(text.tokenise(WORDS, 5), ("the",), length=1), "length must be at least 2"),
+        (lambda: text.contexts(text.tokenise(WORDS, 5), ("the",), length=1), "length must be an integer of at least 2"),
         (
             lambda: text.contexts(text.tokenise(WORDS, 5), ("the",), length=3, least=4),
             "the text has 3 windows of 3 words ending in 'the'; at least 4 are needed",
