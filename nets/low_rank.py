@@ -84,7 +84,8 @@ def factorise(model: Model, rank: int, where: Where, *, key: AnyKey) -> Model:
     square of the weight that they replace.
 
     **Raises** `ValueError` for a rank below 1 or above a chosen layer's short side, a pattern that is in the name of no
-    linear layer, a function that chooses none, and a model without linear layers. Source: the "low-rank" row of Table 2 in arXiv 2403.03507.
+    linear layer, a function that chooses none, and a model without linear layers. Source: the "low-rank" row of Table 2
+    in arXiv 2403.03507.
     """
 
     def make(layer: eqx.nn.Linear, draw: Callable[..., Array]) -> Factorised:

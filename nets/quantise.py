@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree, UInt
 
 from .._checked import checked
-from .._checks import integer
+from .._checks import describe, integer
 from ._precision import at_least_float32
 from ._sharding import with_specs
 
@@ -117,8 +117,8 @@ def quantize_state(
     Floating-point arrays of at least `min_size` entries are quantised after each update and restored before the next
     (see `quantise`); smaller ones, norms and biases, are kept as they are.
 
-    **Raises** `ValueError` for `bits` other than 8 and 16, a `block` below 1, and a negative `min_size`. Source: 8-bit optimizers with
-    blockwise quantization (Dettmers et al., arXiv 2110.02861); codes and dither are ours.
+    **Raises** `ValueError` for `bits` other than 8 and 16, a `block` below 1, and a negative `min_size`. Source: 8-bit
+    optimizers with blockwise quantization (Dettmers et al., arXiv 2110.02861); codes and dither are ours.
     """
     _check(bits, block)
     integer("min_size", min_size, least=0)
@@ -142,8 +142,12 @@ def quantize_state(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@checked
 def quantised_specs(sharding: NamedSharding, shape: tuple[int, ...], block: int) -> Quantised:
     """How the parts of a `Quantised` are sharded if its array is so: scales as the array, where that divides them."""
+    if not isinstance(sharding, NamedSharding):
+        raise ValueError(f"sharding must be a NamedSharding, got {describe(sharding)}.")
+    integer("block", block, least=1)
     *batch, last = *sharding.spec, *(None,) * (len(shape) - len(sharding.spec))
     names = () if last is None else last if isinstance(last, tuple) else (last,)
     even = -(-shape[-1] // block) % math.prod(sharding.mesh.shape[name] for name in names) == 0

@@ -70,6 +70,12 @@ class Layout:
         return (*self.batch, *self.rows, *self.columns)
 
     @property
+    def basis_shapes(self) -> list[tuple[int, ...] | None]:
+        """The shapes of `P` and of `Q`."""
+        sides = ((self.m, self.left), (self.n, self.right))
+        return [None if rank is None else (*self.batch_shape, size, rank) for size, rank in sides]
+
+    @property
     def reduced_shape(self) -> tuple[int, ...]:
         """The shape of `R`."""
         return (*self.batch_shape, self.left or self.m, self.right or self.n)
@@ -196,15 +202,17 @@ def state_layouts(
             continue
         if isinstance(layout, Unclear):
             raise ValueError(_unclear_message([layout]))
-        for basis, side in ((p, "m"), (q, "n")):
-            size = None if isinstance(layout, str) else (*layout.batch_shape, getattr(layout, side))
-            if not is_masked(basis) and basis.shape[:-1] != size:
-                raise ValueError(
-                    f"updates must have the shapes of the parameters at init, and options as there, got "
-                    f"{describe(leaf)} for {path_name(path)!r}, whose basis has shape {basis.shape}."
-                )
-        rank = lambda basis: None if is_masked(basis) else basis.shape[-1]
-        found.append(dataclasses.replace(layout, left=rank(p), right=rank(q)))
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(f"updates must be of floating point, got {describe(leaf)} for {path_name(path)!r}.")
+        shapes = [None if is_masked(basis) else basis.shape for basis in (p, q)]
+        ranks = [None if shape is None else shape[-1] for shape in shapes]
+        ranked = None if isinstance(layout, str) else dataclasses.replace(layout, left=ranks[0], right=ranks[1])
+        if ranked is None or shapes != ranked.basis_shapes:
+            raise ValueError(
+                f"updates must have the shapes of the parameters at init, and options as there, got {describe(leaf)} "
+                f"for {path_name(path)!r}, whose bases have the shapes {shapes}."
+            )
+        found.append(ranked)
     return found
 
 
@@ -237,13 +245,6 @@ def check_rank(name: str, rank: Any) -> None:
         raise ValueError(f"{name} must be at least 1, got {rank}.")
 
 
-def _is_int(x: Any) -> bool:
-    try:
-        return not isinstance(x, bool) and operator.index(x) is not None
-    except TypeError:
-        return False
-
-
 def check_shared_rank(rank: Any) -> None:
     """Raises `ValueError` for one rank that can't be that of all leaves. Functions, trees and traced numbers pass."""
     rank = _number(rank)
@@ -253,7 +254,7 @@ def check_shared_rank(rank: Any) -> None:
         check_rank("rank", rank)
 
 
-def _ranks(rank: Ranks, params: PyTree, leaves: list, axes: list) -> tuple[list[Rank], bool]:
+def _ranks(rank: Any, params: PyTree, leaves: list, axes: list) -> tuple[list[Rank], bool]:
     """The rank of every leaf, and whether it is one for all."""
     if isinstance(rank, Tracer):
         raise ValueError(
@@ -337,7 +338,7 @@ def _axes(dims: Any, params: PyTree, leaves: list, min_dim: int, everything: lis
     """
     one = dims if isinstance(dims, GaLoreDimensionNumbers) else None
     given: list[Any] = [_LAST_TWO] * len(leaves)
-    if dims is not None and one is None:
+    if not (dims is None or isinstance(dims, GaLoreDimensionNumbers)):
         tree = dims(params) if is_function(dims, params) else dims
         is_leaf = lambda x: x is None or isinstance(x, GaLoreDimensionNumbers)
         given = matched("weight_dimension_numbers", tree, params, is_leaf=is_leaf, missing=_LAST_TWO)
@@ -347,6 +348,8 @@ def _axes(dims: Any, params: PyTree, leaves: list, min_dim: int, everything: lis
         name, role, ndim = path_name(path), plain_name(path).rpartition(".")[2], jnp.ndim(leaf)
         if each is None:
             return "left whole by weight_dimension_numbers"
+        if not isinstance(each, GaLoreDimensionNumbers):
+            raise ValueError(f"weight_dimension_numbers for {name!r} must be GaLoreDimensionNumbers, got {each!r}.")
         if each is not _LAST_TWO:
             return _matrices(name, leaf.shape, each)
         if ndim < 2 or role in ("bias", "scale"):

@@ -33,7 +33,7 @@ def chooser(where: Where, names: Sequence[str], kind: str) -> Callable[[str, Any
 
     A string is one regular expression, searched in the name; of several strings, one must be found.
 
-    **Raises** `ValueError` for a pattern, or an alternative `a|b` of plain words, that is in no name.
+    **Raises** `ValueError` for a pattern, or an alternative `a|b` of plain words, that is in no name or in any text.
     """
     if not isinstance(where, str) and callable(where):
         check_callable("where", where)
@@ -75,12 +75,12 @@ def is_function(x: Any, params: PyTree) -> bool:
 
 
 def _check_part(pattern: str, part: str, names: Sequence[str], kind: str) -> None:
-    if not part:
-        raise ValueError(f"where must not be empty, nor have an empty alternative, got {pattern!r}.")
     try:
-        found = any(re.search(part, name) for name in names)
+        everywhere, found = re.search(part, ""), any(re.search(part, name) for name in names)
     except re.error as error:
         raise ValueError(f"where must be a name's part or a regular expression, got {part!r}: {error}.") from error
+    if everywhere:
+        raise ValueError(f"where must not match the empty text, which is in every name, got {pattern!r}.")
     if not found:
         near = f"such as {nearest(part, names)}" if names else "and there is none"
         raise ValueError(f"where names {part!r}, which is in the name of no {kind}: it must be in one, {near}.")

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jax.sharding import NamedSharding
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ..._checked import checked
-from ..._checks import check_callable, choice, describe
+from ..._checks import check_callable, choice, describe, integer
 from .._precision import at_least_float32
 from .._sharding import with_specs
 from ..quantise import Quantised, quantised_specs
@@ -183,7 +184,10 @@ def galore_reset(state: PyTree) -> PyTree:
 
 
 def refresh_options(projector: Projector | None, transport: str | Transport, seed: ArrayLike) -> Refresh:
-    """**Raises** `ValueError` for a transport of unknown name, and a projector that takes other arguments."""
+    """**Raises** `ValueError` for a transport of unknown name, a projector that takes other arguments, and a seed that
+    is no integer."""
+    if not isinstance(seed, Tracer):
+        integer("seed", seed)
     if isinstance(transport, str):
         transport = TRANSPORTS[choice("transport", transport, tuple(TRANSPORTS))]
     check_callable("transport", transport)

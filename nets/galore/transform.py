@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from ..._checked import checked
 from ..._checks import concrete, describe, integer, real
+from ..._checks import mask as as_mask
 from .._precision import at_least_float32
 from .._sharding import full, known_sharding, with_specs
 from .layout import Choice, Layout, Ranks, Side, check_shared_rank, choices, short_range, state_layouts
@@ -93,9 +94,9 @@ def scale_by_galore(
     leaves whole, though their axes could make matrices that are large enough. Source: GaLore (Zhao et al., arXiv
     2403.03507), algorithm 2; transport of moments: LDAdam (arXiv 2410.16103).
     """
-    _check_numbers(rank, update_proj_gap, scale, rank_tol, seed)
+    _check_numbers(rank, update_proj_gap, scale, rank_tol)
     base_optimizer = optax.scale_by_adam() if base_optimizer is None else base_optimizer
-    min_dim = 2 if min_dim is None else _at_least("min_dim", min_dim, 2)
+    least_dim = 2 if min_dim is None else _at_least("min_dim", min_dim, 2)
     accumulate = 1 if accumulate is None else integer("accumulate", accumulate, least=1)
     if accumulate > 1:
         base_optimizer = optax.MultiSteps(base_optimizer, accumulate).gradient_transformation()
@@ -107,7 +108,7 @@ def scale_by_galore(
     external = isinstance(update_proj_gap, str)
 
     def init(params: PyTree) -> GaLoreState:
-        plan = choices(params, rank, side, weight_dimension_numbers, min_dim)
+        plan = choices(params, rank, side, weight_dimension_numbers, least_dim)
         _warn_of_inert_stacks(params, plan)
         layouts = [choice.layout for choice in plan]
         state = low_rank.init(params, layouts, base)
@@ -388,6 +389,7 @@ def _fitting(mask: PyTree | Callable | None) -> PyTree | Callable | None:
 
     def of(params: PyTree) -> PyTree:
         tree = mask(params) if is_function(mask, params) else mask
+        tree = jax.tree.map(lambda one: bool(as_mask("mask", one, ())), tree)
         try:
             jax.tree.map(lambda _, part: None, tree, params)
         except ValueError as error:
@@ -399,7 +401,7 @@ def _fitting(mask: PyTree | Callable | None) -> PyTree | Callable | None:
     return of
 
 
-def _check_numbers(rank: Ranks, gap: Gap, scale: Any, rank_tol: Any, seed: Any) -> None:
+def _check_numbers(rank: Ranks, gap: Gap, scale: Any, rank_tol: Any) -> None:
     check_shared_rank(rank)
     if isinstance(gap, str) and gap != "external":
         raise ValueError(f"update_proj_gap must be a number of updates, a function of it or 'external', got {gap!r}.")
@@ -408,8 +410,6 @@ def _check_numbers(rank: Ranks, gap: Gap, scale: Any, rank_tol: Any, seed: Any) 
     real("scale", scale, ())
     if rank_tol is not None:
         real("rank_tol", rank_tol, (), least=0, below=1)
-    if not isinstance(seed, Tracer):
-        integer("seed", seed)
 
 
 def _at_least(name: str, value: Any, least: int) -> Any:
@@ -419,7 +419,7 @@ def _at_least(name: str, value: Any, least: int) -> Any:
 
 def _dtype(name: str, x: Any, kind: Any) -> Any:
     try:
-        dtype = jnp.dtype(x)
+        dtype = jnp.dtype("nothing" if x is None else x)  # which NumPy takes for float64
     except TypeError as error:
         raise ValueError(f"{name} must be a floating-point dtype, got {describe(x)}.") from error
     if not jnp.issubdtype(dtype, kind):

@@ -104,7 +104,7 @@ def _of_array(x: Any) -> Iterator[tuple[str, Any, str]]:
         yield "twos", jnp.asarray(2 * x.astype(int) + 1), "refused"
     elif x.dtype.kind in "iu":
         yield "floats", jnp.asarray(x + 0.5), "refused"
-        if x.size:
+        if x.size and x.dtype.kind == "i":
             yield "negative", jnp.asarray(_with(x, -1)), "refused"
             yield "too large", jnp.asarray(_with(x, 10**6)), "refused"
     else:

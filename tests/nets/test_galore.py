@@ -495,9 +495,10 @@ def test_one_string_is_one_pattern(as_users):
         ("qury", r"where names 'qury', which is in the name of no matrix.*such as \['attn.query'"),
         ("attn|nope", "where names 'nope'"),
         (["attn", "gain"], "where names 'gain'"),
-        ("", "where must not be empty"),
+        ("", "where must not match the empty text"),
+        ("x?", "where must not match the empty text"),
         ([], "where must hold at least one pattern"),
-        ("attn|", "nor have an empty alternative"),
+        ("attn|", "where must not match the empty text"),
         ("(attn", "where must be a name's part or a regular expression"),
         (3, "where must be a string or strings"),
         (["attn", 3], "where must be a string or strings, got 3"),
@@ -605,7 +606,7 @@ def test_states_of_other_models_are_refused():
     state = tx.init(params)
     for other, message in (
         ({"v": jnp.ones((4, 6))}, "updates must have the structure of the parameters"),
-        ({"w": jnp.ones((5, 6)), "b": jnp.ones(4)}, "updates must have the shapes of the parameters at init.*basis"),
+        ({"w": jnp.ones((5, 6)), "b": jnp.ones(4)}, "updates must have the shapes of the parameters at init.*bases"),
         ({"w": jnp.ones((4, 8)), "b": jnp.ones(4)}, "updates must have the shapes of the parameters at init"),
         ({"w": jnp.ones((4, 6)), "b": jnp.ones(1)}, "updates must have the shapes of the parameters at init"),
     ):

@@ -48,7 +48,9 @@ class _Block(nn.Module):
     def __call__(self, x, _):
         x = nn.LayerNorm()(x)
         x = x + nn.MultiHeadDotProductAttention(HEADS, use_bias=self.bias, name="attn")(x)
-        return x + nn.Dense(FEATURES, use_bias=self.bias, name="down")(nn.Dense(64, use_bias=self.bias, name="up")(x)), None
+        return x + nn.Dense(FEATURES, use_bias=self.bias, name="down")(
+            nn.Dense(64, use_bias=self.bias, name="up")(x)
+        ), None
 
 
 class _Scanned(nn.Module):
@@ -139,8 +141,8 @@ def test_scanned_layers_are_stacks():
 def test_what_is_unclear_is_refused_by_name():
     params = _linen(_Scanned(bias=False), 2, 5, FEATURES)
     message = (
-        r"weight_dimension_numbers must have an entry for 'layers.down.kernel', and for 'layers.up.kernel': no bias nor "
-        r"other kernel tells whether shape \(3, 64, 32\) is 192 × 32 by GaLoreDimensionNumbers\(\(0, 1\), 2\) or "
+        r"weight_dimension_numbers must have an entry for 'layers.down.kernel', and for 'layers.up.kernel': no bias "
+        r"nor other kernel tells whether shape \(3, 64, 32\) is 192 × 32 by GaLoreDimensionNumbers\(\(0, 1\), 2\) or "
         r"3 × 2048 by GaLoreDimensionNumbers\(0, \(1, 2\)\) or 3 of 64 × 32 by GaLoreDimensionNumbers\(1, 2\)"
     )
     for make in (scale_by_galore(rank=8).init, lambda p: galore_summary(p, 8), lambda p: galore_state_bytes(p, 8)):

@@ -155,7 +155,7 @@ def test_one_string_is_one_pattern(model, key, make, as_users):
         make(model, 2, "quary", key=key)
     with pytest.raises(ValueError, match="where names 'nope'"):
         make(model, 2, "query|nope", key=key)
-    with pytest.raises(ValueError, match="model must have layers of eqx.nn.Linear that are no products yet"):
+    with pytest.raises(ValueError, match=r"model must have layers of eqx\.nn\.Linear that are no products yet"):
         make(make(eqx.nn.MLP(3, 3, 3, 1, key=key), 2, "layers", key=key), 2, "layers", key=key)
 
 

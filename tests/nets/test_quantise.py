@@ -101,7 +101,10 @@ def test_small_leaves_counters_and_nothing_stay_as_they_are():
 
 
 def test_bad_input(as_users):
-    for bits, block, message in ((4, 256, "bits must be 8 or 16, got 4"), (8, 0, "block must be an integer of at least 1, got 0")):
+    for bits, block, message in (
+        (4, 256, "bits must be 8 or 16, got 4"),
+        (8, 0, "block must be an integer of at least 1, got 0"),
+    ):
         with pytest.raises(ValueError, match=message):
             quantize_state(optax.identity(), bits, block)
         with pytest.raises(ValueError, match=message):
