@@ -2,11 +2,17 @@
 
 import contextlib
 import importlib
+import io
 import os
+import signal
 import sys
+import threading
+import traceback
+import warnings
 from collections.abc import Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import NoReturn
 
 import click
 import jax
@@ -22,22 +28,66 @@ from .subject import Subject
 from .verify import verify as run_claims
 
 BUILT_IN = (*joma.CLAIMS, *scan_snap.CLAIMS, *reversal.CLAIMS, *galore.CLAIMS, *composing.CLAIMS, *grokking.CLAIMS)
+CRASHED = 3
 SUBJECTS = (joma.VALIDITY, scan_snap.VALIDITY, *flows.SUBJECTS)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Program(click.Group):
+    """A crash of the program itself ends with status 3: 1 says that a claim does not hold."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except OSError as error:
+            if error.filename is None:
+                raise
+            click.echo(f"Error: {error.filename}: {error.strerror}. What was finished before is kept.", err=True)
+        except Exception:
+            traceback.print_exc()
+        sys.exit(CRASHED)
+
+
+@click.group(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="traindyn")
 def main() -> None:
     """Check theory of how neural networks learn against how they really learn."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows, say, that has no Greek letters
+            stream.reconfigure(errors="replace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    warnings.showwarning = _say
     _keep_compiled()
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is dealt with as an interrupt from the keyboard is."""
+
+    status = 128 + signal.SIGTERM
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _say(message: Warning | str, category: type[Warning], *rest: object, **more: object) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+def stopped(error: KeyboardInterrupt, advice: str) -> NoReturn:
+    """Ends the program after an interrupt with the status that shells expect."""
+    click.echo(f"{'Terminated' if isinstance(error, Terminated) else 'Interrupted'}. {advice}", err=True)
+    sys.exit(getattr(error, "status", 130))
 
 
 def _keep_compiled() -> None:
     """Compilation is what a short run waits for, so what was compiled is kept in the user's cache, unless they have
     said where (JAX_COMPILATION_CACHE_DIR) or that it should not be (JAX_ENABLE_COMPILATION_CACHE=false)."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(cache / "traindyn" / "jax"))
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and not home.startswith("~"):  # else there is no home
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "traindyn" / "jax"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if "JAX_LOGGING_LEVEL" not in os.environ:  # else XLA warns, falsely, of each program it finds (jax issue 38445)
@@ -70,13 +120,15 @@ def list_claims(more: tuple[str, ...]) -> None:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out"), show_default=True)
 @click.option("--x32", is_flag=True, help="Compute in float32 instead of float64.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Claims checked at a time.  [default: 2 on a CPU, else 1]")
-@click.option("--resume", is_flag=True, help="Keep the claims that OUT/results.json already has.")
+@click.option("--resume", is_flag=True, help="Keep the claims that OUT/results.json already has, if nothing changed.")
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="For each claim.")
 @_MORE
-def verify(names, scale, seed, corpus, out, x32, jobs, resume, more) -> None:
+def verify(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more) -> None:
     """Check claims, all or those NAMEd: a claim (joma.exp_invariant) or all of a paper (joma).
 
     Prints a line a claim and writes results.json, report.html and each claim's figure.png and evidence.npz to OUT.
-    Exit status: 0 when all hold and every control is rejected, 1 when one does not, 2 on bad arguments.
+    What OUT has of other claims and settings stays. Exit status: 0 when all hold and every control is rejected, 1 when
+    one does not, 2 on bad arguments, 3 when the program itself fails, 130 and 143 when it is interrupted or terminated.
     """
     chosen = _choose(_all_claims(more), names)
     try:
@@ -85,7 +137,10 @@ def verify(names, scale, seed, corpus, out, x32, jobs, resume, more) -> None:
         raise click.BadParameter(str(error), param_hint="--corpus") from error
     jax.config.update("jax_enable_x64", not x32)
     jobs = jobs or (2 if jax.default_backend() == "cpu" and len(chosen) > 1 else 1)
-    setting = Setting(scale, seed, text, corpus_name)
+    try:
+        setting = Setting(scale, seed, text, corpus_name)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     click.echo(report.header())
     with tqdm(total=len(chosen), unit="claim", leave=False, disable=not sys.stderr.isatty()) as bar:
 
@@ -95,10 +150,13 @@ def verify(names, scale, seed, corpus, out, x32, jobs, resume, more) -> None:
             bar.update()
 
         try:
-            records = run_claims(chosen, setting, out=out, resume=resume, jobs=jobs, on_record=show)
-        except KeyboardInterrupt:
-            click.echo(f"Interrupted. Finished claims are in {out}; --resume goes on from there.", err=True)
-            sys.exit(130)
+            records = run_claims(
+                chosen, setting, out=out, resume=resume, jobs=jobs, time_limit=time_limit, on_record=show
+            )
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        except KeyboardInterrupt as error:
+            stopped(error, f"Finished claims are in {out}; --resume goes on from there.")
     click.echo(f"\n{report.summary(records)}\nReport: {out / 'report.html'}")
     sys.exit(0 if all(record["passed"] for record in records) else 1)
 
@@ -137,13 +195,17 @@ def sweep(name, axes, out, batch_size, devices, scale, corpus, x32, coordinator,
     On several machines run the same command on each, with --coordinator, --processes and --process, and an OUT that
     they share; where JAX knows the cluster (Slurm, TPU pods, Open MPI), --coordinator auto is enough.
     """
-    axes, out = dict(axes), out or Path("out/sweep") / name
+    out = out or Path("out/sweep") / name
     known: dict[str, object] = {thing.name: thing for thing in (*SUBJECTS, *_all_claims(more))}
     if name not in known:
         raise click.BadParameter(f"nothing is named {name!r}. Known: {', '.join(known)}.", param_hint="NAME")
     thing = known[name]
     if coordinator is None and (processes or process is not None):
         raise click.BadParameter("needs --coordinator too.", param_hint="--processes")
+    try:
+        axes = named_sweep.axes_of(axes)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--axis") from error
     jax.config.update("jax_enable_x64", not x32)
     with contextlib.suppress(RuntimeError):  # JAX is running already, or XLA_FLAGS has said how many
         jax.config.update("jax_num_cpu_devices", devices or os.cpu_count() or 1)
@@ -255,7 +317,10 @@ def _all_claims(modules: Iterable[str]) -> list[Claim]:
     `modules`. Each module holds them as a sequence `CLAIMS`."""
     claims = [*BUILT_IN]
     for point in entry_points(group="traindyn.claims"):
-        claims += point.load()
+        try:
+            claims += _as_claims(point.load())
+        except Exception as error:  # somebody else's package must not end every command
+            click.echo(f"Warning: the claims of {point.value} are left out: {_brief(error)}", err=True)
     for name in modules:
         claims += _claims_of(name)
     if len({claim.name for claim in claims}) < len(claims):
@@ -269,15 +334,29 @@ def _claims_of(name: str) -> Sequence[Claim]:
     try:
         if name.endswith(".py"):
             path = Path(name).resolve()
+            if not path.is_file():
+                raise FileNotFoundError("there is no such file.")
             sys.path.insert(0, str(path.parent))  # for the worker processes too
             module = importlib.import_module(path.stem)
             if Path(module.__file__ or "") != path:
                 raise ImportError(f"a module named {path.stem} is there already; rename the file.")
-            return module.CLAIMS
-        return importlib.import_module(name).CLAIMS
-    except (ImportError, OSError, AttributeError) as error:
-        raise click.BadParameter(f"cannot take claims from {name}: {error}", param_hint="--claims") from error
+        else:
+            module = importlib.import_module(name)
+        return _as_claims(module.CLAIMS)
+    except Exception as error:
+        raise click.BadParameter(f"cannot take claims from {name}: {_brief(error)}", param_hint="--claims") from error
+
+
+def _as_claims(found: object) -> Sequence[Claim]:
+    if not isinstance(found, Sequence) or not all(isinstance(claim, Claim) for claim in found):
+        raise ValueError("CLAIMS must be a sequence of claims, made by `traindyn.validate.claim`.")
+    return found
+
+
+def _brief(error: Exception) -> str:
+    """One line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 if __name__ == "__main__":
-    main(prog_name="traindyn")
+    main()

@@ -46,7 +46,11 @@ def _descend(flow: Flow, y0: PyTree, rate: Float[Array, ""], steps: Int[Array, "
 
 
 def _subject(
-    make: Callable[[Point], tuple[Flow, PyTree]], of: type[Flow], time: float, parameters: Mapping[str, float | int]
+    make: Callable[[Point], tuple[Flow, PyTree]],
+    of: type[Flow],
+    time: float,
+    parameters: Mapping[str, float | int],
+    **domains: Mapping[str, float | int],
 ) -> Subject:
     module, doc = of.__module__.split(".")[2], inspect.getdoc(of) or ""
     return Subject(
@@ -58,6 +62,7 @@ def _subject(
         cost=lambda p: p["time"] / p["learning_rate"],
         labels={"error": "distance of descent from the flow, over the way of the flow"},
         source=doc.partition("Source: ")[2].partition("\n\n")[0].replace("\n", " "),
+        domains=domains,
     )
 
 
@@ -137,18 +142,64 @@ def _output_layer(p: Point):
     return grokking.OutputLayer(features, jnp.eye(5)[pairs.label], p["decay"]), jnp.zeros((8, 5))
 
 
+_ABOVE_ZERO, _ZERO_OR_MORE, _OUTPUTS = {"above": 0}, {"least": 0}, {"least": 2}
+
 SUBJECTS = (
-    _subject(_linear_activation, joma.LinearActivation, 1.0, {"delta": 1.0, "normaliser": 1.0}),
-    _subject(_many_nodes, joma.ManyNodes, 1.0, {"delta": 1.0, "normaliser": 1.0}),
-    _subject(_linear_attention, joma.LinearAttention, 2.0, {"delta": 1.0, "z0": 0.1}),
+    _subject(
+        _linear_activation,
+        joma.LinearActivation,
+        1.0,
+        {"delta": 1.0, "normaliser": 1.0},
+        delta=_ZERO_OR_MORE,
+        normaliser=_ABOVE_ZERO,
+    ),
+    _subject(
+        _many_nodes,
+        joma.ManyNodes,
+        1.0,
+        {"delta": 1.0, "normaliser": 1.0},
+        delta=_ZERO_OR_MORE,
+        normaliser=_ABOVE_ZERO,
+    ),
+    _subject(_linear_attention, joma.LinearAttention, 2.0, {"delta": 1.0, "z0": 0.1}, delta=_ZERO_OR_MORE),
     _subject(_log_gap, joma.LogGap, 2.0, {"mu": 2.0}),
-    _subject(_mixture, joma.Mixture, 2.0, {"sigma": 1.0}),
-    _subject(_joint, joma.Joint, 8.0, {"eta_z": 1.0, "temperature": 1.0}),
-    _subject(_scan_snap, scan_snap.ScanSnap, 30.0, {"eta_y": 1.0, "eta_z": 0.1}),
-    _subject(_decoder, scan_snap.Decoder, 30.0, {"outputs": 20.0, "classes": 4.0, "eta": 1.0}),
-    _subject(_bilinear, reversal.Bilinear, 30.0, {"symmetric": 0}),
-    _subject(_one_layer, reversal.OneLayer, 30.0, {"outputs": 20.0, "sentences": 4.0, "eta": 1.0}),
+    _subject(_mixture, joma.Mixture, 2.0, {"sigma": 1.0}, sigma=_ZERO_OR_MORE),
+    _subject(
+        _joint,
+        joma.Joint,
+        8.0,
+        {"eta_z": 1.0, "temperature": 1.0},
+        eta_z=_ZERO_OR_MORE,
+        temperature=_ABOVE_ZERO,
+    ),
+    _subject(
+        _scan_snap,
+        scan_snap.ScanSnap,
+        30.0,
+        {"eta_y": 1.0, "eta_z": 0.1},
+        eta_y=_ZERO_OR_MORE,
+        eta_z=_ZERO_OR_MORE,
+    ),
+    _subject(
+        _decoder,
+        scan_snap.Decoder,
+        30.0,
+        {"outputs": 20.0, "classes": 4.0, "eta": 1.0},
+        outputs=_OUTPUTS,
+        classes=_ABOVE_ZERO,
+        eta=_ZERO_OR_MORE,
+    ),
+    _subject(_bilinear, reversal.Bilinear, 30.0, {"symmetric": 0}, symmetric={"least": 0, "most": 1}),
+    _subject(
+        _one_layer,
+        reversal.OneLayer,
+        30.0,
+        {"outputs": 20.0, "sentences": 4.0, "eta": 1.0},
+        outputs=_OUTPUTS,
+        sentences=_ABOVE_ZERO,
+        eta=_ZERO_OR_MORE,
+    ),
     _subject(_reversible, galore.ReversibleGradient, 2.0, {}),
     _subject(_scaled_ascent, grokking.ScaledAscent, 10.0, {}),
-    _subject(_output_layer, grokking.OutputLayer, 0.1, {"decay": 1.0}),
+    _subject(_output_layer, grokking.OutputLayer, 0.1, {"decay": 1.0}, decay=_ZERO_OR_MORE),
 )

@@ -1,5 +1,6 @@
 """`traindyn sweep NAME`: a registered computation over axes given as text, saved and drawn."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,40 +12,87 @@ from jax.sharding import Mesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from .._checks import describe
 from .claim import Claim, Setting
 from .subject import Subject
 from .sweep import Point, sweep
 from .verify import verify
 
 MOST_PANELS = 12
+MOST_VALUES = 1_000_000  # of an axis given as text
+MOST_LANES = 10_000_000  # of a sweep by name: more is a slip of the pen
 
 
 def parse_axis(text: str) -> tuple[str, np.ndarray]:
     """`learning_rate=1e-3:1:64:log`, 64 values from 1e-3 to 1; without `:log` evenly spaced. `seed=0:8`, the integers
-    0 to 7. `mu=0.5,1,2`, these values. **Raises** `ValueError` for anything else."""
+    0 to 7. `mu=0.5,1,2`, these values. At most a million values, all finite.
+
+    **Raises** `ValueError` for anything else.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"text must be a string, got {describe(text)}.")
     name, _, values = text.partition("=")
     parts = values.split(":")
+    read = {1: _listed, 2: _counted, 3: _spaced, 4: _spaced}.get(len(parts), _nothing)
     try:
-        if not name:
+        found = read(*parts)
+        if not name.isidentifier() or not np.isfinite(found).all():
             raise ValueError
-        if len(parts) == 1:
-            numbers = np.array([float(x) for x in values.split(",")])
-            whole = "." not in values and "e" not in values.lower() and np.isfinite(numbers).all()
-            return name, numbers.astype(int) if whole else numbers
-        if len(parts) == 2:
-            low, high = int(parts[0]), int(parts[1])
-            if high <= low:
-                raise ValueError
-            return name, np.arange(low, high)
-        low, high, number = float(parts[0]), float(parts[1]), int(parts[2])
-        if number < 1 or len(parts) > 4 or (len(parts) == 4 and (parts[3] != "log" or min(low, high) <= 0)):
-            raise ValueError
-        return name, np.geomspace(low, high, number) if len(parts) == 4 else np.linspace(low, high, number)
-    except ValueError:
+    except _TooMany:
+        raise ValueError(f"must have at most {MOST_VALUES:,} values, got {text!r}.") from None
+    except (ValueError, OverflowError):
         raise ValueError(
             f"needs NAME=FIRST:LAST:NUMBER[:log] (log: both above zero), NAME=FIRST:END for integers, or NAME=A,B,…, "
-            f"got {text!r}."
+            f"all finite, got {text!r}."
         ) from None
+    return name, found
+
+
+class _TooMany(ValueError):
+    """More values than anyone wants, or than fit into memory."""
+
+
+def _listed(values: str) -> np.ndarray:
+    words = values.split(",")
+    try:
+        return np.array([int(word) for word in words], np.int64)  # not by way of floats, which round large seeds
+    except ValueError:
+        return np.array([float(word) for word in words])
+
+
+def _counted(first: str, end: str) -> np.ndarray:
+    low, high = int(first), int(end)
+    if high <= low:
+        raise ValueError
+    _check_number(high - low)
+    return np.arange(low, high, dtype=np.int64)
+
+
+def _spaced(first: str, last: str, number: str, log: str | None = None) -> np.ndarray:
+    low, high, n = float(first), float(last), int(number)
+    if n < 1 or log not in (None, "log") or (log and min(low, high) <= 0) or not np.isfinite([low, high]).all():
+        raise ValueError
+    _check_number(n)
+    return np.linspace(low, high, n) if log is None else np.geomspace(low, high, n)
+
+
+def _nothing(*parts: str) -> np.ndarray:
+    raise ValueError
+
+
+def _check_number(number: int) -> None:
+    if number > MOST_VALUES:
+        raise _TooMany
+
+
+def axes_of(pairs: Sequence[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Axes by name. **Raises** `ValueError` for a name that comes twice."""
+    axes: dict[str, np.ndarray] = {}
+    for name, values in pairs:
+        if name in axes:
+            raise ValueError(f"each axis must be given once, got {name} twice.")
+        axes[name] = values
+    return axes
 
 
 def sweep_subject(
@@ -57,11 +105,14 @@ def sweep_subject(
     progress: bool = False,
 ) -> xr.Dataset:
     """Sweeps a subject over `axes`, its own where there are none; the parameters left keep their defaults, which the
-    dataset has as scalar coordinates. **Raises** `ValueError` for an axis that the subject does not have."""
-    for name in axes:
-        if name not in subject.defaults:
-            raise ValueError(f"{subject.name} has no parameter {name!r}: it has {', '.join(subject.defaults)}.")
-    chosen: dict[str, Any] = dict(axes) or dict(subject.axes)
+    dataset has as scalar coordinates.
+
+    **Raises** `ValueError` for an axis that the subject does not have, and for values outside a parameter's domain.
+    """
+    chosen: dict[str, Any] = {name: subject.values(name, given) for name, given in (axes or subject.axes).items()}
+    lanes = math.prod(len(values) for values in chosen.values())
+    if lanes > MOST_LANES:
+        raise ValueError(f"axes must have at most {MOST_LANES:,} points together, got {lanes:,}.")
     fixed = {name: value for name, value in subject.defaults.items() if name not in chosen}
     cost = subject.cost
     found = sweep(

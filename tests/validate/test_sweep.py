@@ -225,11 +225,25 @@ def test_axes_as_text(text, values):
 
 
 @pytest.mark.parametrize(
-    "text", ["rate", "=1:2", "rate=", "rate=1:2:3:lag", "rate=0:1:3:log", "rate=5:2", "rate=a,b", "rate=1:2:0"]
+    "text",
+    "rate =1:2 rate= rate=1:2:3:lag rate=0:1:3:log rate=5:2 rate=a,b rate=1:2:0 rate=nan rate=inf,1 rate=nan:1:3 "
+    "rate=0:inf:3 rate=1e400:1:3 rate=99999999999999999999:1:x =1,2 a:b=1 rate=1:2:3:log:4 "
+    "rate=-1.7e308:1.7e308:3".split(),
 )
 def test_bad_axes_as_text(text):
     with pytest.raises(ValueError, match="needs NAME=FIRST:LAST:NUMBER"):
         named_sweep.parse_axis(text)
+
+
+@pytest.mark.parametrize("text", ["rate=1:2:1000000000", "rate=0:10000000000", "rate=1:2:1000000000:log"])
+def test_an_axis_has_at_most_a_million_values(text):
+    with pytest.raises(ValueError, match="at most 1,000,000 values"):
+        named_sweep.parse_axis(text)
+
+
+def test_a_large_seed_is_not_rounded():
+    name, found = named_sweep.parse_axis("seed=9007199254740993,4611686018427387905")
+    assert name == "seed" and found.tolist() == [9007199254740993, 4611686018427387905]
 
 
 def test_command_line(tmp_path):

@@ -307,4 +307,5 @@ VALIDITY = Subject(
     labels=LABELS,
     bounds=dict.fromkeys(LABELS, 0.1),
     source=PAPER,
+    domains={"strength": {"least": 0, "most": 1}},
 )
