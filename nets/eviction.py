@@ -5,7 +5,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Int, Real
 
+from .._checked import checked
+from .._checks import concrete, describe, integer
 
+
+@checked
 def keep(
     scores: Real[Array, "*batch positions"], budget: Int[ArrayLike, ""], *, recent: int = 0
 ) -> Bool[Array, "*batch positions"]:
@@ -19,16 +23,17 @@ def keep(
     | lowest score | `keep(-scores, budget)` |
 
     Equal scores keep the earlier position. A budget of all positions or more keeps them all. It may be traced, for a
-    `vmap` over budgets. **Raises** `ValueError` for a budget below one, or `recent` outside `0 … budget`, where known.
+    `vmap` over budgets. **Raises** `ValueError` for a budget below one, `recent` outside `0 … budget`, and scores that
+    are NaN, where known. Inside `jit` NaN is the lowest score.
 
     Source: the policy of H2O (arXiv 2306.14048), for one query.
     """
     positions = scores.shape[-1]
-    room = positions if isinstance(budget, Tracer) else int(np.asarray(budget))
-    if room < 1:
-        raise ValueError(f"budget must be at least 1, got {budget}.")
+    room = positions if isinstance(budget, Tracer) else integer("budget", budget, least=1)
     if not 0 <= recent <= room:
         raise ValueError(f"recent must lie between 0 and budget = {budget}, got {recent}.")
+    if concrete(scores) and np.isnan(np.asarray(scores)).any():
+        raise ValueError(f"scores must be numbers, none NaN, got {describe(scores)}.")
     last = jnp.broadcast_to(jnp.arange(positions) >= positions - recent, scores.shape)
     # By place rather than by threshold, so that equal scores do not break the budget.
     by_score = jnp.argsort(-scores, axis=-1, stable=True)

@@ -15,6 +15,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from .._checked import checked
+from .._checks import indices
+from ._arguments import check_sizes, floating, inside
 from .joma import Contexts
 
 
@@ -26,6 +29,7 @@ class Sentences(NamedTuple):
     vocabulary: int
 
 
+@checked
 def reversal(pairs: int, both: int, *, vocabulary: int | None = None) -> Sentences:
     """`A_i → B_i` and `B_i ← A_i` for the first `both` of `pairs`. Of the others one direction is trained, forward and
     backward in turn, and the other is the test. Relation 0 is →, 1 is ←.
@@ -45,6 +49,7 @@ def reversal(pairs: int, both: int, *, vocabulary: int | None = None) -> Sentenc
     return Sentences(jnp.asarray(train), jnp.asarray(test), vocabulary)
 
 
+@checked
 def chain_of_thought(triples: int, direct: int, *, vocabulary: int | None = None) -> Sentences:
     """`A_i → B_i` and `B_i → C_i` for all of `triples`, `A_i ⇝ C_i` for the first `direct`; the test is `A_i ⇝ C_i` for
     the others. Relation 0 is →, 1 is ⇝.
@@ -62,6 +67,7 @@ def chain_of_thought(triples: int, direct: int, *, vocabulary: int | None = None
 
 
 def _check(name: str, number: int, part: str, trained: int) -> None:
+    check_sizes(**{name: number})
     if not 0 <= trained < number:
         raise ValueError(
             f"{part} must be at least 0 and below {name}={number}, or nothing is left to test, got {trained}."
@@ -78,10 +84,14 @@ def _sentences(first: np.ndarray, relation: int, last: np.ndarray) -> np.ndarray
     return np.stack([first, np.full_like(first, relation), last], axis=1)
 
 
+@checked
 def contexts(sentences: Int[Array, "samples 3"], vocabulary: int, *, dtype: Any = None) -> Contexts:
     """The sentences for the one-layer transformer: the first entity is the context, the relation the query, the last
-    entity the label."""
-    x = jax.nn.one_hot(sentences[:, 0], vocabulary, dtype=jnp.result_type(float) if dtype is None else dtype)
+    entity the label. **Raises** `ValueError` for tokens that are not of the vocabulary; inside `jit` such a first
+    entity leaves the context empty."""
+    check_sizes(vocabulary=vocabulary)
+    indices("sentences", sentences, vocabulary)
+    x = jax.nn.one_hot(sentences[:, 0], vocabulary, dtype=floating(dtype))
     return Contexts(x, sentences[:, 2], sentences[:, 1])
 
 
@@ -97,14 +107,21 @@ class Recall(NamedTuple):
     weights: Float[Array, "samples vocabulary"]
 
 
+@checked
 def recall(
     model: Callable[[Int[Array, " two"]], Float[Array, "two vocabulary"]], sentences: Int[Array, "samples 3"]
 ) -> Recall:
-    """Feeds the first two tokens of each sentence to a causal `model`, which gives logits of each next token."""
+    """Feeds the first two tokens of each sentence to a causal `model`, which gives logits of each next token.
+
+    **Raises** `ValueError` for tokens that the model has no logits of. Inside `jit` such a last entity has loss NaN.
+    """
     logits = jax.vmap(model)(sentences[:, :2])
-    return Recall(optax.softmax_cross_entropy_with_integer_labels(logits[:, 1], sentences[:, 2]), logits[:, 0])
+    indices("sentences", sentences, logits.shape[-1])
+    label = inside(sentences[:, 2], logits.shape[-1])
+    return Recall(optax.softmax_cross_entropy_with_integer_labels(logits[:, 1], label), logits[:, 0])
 
 
+@checked
 class Bilinear(eqx.Module):
     """`p(y|x) ∝ exp(v_xᵀ Θ v_y)` over all tokens y: next-token prediction with one square matrix.
 
@@ -126,25 +143,26 @@ class Bilinear(eqx.Module):
         *,
         symmetric: Bool[ArrayLike, ""] = False,
     ):
-        if vectors.ndim != 2:
-            raise ValueError(f"vectors must have shape (tokens, width), got {vectors.shape}.")
         width = vectors.shape[1]
-        if theta is not None and theta.shape != (width, width):
-            raise ValueError(
-                f"theta must have shape ({width}, {width}) as vectors have width {width}, got {theta.shape}."
-            )
-        self.vectors = jnp.asarray(vectors)
-        self.theta = jnp.zeros((width, width), self.vectors.dtype) if theta is None else jnp.asarray(theta)
+        self.vectors = vectors
+        self.theta = jnp.zeros((width, width), vectors.dtype) if theta is None else theta
         self.symmetric = jnp.asarray(symmetric)
 
+    @checked
     def __call__(self, token: Int[Array, ""]) -> Float[Array, " tokens"]:
-        """The logits of the token after `token`."""
+        """The logits of the token after `token`. Inside `jit` one beyond the last is taken for it."""
+        indices("token", token, self.vectors.shape[0])
         vectors = jax.lax.stop_gradient(self.vectors)
         theta = jnp.where(self.symmetric, (self.theta + self.theta.T) / 2, self.theta)
         return vectors[token] @ theta @ vectors.T
 
 
+@checked
 def pair_loss(model: Bilinear, pairs: Int[Array, "pairs 2"]) -> Float[Array, ""]:
     """Mean cross-entropy of the second token of each pair after the first, in nats. The pairs of sentences are
-    `sentences[:, ::2]`."""
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(pairs[:, 0]), pairs[:, 1]))
+    `sentences[:, ::2]`. **Raises** `ValueError` for tokens without a vector; inside `jit` such a second one makes it
+    NaN."""
+    tokens = model.vectors.shape[0]
+    indices("pairs", pairs, tokens)
+    logits = jax.vmap(model)(pairs[:, 0])
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, inside(pairs[:, 1], tokens)))

@@ -10,9 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
+from .._checked import checked
+from .._checks import as_float, check_shape, concrete, indices, real
+from ._arguments import check_sizes, floating
 from .train import AnyKey
 
 
+@checked
 class Block(eqx.Module):
     """Causal attention and a hidden layer, each with a residual connection: one layer of a `Transformer`."""
 
@@ -26,6 +30,23 @@ class Block(eqx.Module):
     post_norm: bool = eqx.field(static=True)
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
+    def __check_init__(self):
+        width, hidden = self.project_out.weight.shape[0], self.hidden_in.weight.shape[0]
+        check_sizes(heads=self.heads)
+        if width % self.heads:
+            raise ValueError(f"width must be a multiple of heads, got width={width}, heads={self.heads}.")
+        shapes = {
+            "project_in": (3 * width, width),
+            "project_out": (width, width),
+            "hidden_in": (hidden, width),
+            "hidden_out": (width, hidden),
+        }
+        for name, shape in shapes.items():
+            check_linear(name, getattr(self, name), shape)
+        for name in ("attention_norm", "hidden_norm"):
+            check_norm(name, getattr(self, name), width)
+
+    @checked
     def __call__(
         self, x: Float[Array, "length width"], drop: Callable[[Array], Array]
     ) -> tuple[Float[Array, "length width"], Float[Array, "heads length length"]]:
@@ -47,6 +68,7 @@ class Block(eqx.Module):
         return x, weights
 
 
+@checked
 class Transformer(eqx.Module):
     """A causal transformer over tokens `0 … vocabulary − 1`. It returns logits of the next token at every position.
 
@@ -100,19 +122,13 @@ class Transformer(eqx.Module):
         an unknown norm or positions.
         """
         hidden = 4 * width if hidden is None else hidden
-        sizes = {"vocabulary": vocabulary, "layers": layers, "width": width}
-        for name, size in {**sizes, "heads": heads, "hidden": hidden, "length": length}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+        check_sizes(vocabulary=vocabulary, layers=layers, width=width, heads=heads, hidden=hidden, length=length)
         if width % heads:
             raise ValueError(f"width must be a multiple of heads, got width={width}, heads={heads}.")
-        if norm not in ("post", "pre"):
-            raise ValueError(f"norm must be 'post' or 'pre', got {norm!r}.")
-        if positions not in ("sinusoidal", "learned", None):
-            raise ValueError(f"positions must be 'sinusoidal', 'learned' or None, got {positions!r}.")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}.")
-        dtype, post = jnp.result_type(float) if dtype is None else dtype, norm == "post"
+        real("dropout", dropout, (), least=0, below=1)
+        if not concrete(dropout):
+            raise ValueError("dropout must be known outside jit and vmap, got a traced value.")
+        dtype, post = floating(dtype), norm == "post"
         embeddings = vocabulary * (1 if tied else 2) + (length if positions == "learned" else 0)
         each = 4 * width**2 + 2 * width * hidden + (width + hidden if post else 0)
         shape = (embeddings * width + layers * each,)
@@ -155,24 +171,26 @@ class Transformer(eqx.Module):
         self.blocks = tuple(block() for _ in range(layers))
         self.last_norm = None if post else eqx.nn.LayerNorm(width, dtype=dtype)
         self.decoder = None if tied else linear(width, vocabulary, scale, 0.0 if post else None)
-        self.sinusoidal, self.length, self.dropout = positions == "sinusoidal", length, dropout
+        self.sinusoidal, self.length, self.dropout = positions == "sinusoidal", length, float(dropout)
 
+    @checked
     def __call__(
         self, tokens: Int[Array, " length"], *, key: AnyKey | None = None
     ) -> Float[Array, "length vocabulary"]:
         """The logits of the next token after each of `tokens`; with a key, under dropout.
 
-        **Raises** `ValueError` for more tokens than the model's `length`.
+        **Raises** `ValueError` for more tokens than the model's `length`, none, or tokens that are not of its
+        vocabulary. Inside `jit` one beyond it is taken for the last.
         """
         return self.with_attention(tokens, key=key)[0]
 
+    @checked
     def with_attention(
         self, tokens: Int[Array, " length"], *, key: AnyKey | None = None
     ) -> tuple[Float[Array, "length vocabulary"], Float[Array, "layers heads length length"]]:
         """The logits, and the attention weights of each layer and head: row `i` is what position `i` attends to, before
         dropout."""
-        if len(tokens) > self.length:
-            raise ValueError(f"tokens must be at most {self.length}, the model's length, got {len(tokens)}.")
+        check_tokens(tokens, self.length, self.embedding)
         x = jax.vmap(self.embedding)(tokens)
         if self.last_norm is None:
             x = x * math.sqrt(x.shape[1])
@@ -213,11 +231,34 @@ class _Numbers:
         return part.reshape(shape)
 
 
+def check_tokens(tokens: Int[Array, " tokens"], most: int, embedding: eqx.nn.Embedding) -> None:
+    """**Raises** `ValueError` unless there is a token, no more than `most`, and each has an embedding."""
+    if not 1 <= len(tokens) <= most:
+        raise ValueError(f"tokens must be at least 1 and at most {most}, the model's length, got {len(tokens)}.")
+    indices("tokens", tokens, embedding.weight.shape[0])
+
+
+def check_norm(name: str, layer: eqx.nn.LayerNorm | eqx.nn.RMSNorm, width: int) -> None:
+    """**Raises** `ValueError` unless a norm's gains, and its biases if it has some, are real and `width` many."""
+    for part in ("weight", "bias"):
+        if getattr(layer, part) is not None:
+            check_shape(f"{name}.{part}", as_float(getattr(layer, part), f"{name}.{part}"), (width,))
+
+
+def check_linear(name: str, layer: eqx.nn.Linear, shape: tuple[int, int]) -> None:
+    """**Raises** `ValueError` unless a layer's matrix, and its bias if it has one, are real and of this shape."""
+    for part, x, wanted in (("weight", layer.weight, shape), ("bias", layer.bias, shape[:1])):
+        if x is not None:
+            check_shape(f"{name}.{part}", as_float(x, f"{name}.{part}"), wanted)
+
+
+@checked
 def sinusoids(length: int, width: int) -> Float[np.ndarray, "length width"]:
     """The positions of the original transformer: `sin(p/10000^(2i/width))` at `2i`, the cosine at `2i + 1`.
 
     Source: Vaswani et al., arXiv 1706.03762, section 3.5.
     """
+    check_sizes(length=length, width=width)
     angle = np.arange(length)[:, None] / 10_000.0 ** (np.arange(0, width, 2) / width)[None]
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(length, -1)[:, :width]
 
@@ -229,6 +270,7 @@ class Sequences(NamedTuple):
     keys: Key[Array, " batch"] | UInt32[Array, "batch 2"] | None = None
 
 
+@checked
 def next_token_loss(
     model: Callable[..., Array], batch: Sequences | Int[Array, "batch length_and_one"], *, last_only: bool = False
 ) -> Float[Array, ""]:
@@ -236,30 +278,38 @@ def next_token_loss(
 
     `model(tokens, key=key)` gives the logits of the next token at every position, as a `Transformer` or a `Llama` does.
 
-    A token beyond the model's vocabulary makes it NaN.
+    **Raises** `ValueError` for tokens that are not of the model's vocabulary, sequences of fewer than two, and none of
+    them. Inside `jit` a token beyond the vocabulary makes it NaN.
     """
     tokens, keys = batch if isinstance(batch, Sequences) else (batch, None)
+    if tokens.shape[0] < 1 or tokens.shape[1] < 2:
+        raise ValueError(f"batch must hold at least one sequence of at least 2 tokens, got shape {tokens.shape}.")
     logits = jax.vmap(lambda t, k: model(t, key=k))(tokens[:, :-1], keys)
-    labels = tokens[:, 1:]
+    vocabulary = logits.shape[-1]
+    indices("tokens", tokens, vocabulary)
+    known = jnp.all((tokens >= 0) & (tokens < vocabulary), axis=1, keepdims=True)
+    labels = jnp.where(known, tokens[:, 1:], jnp.asarray(vocabulary, tokens.dtype))  # where the look-up gives NaN
     if last_only:
         logits, labels = logits[:, -1:], labels[:, -1:]
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1))
 
 
+@checked
 class Windows(eqx.Module):
     """A sampler of text for `train`: `batch` windows of `length + 1` tokens that start anywhere, all equally likely,
     and a key for the dropout of each."""
 
-    ids: Int[Array, " tokens"] = eqx.field(converter=jnp.asarray)
+    ids: Int[Array, " tokens"]
     length: int = eqx.field(static=True, default=35)
     batch: int = eqx.field(static=True, default=20)
 
     def __check_init__(self):
-        if self.length < 1 or self.batch < 1:
-            raise ValueError(f"length and batch must be at least 1, got length={self.length}, batch={self.batch}.")
+        check_sizes(length=self.length, batch=self.batch)
         if len(self.ids) <= self.length:
             raise ValueError(f"ids must hold at least length + 1 = {self.length + 1} tokens, got {len(self.ids)}.")
+        indices("ids", self.ids, jnp.iinfo(self.ids.dtype).max)
 
+    @checked
     def __call__(self, key: AnyKey) -> Sequences:
         keys = jax.random.split(key, self.batch + 1)
         # Remainders favour the first starts by less than their number over 2³², far below what a text resolves.

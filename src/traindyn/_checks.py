@@ -102,11 +102,11 @@ def real(
 
     **Raises** `ValueError` naming the argument, what it must be, and the first entry that is not.
     """
-    x = as_float(x, name)
+    given, x = x, as_float(x, name)
     if shape is not None:
         check_shape(name, x, shape, sizes)
-    if concrete(x):
-        check_range(name, x, above=above, least=least, below=below, most=most, finite=finite)
+    if concrete(given):  # a number stays known inside jit, where its array is not
+        check_range(name, given, above=above, least=least, below=below, most=most, finite=finite)
     return x
 
 
@@ -158,13 +158,13 @@ def indices(
     name: str, x: Any, size: int, shape: Shape | None = None, sizes: dict[str, int] | None = None
 ) -> Int[Array, "..."]:
     """`x` as an array of integers from 0 to `size − 1`. Raises `ValueError` for others, negative ones too."""
-    x = as_array(name, x)
+    given, x = x, as_array(name, x)
     if not jnp.issubdtype(x.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers, got {describe(x)}.")
     if shape is not None:
         check_shape(name, x, shape, sizes)
-    if concrete(x):
-        values = np.asarray(x)
+    if concrete(given):
+        values = np.asarray(given)
         if values.size and (values.min() < 0 or values.max() >= size):
             wrong = values[(values < 0) | (values >= size)].flat[0]
             raise ValueError(f"{name} must lie from 0 to {size - 1}, got {wrong}.")

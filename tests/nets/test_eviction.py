@@ -28,7 +28,7 @@ def test_works_on_batches_under_jit_and_on_infinite_scores():
 
 
 def test_bad_budgets_are_refused():
-    with pytest.raises(ValueError, match="budget must be at least 1"):
+    with pytest.raises(ValueError, match="budget must be an integer of at least 1"):
         keep(jnp.ones(3), 0)
     with pytest.raises(ValueError, match="recent must lie between 0 and budget = 2"):
         keep(jnp.ones(3), 2, recent=3)

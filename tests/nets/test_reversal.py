@@ -45,7 +45,7 @@ def test_the_paper_s_numbers_and_nothing_twice(data, sizes):
     ("make", "message"),
     (
         (lambda: nets.reversal(5, 5), "both must be at least 0 and below pairs=5"),
-        (lambda: nets.reversal(0, 0), "below pairs=0"),
+        (lambda: nets.reversal(0, 0), "pairs must be an integer of at least 1, got 0"),
         (lambda: nets.reversal(5, -1), "got -1"),
         (lambda: nets.reversal(5, 2, vocabulary=11), "vocabulary must be at least 12 .* got 11"),
         (lambda: nets.chain_of_thought(5, 7), "direct must be at least 0 and below triples=5"),

@@ -288,14 +288,14 @@ def test_training_learns_a_text_that_needs_attention(key, norm):
 @pytest.mark.parametrize(
     ("options", "message"),
     (
-        ({"layers": 0}, "layers must be at least 1, got 0"),
-        ({"width": 0}, "width must be at least 1, got 0"),
-        ({"heads": 0}, "heads must be at least 1, got 0"),
-        ({"hidden": 0}, "hidden must be at least 1, got 0"),
-        ({"length": 0}, "length must be at least 1, got 0"),
+        ({"layers": 0}, "layers must be an integer of at least 1, got 0"),
+        ({"width": 0}, "width must be an integer of at least 1, got 0"),
+        ({"heads": 0}, "heads must be an integer of at least 1, got 0"),
+        ({"hidden": 0}, "hidden must be an integer of at least 1, got 0"),
+        ({"length": 0}, "length must be an integer of at least 1, got 0"),
         ({"heads": 4}, "width must be a multiple of heads, got width=6, heads=4"),
-        ({"norm": "rms"}, "norm must be 'post' or 'pre', got 'rms'"),
-        ({"positions": "rotary"}, "positions must be 'sinusoidal', 'learned' or None, got 'rotary'"),
+        ({"norm": "rms"}, "norm must be one of 'post', 'pre', got 'rms'"),
+        ({"positions": "rotary"}, "positions must be one of 'sinusoidal', 'learned', got 'rotary'"),
         ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),
     ),
@@ -309,14 +309,37 @@ def test_bad_options_are_refused(key, options, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     (
-        (lambda key: Transformer(0, length=3, key=key), "vocabulary must be at least 1, got 0"),
-        (lambda key: _model(key)(jnp.zeros(6, int)), "tokens must be at most 5, the model's length, got 6"),
+        (lambda key: Transformer(0, length=3, key=key), "vocabulary must be an integer of at least 1, got 0"),
+        (
+            lambda key: _model(key)(jnp.zeros(6, int)),
+            "tokens must be at least 1 and at most 5, the model's length, got 6",
+        ),
         (lambda key: Windows(np.arange(5), length=5), "ids must hold at least length \\+ 1 = 6 tokens, got 5"),
-        (lambda key: Windows(np.arange(5), length=0), "at least 1, got length=0, batch=20"),
-        (lambda key: Windows(np.arange(5), length=2, batch=0), "at least 1, got length=2, batch=0"),
+        (lambda key: Windows(np.arange(5), length=0), "length must be an integer of at least 1"),
+        (lambda key: Windows(np.arange(5), length=2, batch=0), "batch must be an integer of at least 1"),
+        (lambda key: Windows(np.arange(5.0), length=2), "ids must be integers"),
+        (lambda key: Windows(np.zeros((9, 2), int), length=2), r"ids must have shape \(tokens,\), got \(9, 2\)"),
+        (lambda key: Windows(np.array([0, -1, 2]), length=2), "ids must lie from 0 to .*, got -1"),
+        (lambda key: _model(key)(jnp.array([1, 9])), "tokens must lie from 0 to 6, got 9"),
+        (lambda key: _model(key)(jnp.array([1, -1])), "tokens must lie from 0 to 6, got -1"),
+        (lambda key: _model(key)(jnp.zeros(0, int)), "tokens must be at least 1"),
+        (lambda key: _model(key)(jnp.zeros(3)), "tokens must be integers"),
+        (lambda key: next_token_loss(_model(key), jnp.array([[1, 2, -1]])), "tokens must lie from 0 to 6, got -1"),
+        (lambda key: next_token_loss(_model(key), jnp.array([[9, 2, 1]])), "tokens must lie from 0 to 6, got 9"),
+        (lambda key: next_token_loss(_model(key), jnp.array([[1]])), "at least one sequence of at least 2 tokens"),
+        (lambda key: next_token_loss(_model(key), jnp.zeros((0, 3), int)), "at least one sequence"),
     ),
 )
 @pytest.mark.usefixtures("as_users")
 def test_bad_calls_are_refused(key, call, message):
     with pytest.raises(ValueError, match=message):
         call(key)
+
+
+@pytest.mark.parametrize("last_only", (False, True))
+def test_token_beyond_the_vocabulary_makes_the_loss_nan_inside_jit(key, last_only):
+    model = _model(key)
+    loss = jax.jit(lambda tokens: next_token_loss(model, tokens, last_only=last_only))
+    assert jnp.isfinite(loss(jnp.array([[1, 2, 6]])))
+    for wrong in ([-1, 2, 6], [1, 7, 6], [1, 2, -1], [1, 2, 9]):
+        assert jnp.isnan(loss(jnp.array([[1, 2, 6], wrong])))
