@@ -1,7 +1,9 @@
 """`sweep`: one computation at every point of a grid, compiled once, labelled, and kept when interrupted."""
 
+import contextlib
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, Int, PyTree
 from tqdm import tqdm
 
+from .._checked import checked
+from .._checks import as_array, describe, integer, strings
+from .._files import check_writable, locked
 from ..dynamics.sweep import default_batch_size, map_lanes
 from ..nets.train import Run
-from ._chunks import Chunks, Results
+from ._chunks import Chunks, Results, fingerprint, text_fingerprint
 
 Point = dict[str, Any]
 Axes = Mapping[Any, Any]  # from a name, or a tuple of names, to values
@@ -33,6 +38,7 @@ STATUS = {
     "training_diverged": 3,
     "raised": 4,
 }
+MOST_LANES = 2**31 - 1  # lanes are counted in 32 bits
 _CHUNKS_A_CALL = 64  # what one call computes stays on the device until it returns
 
 
@@ -44,6 +50,7 @@ class SweepError(RuntimeError):
         self.dataset = dataset
 
 
+@checked
 def sweep(
     fn: Callable[[Point], PyTree],
     axes: Axes,
@@ -95,23 +102,58 @@ def sweep(
     **Raises** `ValueError` for bad axes, names that clash, `dims` or `coords` that do not fit, an `out` that holds
     another sweep; `SweepError` when anything else goes wrong after the first lanes, with the dataset so far.
     """
-    grid = _Grid(axes)
+    grid, own = _Grid(axes), _Own(dims, coords)
+    if batch_size is not None:
+        integer("batch_size", batch_size, least=1)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh must be a jax.sharding.Mesh, got {describe(mesh)}.")
     if mesh is None and jax.process_count() > 1:
         mesh = jax.make_mesh((jax.device_count(),), ("lanes",))
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    lane = _Lane(fn, grid)
+    lane = _Lane(fn, grid, own)
     results = Results(grid.number)
-    chunks = None
-    if out is not None:
-        lane, text = _traced(lane)
-        chunks = Chunks(Path(out), grid.fingerprints(), text)
+    label = functools.partial(_dataset, grid, results, own, coords or {})
+    if out is None:
+        _fill(results, lane, grid, cost, batch_size, mesh, progress, None, label)
+    else:
+        if not isinstance(out, str | os.PathLike):
+            raise ValueError(f"out must be a path, got {describe(out)}.")
+        if jax.process_index() == 0:
+            check_writable(Path(out), "sweep.json")
+        lane, program = _traced(lane)
+        with _opened(Path(out), grid.fingerprints() | program, results) as chunks:
+            _fill(results, lane, grid, cost, batch_size, mesh, progress, chunks, label)
+    if not results.variables:
+        raise SweepError(f"All {grid.number} lanes raised; the last one: {results.last_error}", label())
+    return label()
+
+
+@contextlib.contextmanager
+def _opened(out: Path, same: Mapping[str, str], results: Results) -> Iterator[Chunks]:
+    """The folder of a sweep, of which no other run may write a part; its chunks are read into `results`."""
+    first = jax.process_index() == 0
+    with locked(out) if first else contextlib.nullcontext():
+        chunks = Chunks(out, same)
         chunks.read(results)
         if jax.process_count() > 1:  # nobody writes before all have read
             multihost_utils.sync_global_devices("traindyn sweep")
+        chunks.start()
+        yield chunks
+
+
+def _fill(
+    results: Results,
+    lane: Callable,
+    grid: "_Grid",
+    cost: Callable[[Point], ArrayLike] | None,
+    batch_size: int | None,
+    mesh: Mesh | None,
+    progress: bool,
+    chunks: Chunks | None,
+    label: Callable[[], xr.Dataset],
+) -> None:
+    """Runs the lanes that are missing. Raises `SweepError`, with `label()`, for what goes wrong after the first."""
     todo = _in_order(grid, cost)
     todo = todo[results.status[todo] == STATUS["not_run"]]
-    label = functools.partial(_dataset, grid, results, dims or {}, coords or {})
     bar = tqdm(total=grid.number, initial=grid.number - len(todo), unit="lane", disable=not progress)
     try:
         with bar:
@@ -127,9 +169,6 @@ def sweep(
             raise
         done = int((results.status != STATUS["not_run"]).sum())
         raise SweepError(f"The sweep stopped after {done} of {grid.number} lanes: {error}", label()) from error
-    if not results.variables:
-        raise SweepError(f"All {grid.number} lanes raised; the last one: {results.last_error}", label())
-    return label()
 
 
 class _Keys(eqx.Module):
@@ -150,14 +189,16 @@ class _Grid(eqx.Module):
     sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, axes: Axes):
+        if not isinstance(axes, Mapping):
+            raise ValueError(f"axes must be a dictionary from names to values, got {describe(axes)}.")
         groups, sizes, values = [], [], {}
         for names, given in axes.items():
-            names, given = ((names,), (given,)) if isinstance(names, str) else (names, given)
-            if not names or len(given) != len(names):
-                raise ValueError(f"axes: {names} must come with one set of values each, got {len(given)}.")
+            names, given = (names, given) if isinstance(names, tuple) else ((names,), (given,))
+            if not names or not isinstance(given, tuple | list | np.ndarray | jax.Array) or len(given) != len(names):
+                raise ValueError(f"axes: {names} must come with one set of values each, got {describe(given)}.")
             lengths = {}
             for name, value in zip(names, given, strict=True):
-                if not isinstance(name, str) or name in values or name == "status":
+                if not isinstance(name, str) or not name or name in values or name == "status":
                     raise ValueError(f"axes: each name must be another string, and not 'status', got {name!r}.")
                 values[name], lengths[name] = _axis_values(name, value)
             if len(set(lengths.values())) > 1:
@@ -166,6 +207,8 @@ class _Grid(eqx.Module):
             sizes.append(lengths[names[0]])
         if not groups:
             raise ValueError("axes must name at least one axis, got none.")
+        if math.prod(sizes) > MOST_LANES:
+            raise ValueError(f"axes must have at most {MOST_LANES:,} points together, got {math.prod(sizes):,}.")
         self.values, self.groups, self.sizes = values, tuple(groups), tuple(sizes)
 
     @property
@@ -188,21 +231,33 @@ class _Grid(eqx.Module):
             for name in names:
                 value = self.values[name]
                 plain = isinstance(value, np.ndarray) and value.ndim == 1
-                found[name] = (names[0], value if plain else np.arange(size))
+                found[name] = (names[0], _on_host(value) if plain else np.arange(size))
         return found
 
-    def fingerprints(self) -> dict[str, list[np.ndarray]]:
-        return {name: [np.asarray(x) for x in jax.tree.leaves(value)] for name, value in self.values.items()}
+    def fingerprints(self) -> dict[str, str]:
+        arrays = lambda value: [np.asarray(x) for x in jax.tree.leaves(value)]
+        return {f"axis {name}": fingerprint(arrays(value)) for name, value in self.values.items()}
 
 
 def _axis_values(name: str, value: Any) -> tuple[PyTree, int]:
+    """The values of an axis on the host, in the precision of the moment, and how many they are."""
     if isinstance(value, list | range):
-        value = jnp.asarray(np.asarray(value))
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise ValueError(f"axes: {name} must be a list of numbers, got {describe(value)}.") from error
 
     def on_host(x):
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return _Keys(np.asarray(jax.random.key_data(x)), str(jax.random.key_impl(x)))
-        return np.asarray(jnp.asarray(x))
+        if isinstance(x, str) or (isinstance(x, np.ndarray) and x.dtype.kind not in "biufcV"):
+            raise ValueError(f"axes: {name} must be numbers, keys or trees of them, got {describe(x)}.")
+        given = np.asarray(x)
+        kept = np.asarray(as_array(name, x))
+        whole = given.dtype.kind in "iu" and not np.array_equal(given, kept)
+        if whole or (given.dtype.kind in "fc" and (np.isfinite(given) & ~np.isfinite(kept)).any()):
+            raise ValueError(f"axes: {name} must fit {kept.dtype}, the precision of the moment, got {describe(given)}.")
+        return kept
 
     lengths = {np.shape(x)[:1] for x in jax.tree.leaves(value)}
     if len(lengths) != 1 or not next(iter(lengths)):
@@ -216,33 +271,91 @@ def _axis_values(name: str, value: Any) -> tuple[PyTree, int]:
     return jax.tree.map(on_host, value), length
 
 
+class _Own(eqx.Module):
+    """The names that the caller gives to the variables' own axes, and how many values he gives along each."""
+
+    dims: tuple[tuple[str, tuple[str, ...]], ...] = eqx.field(static=True)
+    coords: tuple[tuple[str, tuple[int, ...]], ...] = eqx.field(static=True)
+
+    def __init__(self, dims: Any, coords: Any):
+        for name, given in (("dims", dims), ("coords", coords)):
+            if given is not None and not isinstance(given, Mapping):
+                raise ValueError(f"{name} must be a dictionary by names, got {describe(given)}.")
+        self.dims = tuple((name, strings(f"dims[{name!r}]", own)) for name, own in (dims or {}).items())
+        self.coords = tuple((name, np.shape(values)) for name, values in (coords or {}).items())
+
+    def axes_of(self, name: str, leading: str, number: int) -> list[str]:
+        """The axes of a variable after those of the sweep."""
+        own = dict(self.dims).get(name)
+        if own is None:
+            first = [leading] if leading else []
+            own = first + [f"{name}_{i}" for i in range(len(first), number)]
+        if len(own) != number:
+            raise ValueError(f"dims must name the {number} axes of {name}, got {list(own)}.")
+        return list(own)
+
+    def check(self, variables: Mapping[tuple[str, str], Any], labels: Sequence[str]) -> None:
+        """Raises `ValueError` for names that would clash in the dataset, or would be ignored, before anything runs."""
+        names = {name for name, _ in variables}
+        for unknown in {name for name, _ in self.dims} - names:
+            raise ValueError(
+                f"dims names {unknown!r}, which fn does not return: it returns {', '.join(sorted(names))}."
+            )
+        sizes: dict[str, int] = {}
+        for (name, leading), x in variables.items():
+            if name in labels or name == "status":
+                raise ValueError(f"fn returns {name!r}, which is the name of an axis or of the status.")
+            own = self.axes_of(name, leading, x.ndim)
+            for axis, size in zip(own, x.shape, strict=True):
+                if axis in labels or own.count(axis) > 1 or (axis in names and axis != leading):
+                    raise ValueError(f"dims must give {name} axes with names of their own, got {axis!r} in {own}.")
+                if sizes.setdefault(axis, size) != size:
+                    raise ValueError(
+                        f"dims must name axes of one length alike, got {axis!r} for {sizes[axis]} and {size}."
+                    )
+        free = sorted(sizes.keys() - names)
+        for name, shape in self.coords:
+            if name not in free:
+                raise ValueError(
+                    f"coords must name axes of what fn returns ({', '.join(free) or 'none'}), got {name!r}."
+                )
+            if shape != (sizes[name],):
+                raise ValueError(f"coords[{name!r}] must have shape ({sizes[name]},), got {shape}.")
+
+
 class _Lane(eqx.Module):
     """From the number of a lane to its variables, by `(name, name of the leading axis)`, and its status."""
 
     fn: Callable[[Point], PyTree]
     grid: _Grid
+    own: _Own
 
     def __call__(self, index: Int[ArrayLike, ""]):
-        variables, stopped, diverged = {}, jnp.zeros((), bool), jnp.zeros((), bool)
+        found, stopped, diverged = [], jnp.zeros((), bool), jnp.zeros((), bool)
         special = lambda x: isinstance(x, dfx.Solution | Run)
         for path, x in jax.tree.leaves_with_path(self.fn(self.grid.point(index)), is_leaf=special):
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             if isinstance(x, dfx.Solution):
                 stopped |= x.result != dfx.RESULTS.successful
                 time = _join(name, "time")
-                variables |= _named(x.ys, name, "y", time) | {(time, time): x.ts}
+                found += [*_named(x.ys, name, "y", time), ((time, time), x.ts)]
                 if "num_steps" in x.stats:
-                    variables[_join(name, "num_steps"), ""] = x.stats["num_steps"]
+                    found += [((_join(name, "num_steps"), ""), x.stats["num_steps"])]
             elif isinstance(x, Run):
                 diverged |= x.diverged_at >= 0
                 step = _join(name, "step")
-                variables |= _named(x.observed, name, "observed", step) | {(step, step): x.steps}
-                variables |= _named(x.model, _join(name, "model"), "", "")
-                variables[_join(name, "diverged_at"), ""] = x.diverged_at
+                found += [*_named(x.observed, name, "observed", step), ((step, step), x.steps)]
+                found += _named(x.model, _join(name, "model"), "", "")
+                found += [((_join(name, "diverged_at"), ""), x.diverged_at)]
             elif eqx.is_array_like(x):
-                variables[name or "value", ""] = jnp.asarray(x)
+                found += [((name or "value", ""), jnp.asarray(x))]
+        variables = dict(found)
         if not variables:
             raise ValueError("fn must return at least one array, got none.")
+        names = [name for (name, _), _ in found]
+        if len(set(names)) < len(names):
+            raise ValueError(f"fn must return one variable of a name, got two: {max(names, key=names.count)!r}.")
+        self.own.check(variables, [*self.grid.values])
         floats = [x for x in variables.values() if eqx.is_inexact_array(x)]
         finite = jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]).all() if floats else True
         status = jnp.where(finite, STATUS["ok"], STATUS["not_finite"])
@@ -250,23 +363,26 @@ class _Lane(eqx.Module):
         return variables, jnp.where(stopped, STATUS["solve_stopped_early"], status).astype(jnp.int8)
 
 
-def _traced(lane: _Lane) -> tuple[Callable, str]:
-    """The lane, traced once and for all, and the text of its program."""
+def _traced(lane: _Lane) -> tuple[Callable, dict[str, str]]:
+    """The lane, traced once and for all, and digests of its program and of the arrays that this takes from `fn`: those
+    of a `Partial` or a module, and those that a closure holds."""
     index, is_array = jnp.zeros((), jnp.int32), lambda x: isinstance(x, jax.Array | np.ndarray)
     arrays, rest = eqx.partition(lane, is_array)  # the values of the axes stay out of the text
     program, shapes = jax.make_jaxpr(lambda a, i: eqx.combine(a, rest)(i), return_shape=True)(arrays, index)
     run, tree = jaxpr_as_fun(program), jax.tree.structure(shapes)
     text = jax.jit(lambda a, i: run(*jax.tree.leaves(a), i)).lower(arrays, index).as_text()
-    return lambda index: jax.tree.unflatten(tree, run(*jax.tree.leaves(arrays), index)), text
+    held = [_on_host(x) for x in [*jax.tree.leaves(arrays.fn), *program.consts]]
+    same = {"fn": text_fingerprint(text), "arrays of fn": fingerprint(held)}
+    return lambda index: jax.tree.unflatten(tree, run(*jax.tree.leaves(arrays), index)), same
 
 
-def _named(tree: PyTree, prefix: str, bare: str, dim: str) -> dict[tuple[str, str], Any]:
+def _named(tree: PyTree, prefix: str, bare: str, dim: str) -> list[tuple[tuple[str, str], Any]]:
     """The arrays of a tree by their paths."""
-    found = {}
+    found = []
     for path, x in jax.tree.leaves_with_path(tree):
         if eqx.is_array(x):
             name = _join(prefix, jax.tree_util.keystr(path, simple=True, separator="."))
-            found[name or bare, dim] = x
+            found.append(((name or bare, dim), x))
     return found
 
 
@@ -361,33 +477,22 @@ def _on_host(x: Any) -> np.ndarray:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype == jnp.bfloat16 else x  # which files do not know
+    if x.dtype.kind != "V":
+        return x
+    return x.astype(np.int8 if jnp.issubdtype(x.dtype, jnp.integer) else np.float32)  # files know no others so narrow
 
 
-def _dataset(grid: _Grid, results: Results, dims: Mapping, coords: Mapping) -> xr.Dataset:
+def _dataset(grid: _Grid, results: Results, own: _Own, coords: Mapping) -> xr.Dataset:
     axes = [names[0] for names in grid.groups]
-    labels = grid.coordinates()
-    coordinates = {name: (dim, values) for name, (dim, values) in labels.items()}
+    coordinates = grid.coordinates()
     ended = np.isin(results.status, [STATUS[s] for s in ("ok", "not_finite", "training_diverged")])
-    names = {name for name, _ in results.variables}
-    for unknown in set(dims) - names if results.variables else ():
-        raise ValueError(f"dims names {unknown!r}, which fn does not return: it returns {', '.join(sorted(names))}.")
     variables = {}
     for (name, leading), flat in results.variables.items():
-        if name in labels or name == "status":
-            raise ValueError(f"fn returns {name!r}, which is the name of an axis or of the status.")
         if name == leading and ended.any() and (flat[ended] == flat[ended][0]).all():  # times or steps in common
             coordinates[name] = (name, flat[ended][0])
             continue
-        if name == leading:
-            name = f"{name}s_of_lane"
-        own = dims.get(name)
-        if own is None:
-            first = [leading] if leading else []
-            own = first + [f"{name}_{i}" for i in range(len(first), flat.ndim - 1)]
-        if len(own) != flat.ndim - 1:
-            raise ValueError(f"dims must name the {flat.ndim - 1} axes of {name}, shape {flat.shape[1:]}, got {own}.")
-        variables[name] = ([*axes, *own], flat.reshape(*grid.sizes, *flat.shape[1:]))
+        dims = [*axes, *own.axes_of(name, leading, flat.ndim - 1)]
+        variables[f"{name}s_of_lane" if name == leading else name] = (dims, flat.reshape(*grid.sizes, *flat.shape[1:]))
     variables["status"] = (
         axes,
         results.status.reshape(grid.sizes),
