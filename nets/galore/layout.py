@@ -222,7 +222,7 @@ def check_leaves(leaves: Sequence[tuple[Any, Any]]) -> None:
         if not hasattr(leaf, "shape") or not jnp.issubdtype(getattr(leaf, "dtype", int), jnp.inexact):
             raise ValueError(
                 f"params must hold floating-point arrays alone, got {describe(leaf)} at {path_name(path)!r}. Of an "
-                "Equinox model take eqx.filter(model, eqx.is_inexact_array)."
+                "Equinox model take eqx.filter(model, eqx.is_inexact_array), of a Flax one nnx.state(model, nnx.Param)."
             )
 
 
