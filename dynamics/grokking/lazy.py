@@ -13,12 +13,13 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float, concrete, require
+from ..._checks import as_float, or_nan, real
 from ..flow import Flow
 from .energy import Task
+from .spectral import evolve, ridge
 
 
 @checked
@@ -40,7 +41,7 @@ class OutputLayer(Flow):
 
     Source: Li2, Proposition 1.
 
-    **Raises** `ValueError` for shapes that do not fit and a negative decay.
+    **Raises** `ValueError` for shapes that do not fit, no pairs, and a negative decay, which is NaN inside `jit`.
     """
 
     features: Float[Array, "pairs nodes"]
@@ -50,10 +51,10 @@ class OutputLayer(Flow):
     def __init__(
         self, features: Float[Array, "pairs nodes"], labels: Float[Array, "pairs classes"], decay: Float[ArrayLike, ""]
     ):
-        decay = jnp.asarray(decay, features.dtype)
-        self.decay = (
-            require(decay, decay >= 0, f"decay must not be negative, got {decay}.") if concrete(decay) else decay
-        )
+        if not len(features):
+            raise ValueError(f"features must have at least one pair, got {features.shape}.")
+        decay = jnp.asarray(real("decay", decay, least=0), features.dtype)
+        self.decay = or_nan(decay, decay >= 0, "decay must not be negative.")
         self.features, self.labels = centred(features), centred(labels)
 
     @checked
@@ -67,23 +68,18 @@ class OutputLayer(Flow):
         return self.features.T @ self.features + self.decay * jnp.eye(self.features.shape[1], dtype=self.features.dtype)
 
     def limit(self) -> Float[Array, "nodes classes"]:
-        """V_r, by the singular values of F̃: with η = 0 the least squares of smallest norm."""
-        left, values, right = jnp.linalg.svd(self.features, full_matrices=False)
-        rounding = 10 * max(self.features.shape) * jnp.finfo(values.dtype).eps * values[0]
-        some = (values > rounding) | (self.decay > 0)  # with a decay small values are what they are
-        shrunk = jnp.where(some, values / jnp.where(some, values**2 + self.decay, 1.0), 0.0)
-        return right.T @ (shrunk[:, None] * (left.T @ self.labels))
+        """V_r; with η = 0 the least squares of smallest norm. Differentiable once, where singular values coincide too.
+
+        What a node lacks of the span of the others counts as zero below `2 √max(pairs, nodes) eps` of its length, 5e-6
+        in float32 for 400 pairs. Nodes that are so alike need float64 where η is below that share of ‖f̃‖².
+        """
+        return ridge(self.features, self.labels, self.decay).solution
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[Array, "nodes classes"]) -> Float[Array, "nodes classes"]:
-        """The state at time `t`."""
-        values, basis = jnp.linalg.eigh(self.matrix())
-        # ∫ e^{−λs} ds, for what F̃ᵀỸ drives: 0 · ∞ where λ = 0
-        t = jnp.asarray(t, y0.dtype)
-        some = values > 0
-        driven = jnp.where(some, -jnp.expm1(-values * t) / jnp.where(some, values, 1.0), t)
-        start, push = basis.T @ y0, basis.T @ (self.features.T @ self.labels)
-        return basis @ (jnp.exp(-values * t)[:, None] * start + driven[:, None] * push)
+    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, "nodes classes"]) -> Float[Array, "nodes classes"]:
+        """The state at time `t`, which may be infinite. Differentiable once, where eigenvalues of A coincide too; at an
+        infinite time if A is positive definite."""
+        return evolve(jnp.asarray(t, y0.dtype), self.features, self.labels, self.decay, y0)
 
     @checked
     def backpropagated(self, y: Float[Array, "nodes classes"]) -> Float[Array, "pairs nodes"]:
@@ -95,12 +91,10 @@ class OutputLayer(Flow):
         return self.labels @ (self.labels.T @ self.features)
 
     def limit_gradient(self) -> Float[Array, "pairs nodes"]:
-        """G_F at the ridge solution, by the kernel: `η K Ỹ Ỹᵀ K F̃` with `K = (F̃F̃ᵀ + ηI)⁻¹`. It equals equation 4,
-        `η K Ỹ Ỹᵀ F̃ A⁻¹`. Needs η > 0; at η = 0 it vanishes only where the labels lie in the span of F̃."""
-        kernel = self.features @ self.features.T + self.decay * jnp.eye(len(self.features), dtype=self.features.dtype)
-        solved = jnp.linalg.solve(kernel, jnp.concatenate([self.labels, self.features], axis=1))
-        labels, features = solved[:, : self.labels.shape[1]], solved[:, self.labels.shape[1] :]
-        return self.decay * labels @ (self.labels.T @ features)
+        """G_F at the ridge solution, `(Ỹ − F̃V_r) V_rᵀ`. It equals equation 4, `η K Ỹ Ỹᵀ F̃ A⁻¹`, and `η K Ỹ Ỹᵀ K F̃`, with
+        `K = (F̃F̃ᵀ + ηI)⁻¹`. At η = 0 it vanishes only where the labels lie in the span of F̃."""
+        solution, left_over = ridge(self.features, self.labels, self.decay)
+        return left_over @ solution.T
 
     def wide_gradient(self) -> Float[Array, "pairs nodes"]:
         """What G_F at the ridge solution tends to for ever more nodes, x², normal weights of variance one and all pairs

@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 from ..._checked import checked
 from ..._checks import as_float, concrete, or_nan, require
 from ..flow import Flow, check_blow_up
+from .spectral import unit_factor
 
 
 @checked
@@ -140,10 +141,13 @@ def distinct(p: Float[ArrayLike, " modes"], draws: Real[ArrayLike, ""]) -> Float
 @checked
 def polar(a: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
     """`U Vᵀ` of the singular value decomposition `U S Vᵀ`: what Muon makes of a gradient. Its columns are orthonormal
-    where there are no more columns than rows. Lemma 2: along it the gradient climbs by the sum of the singular
-    values."""
-    left, _, right = jnp.linalg.svd(a, full_matrices=False)
-    return left @ right
+    where the rank is their number. Lemma 2: along it the gradient climbs by the sum of the singular values.
+
+    Singular values below `max(rows, columns) eps` of the largest count as zero and give nothing: a zero matrix stays
+    zero. Differentiable once, where singular values coincide too; with zeros among them along matrices of the same
+    rank.
+    """
+    return unit_factor(a)
 
 
 @checked

@@ -182,6 +182,118 @@ def test_small_features_count_where_there_is_a_decay():
     assert np.abs(ridge[1]).max() > 10
 
 
+def _differences(fn, x, h=1e-6):
+    """The gradient of fn at the array x by central differences."""
+    x, slope = np.asarray(x), np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        step = np.zeros_like(x)
+        step[i] = h
+        slope[i] = (fn(x + step) - fn(x - step)) / (2 * h)
+    return slope
+
+
+def test_gradient_of_the_closed_form_at_equal_eigenvalues():
+    # Three nodes, features of rank one: by the derivative of eigh it is −.1789.
+    features, labels = jnp.array([[1, 2, 0.5], [-1, -2, -0.5]]), jnp.array([[1.0], [-1.0]])
+    start, weights = jnp.array([[0.3], [0.1], [-0.2]]), jnp.sin(jnp.arange(3.0))[:, None]
+    value = lambda f: jnp.sum(weights * gk.OutputLayer(f, labels, 0.1).exact(0.3, start))
+    np.testing.assert_allclose(jax.grad(value)(features)[0, 0], -0.0948480, atol=5e-8)
+
+
+ALIKE = RNG.normal(size=(7, 2))[:, [0, 1, 0, 0]]
+STIFF = RNG.normal(size=(7, 3)) * np.array([1e2, 1.0, 1e-2])
+
+
+@pytest.mark.parametrize(
+    ("features", "decay", "t", "h"),
+    (
+        (ALIKE, 0.1, 0.3, 1e-6),
+        (ALIKE, 1e-3, np.inf, 1e-6),
+        (ALIKE, 0.01, 1e6, 1e-6),
+        (ALIKE, 0.0, 2.0, 1e-6),
+        (ALIKE, 0.2, -0.5, 1e-6),
+        (np.linalg.qr(RNG.normal(size=(7, 3)))[0], 0.3, 0.7, 1e-6),
+        (RNG.normal(size=(7, 3)), 0.0, np.inf, 1e-6),
+        (RNG.normal(size=(4, 9)), 0.0, 3.0, 1e-6),
+        (STIFF, 1e-6, 1e4, 1e-7),
+        (STIFF, 1e-6, np.inf, 1e-7),
+    ),
+)
+def test_gradients_of_the_closed_form_and_of_its_limit(features, decay, t, h):
+    labels, start = _normal(len(features), 2), _normal(features.shape[1], 2)
+    weights = _normal(*start.shape)
+    layer = lambda f, d: gk.OutputLayer(f, labels, d)
+    exact = jax.jit(lambda f, d, t, v: jnp.sum(weights * layer(f, d).exact(t, v)))
+    args = jnp.asarray(features), jnp.asarray(decay), jnp.asarray(t), start
+    slopes = jax.jit(jax.grad(exact, (0, 1, 2, 3)))(*args)
+    found = [_differences(lambda x: exact(x, *args[1:]), features, h)]
+    if decay:
+        found.append(_differences(lambda x: exact(features, x, *args[2:]), decay, 1e-6 * decay))
+    for slope, expected in zip(slopes, found, strict=False):
+        np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
+    velocity = 0.0 if np.isinf(t) else jnp.sum(weights * layer(*args[:2])(0.0, layer(*args[:2]).exact(t, start)))
+    np.testing.assert_allclose(slopes[2], velocity, rtol=1e-8, atol=1e-9)
+    seen = jnp.sum(slopes[3] * start) + exact(*args[:3], 0 * start)  # linear in V(0)
+    np.testing.assert_allclose(seen, exact(*args), rtol=1e-9)
+    if decay or features.shape[1] == 3:  # else the rank changes, and with it the solution of smallest norm
+        limit = jax.jit(lambda f: jnp.sum(weights * layer(f, decay).limit()))
+        expected = _differences(limit, features, h)
+        np.testing.assert_allclose(jax.grad(limit)(args[0]), expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
+
+
+def test_values_of_the_closed_form_at_the_ends():
+    flow, start = _layer(decay=0.0, nodes=30), _normal(30, 5)  # 24 dimensions for 30 nodes
+    end = flow.exact(np.inf, start)
+    np.testing.assert_allclose(flow.exact(1e12, start), end, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(flow.features @ end, flow.labels, atol=1e-12)
+    unseen = jnp.eye(30) - jnp.linalg.pinv(flow.features) @ flow.features
+    np.testing.assert_allclose(unseen @ end, unseen @ start, atol=1e-12)
+    np.testing.assert_allclose(flow.limit_gradient(), 0, atol=1e-12)
+    few = _layer(decay=0.0)  # and here the labels do not lie in the span of the features
+    np.testing.assert_allclose(few.limit_gradient(), few.backpropagated(few.limit()), atol=1e-12)
+    assert float(jnp.abs(few.limit_gradient()).max()) > 1e-2
+    np.testing.assert_allclose(few.exact(np.inf, start[:4]), few.limit(), atol=1e-12)
+    decaying = _layer(decay=0.3)
+    np.testing.assert_allclose(decaying.exact(np.inf, start[:4]), decaying.limit(), atol=1e-12)
+
+
+@pytest.mark.parametrize("decay", (1e-3, 1e-14, 0.0))
+def test_alike_nodes_in_float32(decay):
+    # Their difference is rounding; where the decay is smaller than that, it was read as a feature, 460 times too large.
+    features = np.random.default_rng(4).normal(size=(25, 3)).astype(np.float32)[:, [0, 1, 2, 0, 0, 1]]
+    labels, decay = np.eye(5, dtype=np.float32)[np.arange(25) % 5], np.float32(decay)
+    narrow = gk.OutputLayer(jnp.asarray(features), jnp.asarray(labels), decay)
+    wide = gk.OutputLayer(jnp.asarray(features, float), jnp.asarray(labels, float), float(decay))
+    for found, right in ((narrow.limit(), wide.limit()), (narrow.limit_gradient(), wide.limit_gradient())):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, right, atol=2e-6 * float(jnp.abs(right).max()))
+
+
+def test_second_derivatives_by_singular_vectors_are_refused():
+    labels = _normal(6, 2)
+    with pytest.raises(NotImplementedError, match="first derivatives only"):
+        jax.hessian(lambda f: jnp.sum(gk.OutputLayer(f, labels, 0.1).limit()))(_normal(6, 3))
+
+
+def test_integers_are_the_numbers_that_they_stand_for():
+    features, labels, start = np.arange(12).reshape(6, 2) ** 2 % 7, np.eye(6, dtype=int), np.ones((2, 6), int)
+    whole = gk.OutputLayer(jnp.asarray(features), jnp.asarray(labels), 0.5)
+    real = gk.OutputLayer(jnp.asarray(1.0 * features), jnp.asarray(1.0 * labels), 0.5)
+    assert float(whole.decay) == 0.5
+    np.testing.assert_array_equal(whole.limit(), real.limit())
+    np.testing.assert_array_equal(whole.exact(0.5, jnp.asarray(start)), real.exact(0.5, jnp.asarray(1.0 * start)))
+    w = np.arange(10).reshape(2, 5)
+    np.testing.assert_array_equal(gk.Energy(Z5)(jnp.asarray(w)), gk.Energy(Z5)(jnp.asarray(1.0 * w)))
+    whole_rows, rows = (
+        jnp.asarray(np.arange(12).reshape(4, 3) % 5),
+        jnp.asarray(1.0 * (np.arange(12).reshape(4, 3) % 5)),
+    )
+    np.testing.assert_array_equal(gk.repulsion(whole_rows, 0.5, 0, 1), gk.repulsion(rows, 0.5, 0, 1))
+    np.testing.assert_allclose(gk.inverse_gram(jnp.eye(3, dtype=int), 0.5), np.eye(3) / 1.5, rtol=1e-15)
+    two, ones = irreps(S3)[2], jnp.array([1, 0])
+    np.testing.assert_array_equal(gk.maximum(two, ones, ones, ones), gk.maximum(two, *(jnp.array([1.0, 0.0]),) * 3))
+
+
 def test_wide_kernel_is_the_mean_over_normal_weights():
     pairs = gk.task(S3, _half(S3))
     w = np.random.default_rng(2).normal(size=(2, 6, 200_000))
@@ -214,7 +326,7 @@ def test_repulsion_is_the_entry_of_the_inverse():
         (lambda: gk.Energy(Z5)(jnp.ones((2, 4))), r"w must have shape \(2, 5\), got \(2, 4\)"),
         (lambda: gk.maximum(irreps(Z5)[1], *jnp.ones((3, 3))), r"a must have shape \(2,\), got \(3,\)"),
         (lambda: gk.OutputLayer(jnp.ones((4, 2)), jnp.ones((3, 5)), 1.0), r"labels must have shape \(4, classes\)"),
-        (lambda: gk.OutputLayer(jnp.ones((4, 2)), jnp.ones((4, 5)), -1.0), "decay must not be negative, got -1.0"),
+        (lambda: gk.OutputLayer(jnp.ones((4, 2)), jnp.ones((4, 5)), -1.0), "decay must be at least 0, got -1.0"),
         (lambda: gk.repulsion(jnp.ones((4, 3)), 1.0, 1, 1), "j and k must be two nodes, got 1 for both"),
         (lambda: gk.missing(irreps(S3), [3]), "numbers from 0 to 2, got 3"),
     ),

@@ -13,6 +13,7 @@ from traindyn.dynamics.grokking.race import ModeRace
 
 MU = jnp.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
 SPREAD = np.array([1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.5889])
+RNG = np.random.default_rng(7)
 coupon_time = jax.jit(race.coupon_time)
 
 
@@ -150,6 +151,47 @@ def test_polar_factor_and_the_first_order_of_its_last_column():
         along = float(exact @ jnp.asarray(inside)) / size
     np.testing.assert_allclose(off, [2e-3, 2e-5, 2e-7], rtol=0.1)  # of second order
     assert along == pytest.approx(1 / 1.6, abs=1e-6)  # not 1/(1 + 0.36), as printed
+
+
+@pytest.mark.parametrize(
+    "a",
+    (
+        RNG.normal(size=(5, 3)),
+        RNG.normal(size=(3, 5)),
+        2 * np.linalg.qr(RNG.normal(size=(5, 3)))[0],
+        3 * np.linalg.qr(RNG.normal(size=(5, 3)))[0].T,
+        np.eye(3),
+    ),
+    ids=("tall", "wide", "tall, equal", "wide, equal", "square, equal"),
+)
+def test_gradient_of_the_polar_factor(a):
+    weights = jnp.asarray(np.random.default_rng(5).normal(size=a.shape))
+    value = jax.jit(lambda x: jnp.sum(weights * race.polar(x)))
+    expected = np.zeros_like(a)
+    for i in np.ndindex(a.shape):
+        step = np.zeros_like(a)
+        step[i] = 1e-6
+        expected[i] = (value(a + step) - value(a - step)) / 2e-6
+    np.testing.assert_allclose(jax.grad(value)(jnp.asarray(a)), expected, atol=2e-8)
+
+
+def test_polar_factor_of_what_is_not_of_full_rank():
+    b, c = (jnp.asarray(np.random.default_rng(6).normal(size=size)) for size in ((4, 2), (2, 5)))
+    left, _, right = np.linalg.svd(b @ c)
+    np.testing.assert_allclose(race.polar(b @ c), left[:, :2] @ right[:2], atol=1e-12)
+    np.testing.assert_array_equal(race.polar(jnp.zeros((2, 3))), np.zeros((2, 3)))
+    assert np.isnan(race.polar(jnp.full((2, 2), jnp.nan))).all()
+    value = jax.jit(lambda b: jnp.sum(jnp.sin(race.polar(b @ c))))
+    step = 1e-6 * jnp.eye(4, 2)
+    slope = jnp.vdot(jax.grad(value)(b), step) / 1e-6
+    np.testing.assert_allclose(slope, (value(b + step) - value(b - step)) / 2e-6, rtol=1e-7)
+
+
+def test_integers_are_the_numbers_that_they_stand_for():
+    np.testing.assert_allclose(ModeRace(jnp.array([0.1])).exact(0.9, jnp.array([1])), [1.0989], atol=1e-4)
+    whole = ModeRace(jnp.array([1, 2]))
+    np.testing.assert_allclose(whole.exact(0.25, jnp.array([1, 1])), [4 / 3, 2.0], rtol=1e-15)
+    np.testing.assert_allclose(race.polar(jnp.array([[3, 0], [0, 2]])), np.eye(2), atol=1e-15)
 
 
 @pytest.mark.parametrize(
