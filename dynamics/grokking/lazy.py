@@ -91,8 +91,8 @@ class OutputLayer(Flow):
         return self.labels @ (self.labels.T @ self.features)
 
     def limit_gradient(self) -> Float[Array, "pairs nodes"]:
-        """G_F at the ridge solution, `(Ỹ − F̃V_r) V_rᵀ`. It equals equation 4, `η K Ỹ Ỹᵀ F̃ A⁻¹`, and `η K Ỹ Ỹᵀ K F̃`, with
-        `K = (F̃F̃ᵀ + ηI)⁻¹`. At η = 0 it vanishes only where the labels lie in the span of F̃."""
+        """G_F at the ridge solution, `(Ỹ − F̃V_r) V_rᵀ`. It equals equation 4, `η K Ỹ Ỹᵀ F̃ A⁻¹`, and by the kernel
+        `η K Ỹ Ỹᵀ K F̃`, with `K = (F̃F̃ᵀ + ηI)⁻¹`. At η = 0 it vanishes only where the labels lie in the span of F̃."""
         solution, left_over = ridge(self.features, self.labels, self.decay)
         return left_over @ solution.T
 

@@ -157,7 +157,10 @@ def test_output_layer_descends_the_ridge_loss_and_sends_back_its_gradient():
 
 def test_limit_gradient_is_that_at_the_ridge_solution():
     flow = _layer()
+    kernel = np.linalg.inv(flow.features @ flow.features.T + 0.3 * np.eye(25))
+    by_kernel = 0.3 * kernel @ flow.labels @ flow.labels.T @ kernel @ flow.features
     np.testing.assert_allclose(flow.limit_gradient(), flow.backpropagated(flow.limit()), atol=1e-12)
+    np.testing.assert_allclose(flow.limit_gradient(), by_kernel, atol=1e-12)
 
 
 def test_closed_form_without_decay_and_with_directions_that_no_feature_sees():
