@@ -5,9 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from .._checks import concrete, describe, indices, integer
+from .._checks import concrete, describe, indices, integer, real
+from .._checks import mask as truth
 
 
 def floating(dtype: Any) -> Any:
@@ -64,3 +65,24 @@ def context(x: Float[Array, " tokens"], query: Any, z: Float[Array, "queries tok
     indices("query", query, z.shape[0])
     if counts and concrete(x) and not np.all(np.asarray(x) >= 0):
         raise ValueError(f"x must be frequencies, none negative or NaN, got {describe(x)}.")
+
+
+def chosen(mask: Any, order: int) -> Bool[np.ndarray, "order order"]:
+    """A mask of pairs of elements as truth values, by default all true.
+
+    **Raises** `ValueError` for numbers other than 0 and 1, another shape, and a mask that leaves nothing.
+    """
+    if mask is None:
+        return np.ones((order, order), bool)
+    if not concrete(mask):
+        raise ValueError("mask must be known outside jit and vmap, got a traced value.")
+    used = np.asarray(truth("mask", mask, ("order", "order"), {"order": order}))
+    if not used.any():
+        raise ValueError("mask must leave at least one pair, got none.")
+    return used
+
+
+def check_rates(learning_rate: Any, weight_decay: Any) -> None:
+    """**Raises** `ValueError` for a learning rate that is not finite and a weight decay that is not so either or is
+    negative, where known."""
+    real("learning_rate", learning_rate, ()), real("weight_decay", weight_decay, (), least=0)

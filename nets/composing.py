@@ -10,8 +10,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
+from .._checked import checked
+from .._checks import real
+from ._arguments import check_rates, check_sizes, elements_of, floating, schedule, seed_numbers
 from .pairs import Pairs as Pairs
 from .pairs import TwoLayer as TwoLayer
 from .pairs import _accuracy, _centred, _mean_square, _outputs
@@ -41,19 +44,20 @@ class SeedRuns(NamedTuple):
     diverged_at: Int[Array, " seeds"]
 
 
+@checked
 def train_seeds(
     table: Int[ArrayLike, "order order"],
     *,
     nodes: int = 512,
-    weight_decay: ArrayLike,
-    learning_rate: ArrayLike = 0.01,
+    weight_decay: Real[ArrayLike, ""],
+    learning_rate: Real[ArrayLike, ""] = 0.01,
     steps: int = 10_000,
     train: float = 0.9,
     seeds: Sequence[int],
     every: int | None = None,
     observe: Callable[[TwoLayer], PyTree] = lambda model: None,
     compact: bool = False,
-    threshold: float = 0.02,
+    threshold: float | None = None,
     dtype: Any = jnp.float32,
 ) -> SeedRuns:
     """Trains one network a seed on the table of a group, as the paper does: full batches, Adam with coupled L2.
@@ -65,19 +69,18 @@ def train_seeds(
     - `observe`: maps the model to any PyTree of arrays, recorded as well.
     - `compact`: every 250 steps from 1000 on, keep no more nodes than one of the seeds has alive, rounded up to a
       multiple of 32, moments of Adam included. Dead is a node of which the product of the root mean squares of its rows
-      of a, b and c, times `scale`, lies below `threshold³`; the largest are kept. Most die within 1000 steps. With it
-      `observe` must return arrays whose shape does not depend on the number of nodes.
+      of a, b and c, times `scale`, lies below `threshold³`, by default 0.02³; the largest are kept. Most die
+      within 1000 steps. With it `observe` must return arrays whose shape does not depend on the number of nodes.
 
     **Raises** `ValueError` for bad arguments.
     """
-    if len(seeds) < 1:
-        raise ValueError("seeds must have at least one entry, got none.")
-    if threshold < 0:
-        raise ValueError(f"threshold must be at least 0, got {threshold}.")
-    every = max(steps, 1) if every is None else every
-    if steps < 0 or every < 1:
-        raise ValueError(f"steps must be at least 0 and every at least 1, got steps={steps}, every={every}.")
-    order = len(np.asarray(table))
+    order, (steps, every), dtype = len(elements_of(table)), schedule(steps, every), floating(dtype)
+    check_sizes(nodes=nodes)
+    seeds = seed_numbers(seeds)
+    check_rates(learning_rate, weight_decay)
+    if threshold is not None and not compact:
+        raise ValueError(f"threshold would be ignored: no node is dropped without compact, got {threshold}.")
+    threshold = 0.02 if threshold is None else float(real("threshold", threshold, (), least=0))
     stack = lambda trees: jax.tree.map(lambda *x: jnp.stack(x), *trees)
     models = stack([initial(order, nodes, dtype=dtype, key=jax.random.key(s)) for s in seeds])
     data = stack([pairs(table, split(order, train=train, seed=s)) for s in seeds])

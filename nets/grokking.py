@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Real
 
+from .._checked import checked
+from .._checks import check_shape, choice, concrete, describe, indices, integer, real
+from ._arguments import check_rates, check_sizes, chosen, elements_of, floating, schedule, seed_numbers
 from .pairs import TwoLayer as TwoLayer
 from .pairs import _centred, initial, split
 from .pairs import coupled_adam as coupled_adam
@@ -25,84 +28,82 @@ from .train import train
 
 class Sample(NamedTuple):
     """Pairs of elements and the numbers of their products. Where `used` is false there is padding, so that samples of
-    different sizes stack, and all that is computed from them leaves it out."""
+    different sizes stack, and all that is computed from them leaves it out. `elements`: the group's, by whose number a
+    model of another order is told."""
 
     g1: Int[Array, " n"]
     g2: Int[Array, " n"]
     label: Int[Array, " n"]
     used: Bool[Array, " n"]
+    elements: Int[Array, " order"]
 
 
+@checked
 def sample(
-    table: Int[ArrayLike, "order order"], mask: Bool[ArrayLike, "order order"], capacity: int | None = None
+    table: Int[ArrayLike, "order order"],
+    mask: Bool[ArrayLike, "order order"],
+    capacity: int | None = None,
 ) -> Sample:
     """The pairs of a group's table where the mask is true, row by row, padded to `capacity`, by default not at all.
-    **Raises** `ValueError` for a table or mask of another shape, labels that are no elements, an order below 3, or a
-    capacity that is too small."""
-    label = _checked(table)
-    used = np.asarray(mask)
-    if used.shape != label.shape:
-        raise ValueError(f"mask must have the shape of the table, {label.shape}, got {used.shape}.")
-    at = np.flatnonzero(used)
-    capacity = len(at) if capacity is None else capacity
-    if not 1 <= len(at) <= capacity:
-        raise ValueError(f"mask must leave at least one pair and at most capacity={capacity}, got {len(at)}.")
+    **Raises** `ValueError` for a table or mask of another shape, labels that are no elements, a mask of other numbers
+    than 0 and 1 or one that leaves nothing, an order below 3, or a capacity that is too small."""
+    label = elements_of(table, 3)  # the theory needs such a group
+    at = np.flatnonzero(chosen(mask, len(label)))
+    capacity = len(at) if capacity is None else integer("capacity", capacity, least=len(at))
     padded = np.pad(at, (0, capacity - len(at)))
     g1, g2 = np.divmod(padded, len(label))
-    g1, g2, label = (jnp.asarray(x, int) for x in (g1, g2, label.reshape(-1)[padded]))
-    return Sample(g1, g2, label, jnp.asarray(np.arange(capacity) < len(at)))
+    columns = (g1, g2, label.reshape(-1)[padded])
+    g1, g2, label, elements = (jnp.asarray(x, int) for x in (*columns, np.arange(len(label))))
+    return Sample(g1, g2, label, jnp.asarray(np.arange(capacity) < len(at)), elements)
 
 
+@checked
 def samples(
     table: Int[ArrayLike, "order order"], fraction: float, seed: int, capacity: int | None = None
 ) -> tuple[Sample, Sample]:
     """The pairs trained on, about `fraction` of all, and those left out, by `pairs.split`, each padded to `capacity`.
     **Raises** `ValueError` as `sample` does, and for a fraction that leaves one side empty."""
-    mask = _mask(len(_checked(table)), fraction, seed)
+    mask = _mask(len(elements_of(table, 3)), fraction, seed)
     return sample(table, mask, capacity), sample(table, ~mask, capacity)
 
 
-def _checked(table: Int[ArrayLike, "order order"]) -> Int[np.ndarray, "order order"]:
-    label = np.asarray(table)
-    if label.ndim != 2 or label.shape[0] != label.shape[1]:
-        raise ValueError(f"table must have shape (order, order), got {label.shape}.")
-    order = len(label)
-    if order < 3:
-        raise ValueError(f"table must be that of at least 3 elements: the theory needs such a group, got {order}.")
-    strange = label[~np.isin(label, np.arange(order))]
-    if strange.size:
-        raise ValueError(f"table must hold elements, whole numbers from 0 to {order - 1}, got {strange[0]}.")
-    return label
-
-
 def _mask(order: int, fraction: float, seed: int) -> Bool[np.ndarray, "order order"]:
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie between 0 and 1, got {fraction}.")
+    real("fraction", fraction, (), above=0, below=1)
     used = round(fraction * order**2, 9)  # 9 digits as in split
     if not 1 <= used < order**2:
         raise ValueError(f"fraction must leave one of {order**2} pairs at least on each side, got {fraction}.")
-    if not 0 <= seed < 2**32 or seed != int(seed):
-        raise ValueError(f"seeds must be whole numbers from 0 to 2³² − 1, got {seed}.")
-    return split(order, train=fraction, seed=int(seed))
+    return split(order, train=fraction, seed=seed)
+
+
+def _check_sample(model: TwoLayer, sample: Sample) -> None:
+    check_shape("sample.elements", sample.elements, (model.order,))
+    for name in ("g1", "g2", "label"):
+        indices(f"sample.{name}", getattr(sample, name), model.order)
 
 
 # What is trained
 
 
+@checked
 def features(model: TwoLayer, sample: Sample) -> Float[Array, "n nodes"]:
     """F = σ(X W): what each hidden node makes of each pair, zero at the padding."""
+    _check_sample(model, sample)
     return jnp.where(sample.used[:, None], _hidden(model, sample), 0)
 
 
+@checked
 def loss(model: TwoLayer, sample: Sample) -> Float[Array, ""]:
     """The mean over the pairs of `‖P(o − onehot)‖²`, where `P = I − 11ᵀ/order` takes the mean over outputs away: what
     `pairs.masked_loss` is, from no more rows than the sample has. The authors' code trains on it."""
+    _check_sample(model, sample)
     gap = jnp.where(sample.used[:, None], _outputs(model, sample) - (_hot(model, sample) - 1 / model.order), 0)
     return jnp.vdot(gap, gap) / jnp.sum(sample.used, dtype=gap.dtype)
 
 
+@checked
 def accuracy(model: TwoLayer, sample: Sample) -> Float[Array, ""]:
     """The part of the pairs of which the largest output is that of the label."""
+    _check_sample(model, sample)
     outputs = _outputs(model, sample)
     right = (jnp.argmax(outputs, axis=1).astype(sample.label.dtype) == sample.label) & sample.used
     return jnp.sum(right, dtype=outputs.dtype) / jnp.sum(sample.used, dtype=outputs.dtype)
@@ -129,39 +130,58 @@ def _hot(model: TwoLayer, sample: Sample) -> Float[Array, "n order"]:
 # What theory speaks of
 
 
+@checked
 def backpropagated(model: TwoLayer, sample: Sample) -> Float[Array, "n nodes"]:
     """`G_F = P1 (Y − F V) Vᵀ`, where `P1` takes the mean over the pairs away: what the gradient of
     `½ ‖P1 (Y − F V)‖²` brings to the features, with its sign turned."""
+    _check_sample(model, sample)
     v = model.scale * model.c.T
     return _over_pairs(_hot(model, sample) - features(model, sample) @ v, sample) @ v.T
 
 
+@checked
 def label_correlation(model: TwoLayer, sample: Sample) -> Float[Array, "n nodes"]:
     """`Ỹ Ỹᵀ F̃`, each with its mean over the pairs taken away: what theory has `backpropagated` be a multiple of."""
+    _check_sample(model, sample)
     y = _over_pairs(_hot(model, sample), sample)
     return y @ (y.T @ features(model, sample))  # y has mean zero, so F needs no centring
 
 
+@checked
 def alignment(model: TwoLayer, sample: Sample) -> Float[Array, ""]:
     """The cosine of `backpropagated` and `label_correlation` as vectors of n·nodes numbers; 0 where one vanishes."""
     return _cosine(backpropagated(model, sample), label_correlation(model, sample))
 
 
+@checked
 def energies(model: TwoLayer, sample: Sample) -> Float[Array, " nodes"]:
     """`E(w_j) = ½ ‖Ỹᵀ σ(X ŵ_j)‖²` of each hidden node, with its weights `w_j = [a_j; b_j]` at norm 1."""
+    _check_sample(model, sample)
     norm = jnp.sqrt(_squares(model))[None]
     unit = eqx.tree_at(lambda m: (m.a, m.b), model, (_over(model.a, norm), _over(model.b, norm)))
     y = _over_pairs(_hot(model, sample), sample)
     return jnp.sum(jnp.square(y.T @ features(unit, sample)), axis=0) / 2
 
 
+@checked
 def contents(model: TwoLayer, projectors: Float[ArrayLike, "classes order order"]) -> Float[Array, "nodes classes"]:
     """The part of `‖w_j‖²` of each hidden node, a_j and b_j together, that lies in each of the spaces given by their
-    orthogonal projectors; 0 for a node without weights. **Raises** `ValueError` for projectors of another shape."""
-    projectors = jnp.asarray(projectors, model.a.dtype)
-    if projectors.ndim != 3 or projectors.shape[1:] != (model.order, model.order):
-        needed = f"(classes, {model.order}, {model.order})"
-        raise ValueError(f"projectors must have shape {needed}, got {projectors.shape}.")
+    orthogonal projectors; 0 for a node without weights. **Raises** `ValueError` for projectors of another shape, and,
+    where known, for matrices that are no orthogonal projectors."""
+    check_shape("projectors", projectors, ("classes", model.order, model.order))
+    _check_projectors(projectors)
+    return _contents(model, jnp.asarray(projectors, model.a.dtype))
+
+
+def _check_projectors(projectors: Float[ArrayLike, "classes order order"]) -> None:
+    if concrete(projectors):
+        p = np.asarray(projectors, float)
+        worst = max(np.max(np.abs(p @ p - p), initial=0), np.max(np.abs(p - p.transpose(0, 2, 1)), initial=0))
+        if not worst < 1e-4:  # rounding in float32 leaves some 1e-6
+            raise ValueError(f"projectors must be symmetric and their own squares, got some that are {worst:.2g} off.")
+
+
+def _contents(model: TwoLayer, projectors: Float[Array, "classes order order"]) -> Float[Array, "nodes classes"]:
     part_a, part_b = (jnp.sum(jnp.square(projectors @ half[None]), axis=1) for half in (model.a, model.b))
     return _over(part_a + part_b, _squares(model)[None]).T
 
@@ -175,8 +195,11 @@ class Stage(NamedTuple):
     content: Float[Array, "nodes classes"]
 
 
+@checked
 def stages(projectors: Float[ArrayLike, "classes order order"]) -> Callable[[TwoLayer, Sample], Stage]:
-    """What records a `Stage`, for `train_runs(observe=…)`. Two of the same shape share one compilation."""
+    """What records a `Stage`, for `train_runs(observe=…)`. Two of the same shape share one compilation.
+    **Raises** `ValueError` for matrices that are no orthogonal projectors."""
+    _check_projectors(projectors)
     return jax.tree_util.Partial(_stage, jnp.asarray(projectors))
 
 
@@ -210,14 +233,18 @@ def _cosine(x: Float[Array, "n nodes"], y: Float[Array, "n nodes"]) -> Float[Arr
 Rate = float | Float[Array, ""]
 
 
+@checked
 def coupled_sgd(learning_rate: Rate, weight_decay: Rate, *, momentum: float = 0.9) -> optax.GradientTransformation:
     """Gradient descent on loss plus `weight_decay/2 ‖w‖²`, as `torch.optim.SGD(momentum=…, weight_decay=…)` has it,
     with the momentum of the authors' code. Both rates may be traced."""
+    check_rates(learning_rate, weight_decay)
+    real("momentum", momentum, (), least=0, below=1)
     return optax.chain(
         optax.add_decayed_weights(weight_decay), optax.trace(momentum), optax.scale_by_learning_rate(learning_rate)
     )
 
 
+@checked
 def muon(learning_rate: Rate, weight_decay: Rate, *, beta: float = 0.99) -> optax.GradientTransformation:
     """Muon on the one matrix `W = [a; b]`, and `coupled_adam` on c, for the parameters of a `TwoLayer`.
 
@@ -225,6 +252,8 @@ def muon(learning_rate: Rate, weight_decay: Rate, *, beta: float = 0.99) -> opta
     factor for the shape: as in the authors' code there is none, nor Nesterov's step, and the decay of W is decoupled.
     Their momentum is 0.99: the 0.9 beside it is of Nesterov's step. Both rates may be traced.
     """
+    check_rates(learning_rate, weight_decay)
+    real("beta", beta, (), least=0, below=1)
     of_w = optax.chain(
         optax.contrib.scale_by_muon(
             beta=beta, nesterov=False, weight_dimension_numbers=optax.contrib.MuonDimensionNumbers()
@@ -273,6 +302,7 @@ class Runs(NamedTuple):
     diverged_at: Int[Array, "fractions learning_rates weight_decays seeds"]
 
 
+@checked
 def train_runs(
     table: Int[ArrayLike, "order order"],
     *,
@@ -284,7 +314,7 @@ def train_runs(
     steps: int,
     every: int | None = None,
     activation: Callable[[Array], Array] = jnp.square,
-    output_scale: ArrayLike = 1.0,
+    output_scale: Real[ArrayLike, ""] = 1.0,
     optimiser: str | Optimiser = "adam",
     observe: Callable[[TwoLayer, Sample], PyTree] | None = None,
     batch_size: int | None = None,
@@ -308,19 +338,21 @@ def train_runs(
 
     **Raises** `ValueError` for bad arguments.
     """
-    order = len(_checked(table))
-    every = max(steps, 1) if every is None else every
-    if steps < 0 or every < 1:
-        raise ValueError(f"steps must be at least 0 and every at least 1, got steps={steps}, every={every}.")
+    order, (steps, every), dtype = len(elements_of(table, 3)), schedule(steps, every), floating(dtype)
+    check_sizes(nodes=nodes)
+    seeds = seed_numbers(seeds)
+    real("fractions", fractions, ("fractions",), above=0, below=1)
+    real("learning_rates", learning_rates, ("learning_rates",))
+    real("weight_decays", weight_decays, ("weight_decays",), least=0)
     rates, decays = (jnp.asarray(x, dtype) for x in (learning_rates, weight_decays))
     axes = {"fractions": fractions, "learning_rates": rates, "weight_decays": decays, "seeds": seeds}
     for name, axis in axes.items():
-        if np.ndim(axis) != 1 or len(axis) < 1:
-            raise ValueError(f"{name} must be a sequence of at least one entry, got shape {np.shape(axis)}.")
-    if isinstance(optimiser, str) and optimiser not in OPTIMISERS:
-        raise ValueError(f"optimiser must be one of {', '.join(OPTIMISERS)} or a function, got {optimiser!r}.")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if len(axis) < 1:
+            raise ValueError(f"{name} must be a sequence of at least one entry, got {describe(axis)}.")
+    if isinstance(optimiser, str):
+        choice("optimiser", optimiser, tuple(OPTIMISERS))
+    if batch_size is not None:
+        check_sizes(batch_size=batch_size)
 
     masks = [_mask(order, fraction, seed) for fraction in fractions for seed in seeds]
     most = [max(int(side.sum()) for side in sides) for sides in (masks, [~mask for mask in masks])]

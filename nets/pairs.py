@@ -12,11 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
+from .._checked import checked
+from .._checks import check_shape, indices, integer, real
+from ._arguments import check_rates, check_sizes, chosen, elements_of, floating
 from .train import AnyKey
 
 
+@checked
 class TwoLayer(eqx.Module):
     """`o_g(g1, g2) = scale Σ_j c_gj σ(a_g1j + b_g2j)`, for two elements g1, g2 of a group of some order.
 
@@ -38,13 +42,10 @@ class TwoLayer(eqx.Module):
         a: Float[ArrayLike, "order nodes"],
         b: Float[ArrayLike, "order nodes"],
         c: Float[ArrayLike, "order nodes"],
-        scale: ArrayLike = 1.0,
+        scale: Real[ArrayLike, ""] = 1.0,
         activation: Callable[[Array], Array] = jnp.square,
     ):
         self.a, self.b, self.c = jnp.asarray(a), jnp.asarray(b), jnp.asarray(c)
-        if self.a.ndim != 2 or not self.a.shape == self.b.shape == self.c.shape:
-            shapes = ", ".join(str(x.shape) for x in (self.a, self.b, self.c))
-            raise ValueError(f"a, b and c must have one shape (order, nodes), got {shapes}.")
         self.scale = jnp.asarray(scale, self.a.dtype)
         self.activation = activation
 
@@ -56,8 +57,10 @@ class TwoLayer(eqx.Module):
     def nodes(self) -> int:
         return self.a.shape[1]
 
+    @checked
     def __call__(self, g1: Int[ArrayLike, ""], g2: Int[ArrayLike, ""]) -> Float[Array, " order"]:
-        """The outputs for one pair."""
+        """The outputs for one pair. Inside `jit` an element beyond the last is taken for it."""
+        indices("g1", g1, self.order), indices("g2", g2, self.order)
         return self.scale * (self.c @ self.activation(self.a[g1] + self.b[g2]))
 
     def outputs(self) -> Float[Array, "order order order"]:
@@ -69,14 +72,15 @@ class TwoLayer(eqx.Module):
         return eqx.tree_at(lambda m: (m.a, m.b, m.c, m.scale), self, (True, True, True, False))
 
 
+@checked
 def initial(
     order: int,
     nodes: int,
     *,
-    scale: ArrayLike = 1.0,
+    scale: Real[ArrayLike, ""] = 1.0,
     activation: Callable[[Array], Array] = jnp.square,
     fan_in: int | None = None,
-    output_scale: ArrayLike = 1.0,
+    output_scale: Real[ArrayLike, ""] = 1.0,
     dtype: Any = None,
     key: AnyKey,
 ) -> TwoLayer:
@@ -89,10 +93,9 @@ def initial(
     **Raises** `ValueError` for sizes below one.
     """
     fan_in = order if fan_in is None else fan_in
-    for name, size in {"order": order, "nodes": nodes, "fan_in": fan_in}.items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
-    dtype = jnp.result_type(float) if dtype is None else dtype
+    check_sizes(order=order, nodes=nodes, fan_in=fan_in)
+    real("scale", scale, ()), real("output_scale", output_scale, ())
+    dtype = floating(dtype)
     a, b, c = jax.random.uniform(key, (3, order, nodes), dtype, -1, 1)
     c = jnp.asarray(output_scale, dtype) * (c / nodes**0.5)
     return TwoLayer(a / fan_in**0.5, b / fan_in**0.5, c, scale, activation)
@@ -113,29 +116,32 @@ class Pairs(NamedTuple):
     unused: Int[Array, " left_out"] | None = None
 
 
-def pairs(table: Int[ArrayLike, "order order"], mask: Bool[ArrayLike, "order order"] | None = None) -> Pairs:
-    """The pairs of a group's table, by default all of them. **Raises** `ValueError` for other shapes, labels that are
-    no elements, or a mask that leaves nothing."""
-    label = np.asarray(table)
+@checked
+def pairs(
+    table: Int[ArrayLike, "order order"],
+    mask: Bool[ArrayLike, "order order"] | None = None,
+) -> Pairs:
+    """The pairs of a group's table where `mask` is true, or 1; by default all of them.
+
+    **Raises** `ValueError` for other shapes, labels that are no elements, a mask of other numbers than 0 and 1, and one
+    that leaves nothing.
+    """
+    label = elements_of(table)
     order = len(label)
-    used = np.ones(label.shape, bool) if mask is None else np.asarray(mask)
-    if label.ndim != 2 or label.shape != (order, order) or used.shape != label.shape:
-        raise ValueError(f"table and mask must have shape (order, order), got {label.shape} and {used.shape}.")
-    if label.min() < 0 or label.max() >= order:
-        raise ValueError(f"table must hold numbers from 0 to {order - 1}, got {label.min()} to {label.max()}.")
-    if not used.any():
-        raise ValueError("mask must leave at least one pair.")
+    used = chosen(mask, order)
     counts = np.arange(order)
     latin = (np.sort(label, axis=0) == counts[:, None]).all() and (np.sort(label, axis=1) == counts).all()
     unused = jnp.asarray(np.flatnonzero(~used), int) if latin else None
     return Pairs(jnp.asarray(label, int), jnp.asarray(used), unused)
 
 
+@checked
 def split(order: int, *, train: float = 0.9, seed: int) -> Bool[np.ndarray, "order order"]:
     """The training pairs, as the papers' code splits them: left out are the first `⌈(1 − train) order²⌉` entries of
     `RandomState(seed).permutation(order²)`. **Raises** `ValueError` unless `train` lies between 0 and 1."""
-    if not 0 < train < 1:
-        raise ValueError(f"train must lie between 0 and 1, got {train}.")
+    check_sizes(order=order)
+    integer("seed", seed, least=0, most=2**32 - 1)
+    real("train", train, (), above=0, below=1)
     left_out = int(np.ceil(round((1 - train) * order**2, 9)))  # 1 − 0.9 is a little more than 0.1
     if left_out == order**2:
         raise ValueError(f"train must leave at least one of {order**2} pairs, got {train}.")
@@ -147,11 +153,14 @@ def split(order: int, *, train: float = 0.9, seed: int) -> Bool[np.ndarray, "ord
 # Loss
 
 
+@checked
 def masked_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
     """The mean over the pairs used of `‖P(o − onehot)‖²`: `P = I − 11ᵀ/order` takes the mean over outputs away."""
+    _check_pairs(model, pairs)
     return _mean_square(_outputs(model, _centred(model)), pairs)
 
 
+@checked
 def training_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
     """`masked_loss` in the form with fewer operations, for its gradient.
 
@@ -159,6 +168,7 @@ def training_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
     form, less the pairs left out. Its rounding is that of numbers of the size of one: nothing to the gradient, but no
     loss of 1e-9 shows in float32.
     """
+    _check_pairs(model, pairs)
     # Six products of order·nodes² against three of order³·nodes; the rows of labels take as long as 15 order²·nodes.
     dear = 2 * model.nodes + 15 * model.order > model.order**2
     if model.activation is not jnp.square or pairs.unused is None or dear:
@@ -166,9 +176,18 @@ def training_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
     return _closed_loss(model, pairs)
 
 
+@checked
 def accuracy(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
     """The part of the pairs used of which the largest output is that of the label."""
+    _check_pairs(model, pairs)
     return _accuracy(model.outputs(), pairs)
+
+
+def _check_pairs(model: TwoLayer, pairs: Pairs) -> None:
+    check_shape("pairs.label", pairs.label, (model.order, model.order))
+    indices("pairs.label", pairs.label, model.order)
+    if pairs.unused is not None:
+        indices("pairs.unused", pairs.unused, model.order**2)
 
 
 def _outputs(model: TwoLayer, c: Float[Array, "order nodes"]) -> Float[Array, "order order order"]:
@@ -261,11 +280,13 @@ def _inner(first: Sequence[Array], second: Sequence[Array]) -> Array:
 # Optimiser
 
 
+@checked
 def coupled_adam(
     learning_rate: float | Float[Array, ""], weight_decay: float | Float[Array, ""]
 ) -> optax.GradientTransformation:
     """Adam on the gradient of loss plus `weight_decay/2 ‖w‖²`, as `torch.optim.Adam(weight_decay=…)` has it: the decay
     goes through the moments. Not AdamW. Both numbers may be traced."""
+    check_rates(learning_rate, weight_decay)
     return optax.chain(
         optax.add_decayed_weights(weight_decay), optax.scale_by_adam(), optax.scale_by_learning_rate(learning_rate)
     )

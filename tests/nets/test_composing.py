@@ -57,7 +57,7 @@ def test_rates_compile_nothing_and_training_is_float32():
 def test_compaction_without_dead_nodes_changes_nothing():
     # Nothing is below a threshold of zero, and 40 nodes are no more than two multiples of 32.
     plain, pieces = (
-        _train(steps=1010, every=1010, seeds=(1,), nodes=40, dtype=jnp.float64, compact=c, threshold=0.0)
+        _train(steps=1010, every=1010, seeds=(1,), nodes=40, dtype=jnp.float64, compact=c, threshold=0.0 if c else None)
         for c in (False, True)
     )
     assert pieces.model.a.shape == (1, 5, 40)
@@ -93,12 +93,20 @@ def test_compaction_keeps_the_live_nodes_and_their_moments_to_the_bit():
 @pytest.mark.parametrize(
     ("call", "message"),
     (
-        (lambda: _train(seeds=()), "seeds must have at least one entry"),
-        (lambda: _train(every=0), "every at least 1, got steps=30, every=0"),
-        (lambda: _train(steps=-1), "steps must be at least 0"),
-        (lambda: _train(nodes=0), "nodes must be at least 1, got 0"),
-        (lambda: _train(train=1.5), "train must lie between 0 and 1, got 1.5"),
-        (lambda: _train(threshold=-1.0), "threshold must be at least 0"),
+        (lambda: _train(seeds=()), "seeds must be a sequence of at least one integer"),
+        (lambda: _train(every=0), "every must be an integer of at least 1, got 0"),
+        (lambda: _train(steps=-1), "steps must be an integer of at least 0"),
+        (lambda: _train(nodes=0), "nodes must be an integer of at least 1, got 0"),
+        (lambda: _train(train=1.5), "train must be above 0 and below 1, got 1.5"),
+        (lambda: _train(threshold=-1.0, compact=True), "threshold must be at least 0, got -1.0"),
+        (lambda: _train(threshold=float("nan"), compact=True), "threshold must be at least 0, got nan"),
+        (lambda: _train(threshold=0.02), "threshold would be ignored: no node is dropped without compact"),
+        (lambda: _train(seeds=(-1,)), "seeds must be an integer of at least 0 and at most 4294967295, got -1"),
+        (lambda: _train(seeds=(2**40,)), "seeds must be an integer of at least 0 and at most 4294967295"),
+        (lambda: _train(seeds=3), "seeds must be a sequence of at least one integer, got 3"),
+        (lambda: _train(learning_rate=[0.1, 0.2]), "learning_rate must have shape"),
+        (lambda: _train(weight_decay=-1.0), "weight_decay must be at least 0, got -1.0"),
+        (lambda: _train(dtype=int), "dtype must be a floating-point dtype"),
     ),
 )
 def test_bad_arguments_are_named(as_users, call, message):

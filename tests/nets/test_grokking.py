@@ -311,6 +311,10 @@ def test_pairs_left_out_are_learned_later_and_other_rates_and_seeds_compile_noth
 _NONE = np.zeros((5, 5), bool)
 
 
+def _whole(order):
+    return grokking.sample(_cyclic(order), np.ones((order, order), int))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     (
@@ -318,30 +322,49 @@ _NONE = np.zeros((5, 5), bool)
             lambda: grokking.samples(np.zeros((2, 3), int), 0.5, 0),
             r"table must have shape \(order, order\), got \(2, 3\)",
         ),
-        (lambda: grokking.samples(_cyclic(2), 0.5, 0), "at least 3 elements: the theory needs such a group, got 2"),
-        (lambda: grokking.samples(_cyclic(5) + 1, 0.5, 0), "whole numbers from 0 to 4, got 5"),
-        (lambda: grokking.samples(_cyclic(5) / 2, 0.5, 0), "whole numbers from 0 to 4, got 0.5"),
+        (lambda: grokking.samples(_cyclic(2), 0.5, 0), "at least 3 elements, got 2"),
+        (lambda: grokking.samples(_cyclic(5) + 1, 0.5, 0), "table must lie from 0 to 4, got 5"),
+        (lambda: grokking.samples(_cyclic(5) / 2, 0.5, 0), "table must be integers, got"),
         (lambda: grokking.samples(_cyclic(5), 0.01, 0), "leave one of 25 pairs at least on each side, got 0.01"),
         (lambda: grokking.samples(_cyclic(5), 1 - 1e-12, 0), "leave one of 25 pairs at least on each side"),
-        (lambda: grokking.samples(_cyclic(5), 0.5, 0, capacity=3), "at most capacity=3, got 12"),
-        (lambda: grokking.sample(_cyclic(5), np.ones((4, 4), bool)), r"shape of the table, \(5, 5\), got \(4, 4\)"),
+        (lambda: grokking.samples(_cyclic(5), 0.5, 0, capacity=3), "capacity must be an integer of at least 12, got 3"),
+        (lambda: grokking.sample(_cyclic(5), np.ones((4, 4), bool)), r"mask must have shape \(5, 5\), got \(4, 4\)"),
         (lambda: grokking.sample(_cyclic(5), _NONE), "mask must leave at least one pair"),
         (lambda: grokking.contents(_model(5), np.ones((2, 4, 4))), r"shape \(classes, 5, 5\), got \(2, 4, 4\)"),
-        (lambda: _run(fractions=(0.5, 1.0)), "fraction must lie between 0 and 1, got 1.0"),
-        (lambda: _run(fractions=(0.0,)), "fraction must lie between 0 and 1, got 0.0"),
-        (lambda: _run(fractions=0.5), "fractions must be a sequence of at least one entry"),
-        (lambda: _run(seeds=()), "seeds must be a sequence of at least one entry"),
-        (lambda: _run(seeds=(-1,)), "seeds must be whole numbers from 0 to 2³² − 1, got -1"),
-        (lambda: _run(seeds=(1.5,)), "seeds must be whole numbers from 0 to 2³² − 1, got 1.5"),
-        (lambda: _run(learning_rates=1e-3), "learning_rates must be a sequence of at least one entry"),
+        (lambda: _run(fractions=(0.5, 1.0)), "fractions must be above 0 and below 1, got 1.0"),
+        (lambda: _run(fractions=(0.0,)), "fractions must be above 0 and below 1, got 0.0"),
+        (lambda: _run(fractions=0.5), "fractions must have shape"),
+        (lambda: _run(seeds=()), "seeds must be a sequence of at least one integer"),
+        (lambda: _run(seeds=(-1,)), "seeds must be an integer of at least 0 and at most 4294967295, got -1"),
+        (lambda: _run(seeds=(1.5,)), "seeds must be an integer .*, got 1.5"),
+        (lambda: _run(learning_rates=1e-3), "learning_rates must have shape"),
         (lambda: _run(weight_decays=()), "weight_decays must be a sequence of at least one entry"),
-        (lambda: _run(nodes=0), "nodes must be at least 1, got 0"),
-        (lambda: _run(steps=-1), "steps must be at least 0 and every at least 1, got steps=-1"),
-        (lambda: _run(every=0), "every at least 1, got steps=15, every=0"),
-        (lambda: _run(batch_size=0), "batch_size must be at least 1, got 0"),
-        (lambda: _run(optimiser="lion"), "optimiser must be one of adam, sgd, muon or a function, got 'lion'"),
+        (lambda: _run(learning_rates=(float("nan"),)), "learning_rates must be finite, got nan"),
+        (lambda: _run(weight_decays=(-1.0,)), "weight_decays must be at least 0, got -1.0"),
+        (lambda: _run(activation="relu"), "activation must be callable, got 'relu'"),
+        (lambda: _run(observe="x"), "observe must be callable, got 'x'"),
+        (lambda: grokking.sample(_cyclic(5), np.full((5, 5), 2)), "mask must be boolean, or 0 and 1"),
+        (
+            lambda: grokking.contents(_model(5), 7 * np.eye(5)[None]),
+            "projectors must be symmetric and their own squares",
+        ),
+        (lambda: grokking.stages(7 * np.eye(5)[None]), "projectors must be symmetric and their own squares"),
+        (lambda: grokking.loss(_model(7), _whole(5)), r"sample.elements must have shape \(7,\), got \(5,\)"),
+        (lambda: grokking.loss(_model(3), _whole(5)), r"sample.elements must have shape \(3,\), got \(5,\)"),
+        (lambda: jax.jit(grokking.loss)(_model(3), _whole(5)), r"sample.elements must have shape \(3,\)"),
+        (lambda: _run(nodes=0), "nodes must be an integer of at least 1, got 0"),
+        (lambda: _run(steps=-1), "steps must be an integer of at least 0, got -1"),
+        (lambda: _run(every=0), "every must be an integer of at least 1, got 0"),
+        (lambda: _run(batch_size=0), "batch_size must be an integer of at least 1, got 0"),
+        (lambda: _run(optimiser="lion"), "optimiser must be one of 'adam', 'sgd', 'muon', got 'lion'"),
     ),
 )
 def test_bad_arguments_are_named(as_users, call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_sample_of_zeros_and_ones_is_that_of_truth_values():
+    used = pairs.split(5, train=0.5, seed=1)
+    for x, y in zip(grokking.sample(_cyclic(5), used), grokking.sample(_cyclic(5), used.astype(int)), strict=True):
+        np.testing.assert_array_equal(x, y)

@@ -173,18 +173,50 @@ def test_a_node_of_zero_weights_and_moments_stays_as_it_is():
 @pytest.mark.parametrize(
     ("call", "message"),
     (
-        (lambda: pairs.split(5, train=1.0, seed=0), "train must lie between 0 and 1, got 1.0"),
-        (lambda: pairs.split(5, train=0.0, seed=0), "train must lie between 0 and 1, got 0.0"),
+        (lambda: pairs.split(5, train=1.0, seed=0), "train must be above 0 and below 1, got 1.0"),
+        (lambda: pairs.split(5, train=0.0, seed=0), "train must be above 0 and below 1, got 0.0"),
         (lambda: pairs.split(2, train=0.1, seed=0), "train must leave at least one of 4 pairs"),
-        (lambda: pairs.initial(0, 4, key=jax.random.key(0)), "order must be at least 1, got 0"),
-        (lambda: pairs.initial(4, 0, key=jax.random.key(0)), "nodes must be at least 1, got 0"),
-        (lambda: pairs.initial(4, 1, fan_in=0, key=jax.random.key(0)), "fan_in must be at least 1, got 0"),
+        (lambda: pairs.initial(0, 4, key=jax.random.key(0)), "order must be an integer of at least 1, got 0"),
+        (lambda: pairs.initial(4, 0, key=jax.random.key(0)), "nodes must be an integer of at least 1, got 0"),
+        (
+            lambda: pairs.initial(4, 1, fan_in=0, key=jax.random.key(0)),
+            "fan_in must be an integer of at least 1, got 0",
+        ),
         (lambda: pairs.pairs(np.zeros((2, 3), int)), r"must have shape \(order, order\), got \(2, 3\)"),
-        (lambda: pairs.pairs(np.full((2, 2), 2)), "numbers from 0 to 1, got 2 to 2"),
+        (lambda: pairs.pairs(np.full((2, 2), 2)), "table must lie from 0 to 1, got 2"),
         (lambda: pairs.pairs(_cyclic(2), np.zeros((2, 2), bool)), "mask must leave at least one pair"),
-        (lambda: pairs.TwoLayer(np.ones((2, 3)), np.ones((2, 3)), np.ones((3, 3))), "must have one shape"),
+        (lambda: pairs.TwoLayer(np.ones((2, 3)), np.ones((2, 3)), np.ones((3, 3))), "must have shape"),
+        (lambda: pairs.pairs(_cyclic(5) + 0.4), "table must be integers"),
+        (lambda: pairs.pairs(_cyclic(5), np.full((5, 5), 2)), "mask must be boolean, or 0 and 1"),
+        (lambda: pairs.pairs(_cyclic(5), np.full((5, 5), 0.5)), "mask must be boolean, or 0 and 1"),
+        (lambda: pairs.masked_loss(_model(7), pairs.pairs(_cyclic(5))), r"pairs.label must have shape \(7, 7\)"),
+        (lambda: pairs.masked_loss(_model(3), pairs.pairs(_cyclic(5))), r"pairs.label must have shape \(3, 3\)"),
+        (lambda: _model(5)(9, 0), "g1 must lie from 0 to 4, got 9"),
+        (lambda: _model(5)(0, -1), "g2 must lie from 0 to 4, got -1"),
+        (lambda: pairs.split(5, seed=-1), "seed must be an integer of at least 0 and at most 4294967295"),
+        (lambda: pairs.split(5, train=float("nan"), seed=0), "train must be above 0 and below 1, got nan"),
+        (lambda: pairs.coupled_adam(0.1, float("nan")), "weight_decay must be at least 0, got nan"),
     ),
 )
 def test_bad_arguments_are_named(as_users, call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("order", (5, 23))
+def test_mask_of_zeros_and_ones_is_the_mask_of_truth_values(order):
+    model, used = _model(order, nodes=6), pairs.split(order, train=0.7, seed=3)
+    expected = pairs.pairs(_cyclic(order), used)
+    for mask in (used.astype(int), jnp.asarray(used, jnp.int32), used.tolist()):
+        found = pairs.pairs(_cyclic(order), mask)
+        np.testing.assert_array_equal(found.mask, expected.mask)
+        np.testing.assert_array_equal(found.unused, expected.unused)
+        for loss in (pairs.training_loss, pairs.masked_loss, pairs.accuracy):
+            assert float(loss(model, found)) == float(loss(model, expected))
+    numbers = expected._replace(mask=jnp.asarray(used, int))  # made by hand
+    assert float(pairs.masked_loss(model, numbers)) == float(pairs.masked_loss(model, expected))
+
+
+def test_integer_weights_are_floats():
+    model = pairs.TwoLayer(jnp.ones((5, 2), int), jnp.ones((5, 2), int), jnp.ones((5, 2), int), 0.5)
+    assert float(model.scale) == 0.5 and model.a.dtype == jnp.float64
