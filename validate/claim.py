@@ -6,8 +6,10 @@ must be rejected, and the arrays behind them. Table, JSON, figure and report are
 
 import dataclasses
 import enum
+import hashlib
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +20,8 @@ import xarray as xr
 from jaxtyping import Array, ArrayLike, Key, Real
 from scipy.special import stdtrit
 
+from .._checked import checked
+from .._checks import as_array, check_callable, check_range, choice, describe, integer, strings
 from .metrics import fit_order
 
 Kind = Literal["identity", "limit", "statistic"]
@@ -52,6 +56,12 @@ class Row:
     measured_text: str
     bound_text: str
 
+    def __post_init__(self):
+        numbers = {"measured": self.measured, "bound": self.bound, "interval": self.interval, "allowed": self.allowed}
+        for name, value in numbers.items():  # NumPy's and JAX's scalars too
+            plain = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
+            object.__setattr__(self, name, plain)
+
     @property
     def verdict(self) -> Verdict:
         (low, high), (least, most) = self.interval, self.allowed
@@ -62,20 +72,38 @@ class Row:
         return Verdict.REFUTED if high < least or low > most else Verdict.UNDECIDED
 
 
-def identity(error: Real[ArrayLike, "..."], at_most: float) -> Row:
+@checked
+def identity(error: Real[ArrayLike, "..."], at_most: Real[ArrayLike, ""]) -> Row:
     """The largest absolute entry of an error must not exceed a bound derived from the tolerances. An infinite error is
-    refuted; NaN is undecided, for nothing was measured."""
-    measured = float(np.max(np.abs(np.asarray(error))))
+    refuted; NaN is undecided, because nothing was measured.
+
+    **Raises** `ValueError` for an error without entries and a bound that is negative or NaN.
+    """
+    error, at_most = np.asarray(error), float(at_most)
+    if error.size == 0:
+        raise ValueError(f"error must have at least one entry, got shape {error.shape}.")
+    check_range("at_most", at_most, least=0, finite=False)
+    measured = float(np.max(np.abs(error.astype(float))))  # the smallest integer has no absolute value of its own type
     return Row(measured, (measured, measured), at_most, (0.0, at_most), f"{measured:.2g}", f"≤ {at_most:.3g}")
 
 
-def limit(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"], order: float, tolerance: float = 0.1) -> Row:
+@checked
+def limit(
+    parameter: Real[ArrayLike, " n"],
+    error: Real[ArrayLike, " n"],
+    order: Real[ArrayLike, ""],
+    tolerance: Real[ArrayLike, ""] = 0.1,
+) -> Row:
     """An error must fall with the predicted order as a parameter goes to zero: the 95 % interval of the fitted slope,
     by Student's t with n − 2 degrees of freedom, must lie within `tolerance` of the order.
 
     The interval speaks of the scatter about a straight line; a curve that bends as a whole shows in it only in part.
-    **Raises** `ValueError` for fewer than four values.
+    **Raises** `ValueError` for fewer than four values, parameters that are not positive or all equal, and negative
+    errors.
     """
+    order, tolerance = float(order), float(tolerance)
+    check_range("order", order)
+    check_range("tolerance", tolerance, above=0)
     if np.size(parameter) < 4:
         raise ValueError(f"parameter must have at least four values for a limit, got {np.size(parameter)}.")
     fitted, standard_error = fit_order(parameter, error)
@@ -90,17 +118,21 @@ def limit(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"], order:
     )
 
 
+@checked
 def statistic(
     samples: Real[ArrayLike, "..."],
     *,
-    at_least: float | None = None,
-    at_most: float | None = None,
+    at_least: Real[ArrayLike, ""] | None = None,
+    at_most: Real[ArrayLike, ""] | None = None,
     quantile: float | None = None,
 ) -> Row:
     """The mean of independent samples, or a quantile: its 95 % confidence interval (Student's, or the binomial one)
     must lie on one side of a bound.
 
-    **Raises** `ValueError` for fewer than three samples, or unless exactly one of `at_least`, `at_most` is given.
+    A NaN among the samples leaves it undecided; an infinite one too, unless a quantile is taken.
+
+    **Raises** `ValueError` for fewer than three samples, a bound that is NaN, a quantile outside (0, 1), or unless
+    exactly one of `at_least`, `at_most` is given.
     """
     from scipy import stats  # takes half a second, which the other kinds need not wait for
 
@@ -109,7 +141,13 @@ def statistic(
         raise ValueError(f"a statistic needs at least three samples, got {values.size}.")
     if (at_least is None) == (at_most is None):
         raise ValueError("exactly one of at_least and at_most must be given.")
-    if quantile is None:
+    bound = float(at_most if at_least is None else at_least)  # pyright: ignore[reportArgumentType]
+    check_range("at_most" if at_least is None else "at_least", bound, finite=False)
+    if quantile is not None:
+        check_range("quantile", quantile, above=0, below=1)
+    if np.isnan(values).any():
+        measured = low = high = math.nan  # which a quantile would pass over
+    elif quantile is None:
         measured = float(values.mean())
         half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size)
         low, high = measured - half, measured + half
@@ -120,9 +158,8 @@ def statistic(
     text = f"{measured:.3g} [{low:.3g}, {high:.3g}]"
     interval = (float(low), float(high))
     if at_least is not None:
-        return Row(measured, interval, at_least, (at_least, math.inf), text, f"≥ {at_least:.3g}")
-    assert at_most is not None
-    return Row(measured, interval, at_most, (-math.inf, at_most), text, f"≤ {at_most:.3g}")
+        return Row(measured, interval, bound, (bound, math.inf), text, f"≥ {bound:.3g}")
+    return Row(measured, interval, bound, (-math.inf, bound), text, f"≤ {bound:.3g}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +188,18 @@ class Evidence:
     panels: Sequence[xr.Dataset] = ()
     remarks: Sequence[str] = ()
     errata: Sequence[Erratum] = ()
+
+    def __post_init__(self):
+        for name, rows in (("rows", self.rows), ("control", self.control)):
+            wrong = [row for row in rows.values() if not isinstance(row, Row)] if isinstance(rows, Mapping) else [rows]
+            if wrong:
+                made = "identity, limit or statistic"
+                raise ValueError(f"{name} must map names to rows made by {made}, got {describe(wrong[0])}.")
+        for name, things, kind in (("panels", self.panels, xr.Dataset), ("errata", self.errata, Erratum)):
+            wrong = [x for x in things if not isinstance(x, kind)] if not isinstance(things, kind) else [things]
+            if wrong:
+                raise ValueError(f"{name} must be a sequence of {kind.__name__}, got {describe(wrong[0])}.")
+        object.__setattr__(self, "remarks", strings("remarks", self.remarks))
 
     @property
     def verdict(self) -> Verdict:
@@ -183,16 +232,44 @@ def panel(
     `predicted`, `observed` and `control` map a curve's label to its values, shape `(n,)` or `(n, lines)`; `marks`
     are places on the axis, each with a word that stands to the right of it; `log` names the logarithmic axes, `"x"`,
     `"y"` or `"xy"`.
+
+    **Raises** `ValueError` for no curve, and for an axis or a curve that are no numbers or do not fit.
     """
-    name, values = x
+    name, values = _axis("x", x)
+    choice("log", log, ("", "x", "y", "xy"))
+    if not any((predicted, observed, control)):
+        raise ValueError("predicted, observed or control must have at least one curve, got none.")
     curves = {}
     roles = {"predicted": predicted, "observed": observed, "control": control}
     for role, label, curve in ((r, k, v) for r, group in roles.items() for k, v in (group or {}).items()):
-        array = np.asarray(curve)
+        array = _numbers(f"{role}[{label!r}]", curve)
+        if array.ndim not in (1, 2) or len(array) != len(values):
+            raise ValueError(
+                f"{role}[{label!r}] must have shape ({len(values)},) or ({len(values)}, lines), got {array.shape}."
+            )
         dims = (name,) if array.ndim == 1 else (name, f"{role} {label} line")
         curves[f"{role}: {label}"] = xr.Variable(dims, array, {"role": role, "label": label})
     attributes = {"title": title, "y": y, "log": log, "x": name, "marks": dict(marks or {})}
-    return xr.Dataset(curves, {name: np.asarray(values)}, attributes)
+    return xr.Dataset(curves, {name: values}, attributes)
+
+
+def _axis(argument: str, axis: Any, words: bool = False) -> tuple[str, np.ndarray]:
+    """The label and the values of an axis."""
+    if not (isinstance(axis, tuple) and len(axis) == 2 and isinstance(axis[0], str)):
+        raise ValueError(f"{argument} must be a label and values, ('t', values), got {describe(axis)}.")
+    label, values = axis
+    values = np.asarray(values) if words and np.asarray(values).dtype.kind == "U" else _numbers(argument, values)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"{argument} must have values of shape (n,), n ≥ 1, got {values.shape}.")
+    return label, values
+
+
+def _numbers(argument: str, values: Any) -> np.ndarray:
+    """Real numbers, on the host."""
+    array = np.asarray(as_array(argument, values))
+    if array.dtype.kind == "c":
+        raise ValueError(f"{argument} must be real, got {describe(array)}.")
+    return array
 
 
 def heatmap(
@@ -208,25 +285,48 @@ def heatmap(
     """One picture of evidence: `z`, shape `(ny, nx)`, over two axes `(label, values)` of numbers or words.
 
     Cells are drawn of equal size, whatever the spacing of the axes. `limits` fixes the colour scale, so that maps side
-    by side compare; `log="z"` makes it logarithmic. **Raises** `ValueError` for two axes of one label.
+    by side compare; `log="z"` makes it logarithmic.
+
+    **Raises** `ValueError` for two axes of one label, and for values that are no numbers or do not fit.
     """
-    (x_name, x_values), (y_name, y_values) = x, y
+    (x_name, x_values), (y_name, y_values) = _axis("x", x, words=True), _axis("y", y, words=True)
+    choice("log", log, ("", "z"))
+    cells = _numbers("z", z)
+    if cells.shape != (len(y_values), len(x_values)):
+        raise ValueError(f"z must have shape ({len(y_values)}, {len(x_values)}), got {cells.shape}.")
+    if log and not (cells > 0).any():
+        raise ValueError("z must have an entry above 0 for a logarithmic scale, got none.")
     if x_name == y_name:
         raise ValueError(f"x and y must have different labels, got {x_name!r} for both.")
-    variable = xr.Variable((y_name, x_name), np.asarray(z), {"role": "map", "label": z_label})
+    variable = xr.Variable((y_name, x_name), cells, {"role": "map", "label": z_label})
     attributes = {"title": title, "x": x_name, "y": y_name, "log": log}
-    coordinates = {y_name: np.asarray(y_values), x_name: np.asarray(x_values)}
+    coordinates = {y_name: y_values, x_name: x_values}
     return xr.Dataset({f"map: {z_label}": variable}, coordinates, attributes | ({"limits": limits} if limits else {}))
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """Under which conditions a claim is checked. Claims draw all their randomness from `key` and `rng`."""
+    """Under which conditions a claim is checked. Claims draw all their randomness from `key` and `rng`.
+
+    **Raises** `ValueError` for a scale that there is not, and a seed outside `0 … 2⁶³ − 1`.
+    """
 
     scale: Scale = "laptop"
     seed: int = 0
     corpus: str = ""
     corpus_name: str = ""
+
+    def __post_init__(self):
+        choice("scale", self.scale, ("smoke", "laptop", "paper"))
+        integer("seed", self.seed, least=0, most=2**63 - 1)
+        for name in ("corpus", "corpus_name"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a string, got {describe(getattr(self, name))}.")
+
+    @property
+    def corpus_digest(self) -> str:
+        """Tells this text from others of the same name."""
+        return hashlib.sha256(self.corpus.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     @property
     def key(self) -> Key[Array, ""]:
@@ -250,6 +350,9 @@ class Setting:
         return float64 if self.dtype == jnp.float64 else float32
 
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\.[A-Za-z_][A-Za-z0-9_]{0,99}")  # a folder has it, too
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """A theorem turned into something that can fail. Made by the decorator `claim`."""
@@ -262,6 +365,18 @@ class Claim:
     assumptions: tuple[str, ...]
     control: str
     check: Callable[[Setting], Evidence]
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name must read paper.claim, two identifiers as in joma.exp_invariant, got {describe(self.name)}."
+            )
+        choice("kind", self.kind, ("identity", "limit", "statistic"))
+        check_callable("check", self.check)
+        for name in ("paper", "statement", "source", "control"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a string, got {describe(getattr(self, name))}.")
+        object.__setattr__(self, "assumptions", strings("assumptions", self.assumptions))
 
     def __reduce__(self):
         """Travels to another process as the name it has in its module."""
@@ -279,7 +394,7 @@ def claim(
     kind: Kind,
     statement: str,
     source: str,
-    assumptions: Sequence[str],
+    assumptions: str | Sequence[str],
     control: str,
 ) -> Callable[[Callable[[Setting], Evidence]], Claim]:
     """Turns a function `(Setting) -> Evidence` into a `Claim`.
@@ -287,8 +402,6 @@ def claim(
     `name` is `paper.claim`, as in `joma.exp_invariant`; `statement` what is claimed, in one or two sentences; `source`
     theorem or equation; `control` what the control gets wrong.
     """
-    if kind not in ("identity", "limit", "statistic"):
-        raise ValueError(f"kind must be identity, limit or statistic, got {kind!r}.")
-    if "." not in name:
-        raise ValueError(f"name must read paper.claim, as in joma.exp_invariant, got {name!r}.")
-    return lambda check: Claim(name, paper, kind, statement, source, tuple(assumptions), control, check)
+    return lambda check: Claim(
+        name, paper, kind, statement, source, strings("assumptions", assumptions), control, check
+    )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 
 def read_corpus(path: Path | str | None = None) -> tuple[str, str]:
-    """The text of a file and its name. Without a file: the English reference text that ships with every Python.
+    """The text of a file, without a byte-order mark, and its name. Without a file: the English reference text that
+    ships with every Python.
 
     **Raises** `ValueError` if the file cannot be read, is empty, or is not UTF-8 text.
     """
@@ -13,7 +14,7 @@ def read_corpus(path: Path | str | None = None) -> tuple[str, str]:
 
         return "\n\n".join(topics[name] for name in sorted(topics)), "pydoc_data.topics"
     try:
-        text = Path(path).read_bytes().decode("utf-8")
+        text = Path(path).read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
     except OSError as error:
         raise ValueError(f"the corpus {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

@@ -24,7 +24,7 @@ def normalised_correlation(a: Float[Array, "*batch n"], b: Float[Array, "*batch 
 
 @checked
 def relative_error(observed: Float[Array, "*batch n"], predicted: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
-    """`‖observed − predicted‖ / ‖observed‖` over the last axis: infinite where `observed` is zero and `predicted` not."""
+    """`‖observed − predicted‖ / ‖observed‖` over the last axis; infinite if only `observed` is zero."""
     return jnp.linalg.norm(observed - predicted, axis=-1) / jnp.linalg.norm(observed, axis=-1)
 
 

@@ -130,11 +130,11 @@ def _why(record: dict[str, Any]) -> str:
 
 
 def html(records: Sequence[dict[str, Any]], folder: Path) -> str:
-    """The report as one page with its figures inside, which it takes from `folder/NAME/figure.png`."""
+    """The report as one page with its figures inside, each from `figure.png` in the folder that the record names."""
     pictures = {
         r["name"]: base64.b64encode(path.read_bytes()).decode()
         for r in records
-        if (path := folder / r["name"] / "figure.png").exists()
+        if (path := folder / r["folder"] / "figure.png").exists()
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_PAGE).render(records=records, pictures=pictures, summary=summary(records))

@@ -1,38 +1,28 @@
-"""Runs claims one after another and keeps what each one found, so that an interrupted run loses nothing."""
+"""Checks claims and keeps what each one found, so that an interrupted run loses nothing."""
 
-import contextlib
 import dataclasses
-import itertools
 import json
-import multiprocessing
-import os
-import platform
-import signal
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from importlib.metadata import version
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import xarray as xr
 
-from . import report
+from .. import _files
+from .._checked import checked
+from .._checks import describe, integer, real
+from . import _pool, _records, report
+from ._records import Record
 from .claim import Claim, Evidence, Row, Setting, Verdict
 
-Record = dict[str, Any]
-_SETTINGS = (
-    "jax_enable_x64",
-    "jax_platforms",
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_logging_level",
-)
+LONGEST_FAILURE = 20_000  # characters
 
 
+@checked
 def verify(
     claims: Iterable[Claim],
     setting: Setting = Setting(),  # noqa: B008 (frozen)
@@ -40,73 +30,175 @@ def verify(
     out: Path | str | None = None,
     resume: bool = False,
     jobs: int = 1,
+    time_limit: float | None = None,
     on_record: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
     """Checks each claim and returns one record each, a dictionary ready for JSON (see `record_of`).
 
-    With `out`, the folder gets `results.json`, rewritten after every claim, `NAME/figure.png` and `NAME/evidence.npz`
-    for each, and at the end (also when interrupted) `report.html`. With `resume`, claims that `results.json` already
-    has at this scale, seed, precision and corpus are taken from there. A claim whose check raises is *undecided*, and
-    the others go on. `jobs` claims are checked at a time, each in a process of its own; such claims must stand at the
-    top level of a module that can be imported.
+    A claim whose check raises, calls `sys.exit`, returns something else than `Evidence`, crashes its process or
+    exceeds its time is *undecided*, with the reason, and the others go on.
+
+    - `out`: a folder. It gets `results.json`, rewritten as each claim ends, `NAME/figure.png` and `NAME/evidence.npz`
+      for each, and at the end, also of an interrupted run, `report.html`. Records of other claims and settings that
+      the folder has stay there; the report has all those of this setting.
+    - `resume`: takes a claim from `results.json` if it was checked at this scale, seed, precision and corpus, by the
+      same code and versions. The rest is checked again; a warning names claims whose code or versions have changed.
+    - `jobs`: claims checked at a time, each in a process of its own. A claim that another process can't be given
+      (one made by a function, say) is checked here after the others. Figures agree between processes to rounding:
+      XLA's number of threads may change the 13th digit.
+    - `time_limit`: seconds for each claim. It needs a process for each, even with one job.
+    - `on_record`: called with each record as it is found.
+
+    **Raises** `ValueError` before any check for a folder that can't be written, a damaged `results.json` (with
+    `resume`; otherwise it is renamed, with a warning), two claims of one name, or claims that can't have a time limit.
     """
+    claims = _all_claims(claims)
+    integer("jobs", jobs, least=1)
+    if time_limit is not None:
+        real("time_limit", time_limit, above=0)
     folder = None if out is None else Path(out)
-    finished = _read(folder, setting) if resume and folder is not None else {}
-    records, claims = [], list(claims)
-    open_claims = [claim for claim in claims if claim.name not in finished]
+    done = {} if folder is None else _finished(folder, claims, setting, resume)
+    records: dict[str, Record] = {}
+
+    def found(record: Record) -> None:
+        records[record["name"]] = record
+        on_record(record)
+
     try:
-        with _workers(jobs) as apply:
-            checked = apply(_check, open_claims, itertools.repeat(setting), itertools.repeat(folder))
-            for claim in claims:
-                if claim.name in finished:
-                    records.append(finished[claim.name])
-                else:
-                    records.append(next(checked))
-                    if folder is not None:
-                        done = {record["name"] for record in records}
-                        kept = [record for name, record in finished.items() if name not in done]
-                        _write(folder / "results.json", records + kept)
-                on_record(records[-1])
+        for claim in claims:
+            if claim.name in done:
+                found(done[claim.name])
+        places = {claim.name: None if folder is None else _place(folder, claim, setting) for claim in claims}
+        tasks = [(claim, setting, places[claim.name]) for claim in claims if claim.name not in done]
+        for record in _checked_records(tasks, jobs, time_limit):
+            if folder is not None:
+                _records.merge(folder, [record])
+            found(record)
     finally:
         if folder is not None and records:
-            (folder / "report.html").write_text(report.html(records, folder), encoding="utf-8")
-    return records
+            _files.write(folder / "report.html", report.html(_of_setting(folder, setting), folder))
+    return [records[claim.name] for claim in claims]
 
 
-@contextlib.contextmanager
-def _workers(jobs: int) -> Iterator[Callable[..., Iterator]]:
-    """`map`, over that many processes; their results come in order."""
-    if jobs == 1:
-        yield map
-        return
-    options = {name: getattr(jax.config, name) for name in _SETTINGS}
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker, (options,))
+def _all_claims(claims: Iterable[Claim]) -> list[Claim]:
+    claims = list(claims)
+    for claim in claims:
+        if not isinstance(claim, Claim):
+            raise ValueError(f"claims must be made by `claim`, got {describe(claim)}.")
+    names = [claim.name for claim in claims]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"claims must have names of their own, got two of {', '.join(twice)}.")
+    return claims
+
+
+def _finished(folder: Path, claims: list[Claim], setting: Setting, resume: bool) -> dict[str, Record]:
+    """The records that need no check, by name. Makes sure that the folder can be written and read."""
+    _files.check_writable(folder, "results.json", "report.html")
     try:
-        yield pool.map
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        kept = _records.read(folder)
+    except ValueError:
+        if resume:
+            raise
+        warnings.warn(f"results.json can't be read; it is now {_records.set_aside(folder)}.", stacklevel=3)
+        return {}
+    if not resume:
+        return {}
+    keys = {claim.name: _records.key_of(claim, setting) for claim in claims}
+    mine = {record["name"]: record for record in kept if _same_setting(record, setting) and record["name"] in keys}
+    changed = sorted(name for name, record in mine.items() if record["key"] != keys[name] and not record["failure"])
+    if changed:
+        warnings.warn(
+            f"checked again, for their code, the library or its versions have changed: {', '.join(changed)}",
+            stacklevel=3,
+        )
+    return {name: record for name, record in mine.items() if record["key"] == keys[name] and not record["failure"]}
 
 
-def _start_worker(options: dict[str, Any]) -> None:
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # an interrupt is the parent's to report
-    for name, value in options.items():
-        jax.config.update(name, value)
+def _same_setting(record: Record, setting: Setting) -> bool:
+    wanted = _identity(setting)
+    return all(record[name] == value for name, value in wanted.items())
 
 
-def _check(claim: Claim, setting: Setting, folder: Path | None) -> Record:
+def _identity(setting: Setting) -> Record:
+    """What tells this setting from others in one folder."""
+    return {
+        "scale": setting.scale,
+        "seed": setting.seed,
+        "dtype": str(setting.dtype),
+        "corpus": setting.corpus_name,
+        "corpus_digest": setting.corpus_digest,
+    }
+
+
+def _of_setting(folder: Path, setting: Setting) -> list[Record]:
+    return [record for record in _records.read(folder) if _same_setting(record, setting)]
+
+
+def _place(folder: Path, claim: Claim, setting: Setting) -> Path:
+    """Where a claim's files go: the folder of its name, or one inside where another setting has that."""
+    others = [r for r in _records.read(folder) if r["name"] == claim.name and not _same_setting(r, setting)]
+    place = folder / claim.name
+    if any(record["folder"] == claim.name for record in others):
+        place /= f"{setting.scale}-seed{setting.seed}-{setting.dtype}-{setting.corpus_digest[:8]}"
+    return place
+
+
+def _checked_records(
+    tasks: list[tuple[Claim, Setting, Path | None]], jobs: int, time_limit: float | None
+) -> Iterator[Record]:
+    """Each record as it is found."""
+    apart = [task for task in tasks if (jobs > 1 or time_limit is not None) and _pool.can_be_sent(task[0])]
+    here = [task for task in tasks if not any(task is other for other in apart)]
+    if here and time_limit is not None:
+        raise ValueError(
+            f"claims must stand at the top level of a module, under their own name, to have a time limit: "
+            f"{', '.join(claim.name for claim, *_ in here)} can't be given to another process."
+        )
     start = time.perf_counter()
+    for number, record in _pool.run_apart(_check, apart, jobs=min(jobs, len(apart)), time_limit=time_limit):
+        if isinstance(record, _pool.Lost):
+            claim, setting, _ = apart[number]
+            record = record_of(claim, Evidence({}, {}), setting, time.perf_counter() - start, record.reason)
+        yield record
+    for task in here:
+        yield _check(*task)
+        if len(here) > 1:
+            jax.clear_caches()  # else memory grows by what each claim compiled
+
+
+def _check(claim: Claim, setting: Setting, place: Path | None) -> Record:
+    """Whatever a claim does wrong is in its record; only an interrupt goes on."""
+    start, x64 = time.perf_counter(), jax.config.jax_enable_x64
     try:
-        evidence, failure = claim.check(setting), ""
-    except Exception as error:
-        evidence = Evidence({}, {})
+        evidence = claim.check(setting)
+        if not isinstance(evidence, Evidence):
+            raise TypeError(f"a check must return Evidence(rows=..., control=...), got {describe(evidence)}.")
+        record = record_of(claim, evidence, setting, time.perf_counter() - start)
+        json.dumps(record, allow_nan=False)
+        if place is not None:
+            place.mkdir(parents=True, exist_ok=True)
+            arrays = arrays_of(evidence.panels)
+            _files.write(place / "evidence.npz", lambda f: np.savez_compressed(f, allow_pickle=False, **arrays))
+            picture = report.figure(evidence.panels, claim.name)
+            _files.write(place / "figure.png", lambda f: picture.savefig(f, dpi=100, format="png"))
+            record = _records.seal(record | {"folder": place.relative_to(_out_of(place, claim)).as_posix()})
+        return record
+    except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and place is not None and _concerns(error, place):
+            raise  # a full disk is not the claim's fault
         failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-    record = record_of(claim, evidence, setting, time.perf_counter() - start, failure)
-    if folder is not None:
-        place = folder / claim.name
-        place.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(place / "evidence.npz", allow_pickle=False, **arrays_of(evidence.panels))
-        report.figure(evidence.panels, claim.name).savefig(place / "figure.png", dpi=100)
-    return record
+        return record_of(claim, Evidence({}, {}), setting, time.perf_counter() - start, failure)
+    finally:
+        jax.config.update("jax_enable_x64", x64)
+
+
+def _out_of(place: Path, claim: Claim) -> Path:
+    return place.parent if place.name == claim.name else place.parents[1]
+
+
+def _concerns(error: OSError, place: Path) -> bool:
+    return error.filename is not None and Path(error.filename).is_relative_to(place)
 
 
 def record_of(claim: Claim, evidence: Evidence, setting: Setting, seconds: float, failure: str = "") -> Record:
@@ -117,7 +209,7 @@ def record_of(claim: Claim, evidence: Evidence, setting: Setting, seconds: float
     nothing was measured.
     """
     decisive = evidence.decisive if evidence.rows else None
-    return {
+    record = {
         "name": claim.name,
         "paper": claim.paper,
         "statement": claim.statement,
@@ -131,7 +223,7 @@ def record_of(claim: Claim, evidence: Evidence, setting: Setting, seconds: float
         "seed": setting.seed,
         "dtype": str(setting.dtype),
         "device": jax.devices()[0].device_kind,
-        "versions": versions(),
+        "versions": _records.versions(),
         "verdict": str(evidence.verdict),
         "measured_text": decisive.measured_text if decisive else "–",
         "bound_text": decisive.bound_text if decisive else "–",
@@ -143,8 +235,12 @@ def record_of(claim: Claim, evidence: Evidence, setting: Setting, seconds: float
         "remarks": list(evidence.remarks),
         "errata": [dataclasses.asdict(erratum) for erratum in evidence.errata],
         "corpus": setting.corpus_name,
-        "failure": failure,
+        "corpus_digest": setting.corpus_digest,
+        "folder": claim.name,
+        "key": _records.key_of(claim, setting),
+        "failure": failure.encode("utf-8", "replace").decode()[:LONGEST_FAILURE],
     }
+    return _records.seal(record)
 
 
 def arrays_of(panels: Iterable[xr.Dataset]) -> dict[str, np.ndarray]:
@@ -156,12 +252,6 @@ def arrays_of(panels: Iterable[xr.Dataset]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def versions() -> dict[str, str]:
-    """The versions that produced a result."""
-    packages = ("traindyn", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
 def _row(name: str, row: Row) -> Record:
     fields = {key: value for key, value in dataclasses.asdict(row).items() if key not in ("interval", "allowed")}
     fields |= {"interval": [_number(x) for x in row.interval], "verdict": str(row.verdict)}
@@ -171,21 +261,3 @@ def _row(name: str, row: Row) -> Record:
 def _number(x: float) -> float | str:
     """JSON has no NaN or infinity."""
     return x if np.isfinite(x) else str(x)
-
-
-def _read(folder: Path, setting: Setting) -> Mapping[str, Record]:
-    path = folder / "results.json"
-    if not path.exists():
-        return {}
-    wanted = {"scale": setting.scale, "seed": setting.seed, "dtype": str(setting.dtype), "corpus": setting.corpus_name}
-    records = json.loads(path.read_text(encoding="utf-8"))
-    records = [{"errata": []} | r for r in records]  # which earlier versions did not write
-    return {r["name"]: r for r in records if all(r.get(k) == v for k, v in wanted.items()) and not r["failure"]}
-
-
-def _write(path: Path, records: list[Record]) -> None:
-    """By renaming, so that a run killed here leaves the file of the claim before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    new.replace(path)

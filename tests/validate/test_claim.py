@@ -1,5 +1,6 @@
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -87,14 +88,61 @@ def test_panel_keeps_curves_with_their_roles_and_axes():
     )
     assert data["predicted: law"].dims == ("t",) and data["observed: sgd"].shape == (2, 3)
     assert {curve.attrs["role"] for curve in data.data_vars.values()} == {"observed", "predicted"}
-    with pytest.raises(ValueError, match="conflicting sizes"):
+    with pytest.raises(ValueError, match=r"must have shape \(2,\) or"):
         panel("title", ("t", np.arange(2.0)), observed={"sgd": np.ones(3)})
 
 
 @pytest.mark.parametrize(("name", "kind"), [("joma", "identity"), ("joma.x", "proof")])
 def test_claim_checks_its_name_and_kind(name, kind, as_users):
     with pytest.raises(ValueError, match="must"):
-        claim(name, paper="", kind=kind, statement="", source="", assumptions=(), control="")
+        claim(name, paper="", kind=kind, statement="", source="", assumptions=(), control="")(lambda setting: None)
+
+
+def test_one_assumption_is_one():
+    made = claim("a.b", paper="", kind="limit", statement="", source="", assumptions="gradient flow", control="")(abs)
+    assert made.assumptions == ("gradient flow",)
+
+
+@pytest.mark.parametrize("make", [np.float32, np.float64, np.int64, jnp.float32])
+def test_numbers_of_any_kind_become_floats(make):
+    rows = [identity([0.0], make(1)), limit(H, H, make(1)), statistic([1, 2, 3], at_least=make(0))]
+    assert all(type(row.bound) is float and type(row.measured) is float for row in rows)
+
+
+def test_a_nan_is_undecided_in_every_kind():
+    nan = [1.0, math.nan, 1.0, 1.0]
+    rows = [identity(nan, 9.0), limit(H[:4], nan, 1.0), statistic(nan, at_least=0.0)]
+    rows.append(statistic([*nan, 1.0, 1.0], at_least=0.0, quantile=0.5))
+    assert [row.verdict for row in rows] == ["undecided"] * 4
+
+
+def test_the_smallest_integer_has_an_absolute_value():
+    assert identity(np.array([np.iinfo(np.int64).min]), 1e30).measured == 2.0**63
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: identity([], 1.0), "error must have at least one entry"),
+        (lambda: identity(0.0, math.nan), "at_most must be at least 0, got nan"),
+        (lambda: limit(-H, H, 1.0), "parameter must be above 0"),
+        (lambda: limit(H, H, 1.0, -0.1), "tolerance must be above 0"),
+        (lambda: statistic([1, 2, 3], at_least=math.nan), "at_least must be not NaN"),
+        (lambda: Evidence({"r": 1.0}, {}), "rows must map names to rows made by identity, limit or statistic, got 1.0"),
+        (lambda: Evidence({}, {}, errata=[{"where": "x"}]), "errata must be a sequence of Erratum"),
+        (lambda: Evidence({}, {}, panel("t", ("x", [0]), observed={"o": [1]})), "panels must be a sequence of Dataset"),
+        (lambda: panel("t", ("x", [0, 1])), "must have at least one curve, got none"),
+        (
+            lambda: panel("t", ("x", [0, 1]), observed={"o": np.array([None, 1], object)}),
+            "must be a number or an array",
+        ),
+        (lambda: Setting("huge"), "scale must be one of 'smoke', 'laptop', 'paper', got 'huge'"),
+        (lambda: Setting(seed=2**70), "seed must be an integer of at least 0"),
+    ],
+)
+def test_bad_evidence_is_refused_where_it_is_made(make, message, as_users):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_setting_draws_the_same_for_the_same_seed():

@@ -5,11 +5,12 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from traindyn.validate import Erratum, Evidence, Setting, claim, heatmap, identity, panel, read_corpus, verify
+from traindyn.validate import Erratum, Evidence, Setting, _records, claim, heatmap, identity, panel, read_corpus, verify
 from traindyn.validate.__main__ import BUILT_IN, SUBJECTS, main
 
 FIELDS = {
@@ -73,11 +74,86 @@ def test_maps_and_errata_are_drawn_kept_and_listed(tmp_path):
     arrays = np.load(tmp_path / "x.map" / "evidence.npz")
     np.testing.assert_array_equal(arrays["0/map: c"], [[1, 2], [3, 4]])
     assert list(arrays["0/x: key"]) == ["a", "b"]
-    # A folder of a version that had no errata can be resumed.
+
+
+def test_a_damaged_file_is_named_and_never_overwritten(tmp_path):
+    claim_ = make("x.good")
+    (record,) = verify([claim_], out=tmp_path)
     path = tmp_path / "results.json"
-    path.write_text(path.read_text().replace('"errata"', '"other"'))
-    (again,) = verify([check], out=tmp_path, resume=True)
-    assert again["errata"] == []
+    whole = path.read_text()
+    for damaged in (whole[: len(whole) // 2], "", whole.replace("holds", "halts"), whole.replace("0.1", "0.2")):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"results\.json must be as traindyn wrote it, but is damaged"):
+            verify([claim_], out=tmp_path, resume=True)
+        assert path.read_text() == damaged
+    with pytest.warns(UserWarning, match="results.json can't be read; it is now .*results.damaged-1.json"):
+        verify([claim_], out=tmp_path)
+    assert (tmp_path / "results.damaged-1.json").read_text() == damaged
+    assert json.loads(path.read_text())[0]["passed"] == record["passed"]
+
+
+def test_results_of_other_code_corpora_and_versions_are_not_resumed(tmp_path, monkeypatch):
+    seen = []
+
+    @claim("x.words", **HEADER)
+    def words(setting):
+        seen.append(len(setting.corpus))
+        return Evidence({"row": identity(len(setting.corpus), 1e9)}, {"wrong": identity(5.0, 1.0)})
+
+    short, long = (Setting("smoke", 0, text, "book.txt") for text in ("short", "a longer text"))
+    run = lambda setting: verify([words], setting, out=tmp_path, resume=True)[0]["measured"]
+    assert [run(short), run(short), run(long), run(short)] == [5, 5, 13, 5]
+    assert seen == [5, 13], "one file name, two texts"
+    monkeypatch.setattr(_records, "versions", lambda: {"jax": "0.0"})
+    with pytest.warns(UserWarning, match="checked again, for .* have changed: x.words"):
+        run(short)
+    assert seen == [5, 13, 5]
+
+
+def test_a_folder_keeps_what_other_calls_found(tmp_path):
+    names = lambda: sorted((r["name"], r["seed"]) for r in json.loads((tmp_path / "results.json").read_text()))
+    verify([make("x.a"), make("x.b")], out=tmp_path)
+    verify([make("x.a")], Setting(seed=1), out=tmp_path)
+    verify([make("x.c")], out=tmp_path)
+    assert names() == [("x.a", 0), ("x.a", 1), ("x.b", 0), ("x.c", 0)]
+    page = (tmp_path / "report.html").read_text()
+    assert all(f'id="x.{letter}"' in page for letter in "abc") and page.count("image/png") == 3
+    assert len(list((tmp_path / "x.a").rglob("figure.png"))) == 2, "each seed has its own figure"
+
+
+@pytest.mark.parametrize("fault", ["exit", "nothing", "figure", "surrogate", "x64"])
+def test_whatever_a_claim_does_wrong_is_its_own_affair(fault, tmp_path):
+    @claim("x.fault", **HEADER)
+    def check(setting):
+        if fault == "exit":
+            raise SystemExit(0)
+        if fault == "surrogate":
+            raise ValueError("\udc80")
+        if fault == "x64":
+            jax.config.update("jax_enable_x64", False)
+        title = r"$\foo{$" if fault == "figure" else "t"
+        found = Evidence(
+            {"row": identity(0.1, 1.0)},
+            {"c": identity(5.0, 1.0)},
+            [panel(title, ("x", [0, 1]), observed={"o": [1, 2]})],
+        )
+        return None if fault == "nothing" else found
+
+    record, good = verify([check, make("x.good")], out=tmp_path)
+    assert good["passed"] and jax.config.jax_enable_x64
+    assert record["verdict"] == ("holds" if fault == "x64" else "undecided")
+    assert bool(record["failure"]) == (fault != "x64")
+    json.loads((tmp_path / "results.json").read_text())
+
+
+def test_an_out_that_cannot_be_written_is_found_before_any_check(tmp_path):
+    calls = []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="out must be a folder that can be written"):
+        verify([make("x.a", calls=calls)], out=tmp_path / "file" / "sub")
+    with pytest.raises(ValueError, match=r"claims must have names of their own, got two of x\.a"):
+        verify([make("x.a", calls=calls), make("x.a", calls=calls)])
+    assert not calls
 
 
 def test_a_claim_whose_control_is_not_rejected_fails():

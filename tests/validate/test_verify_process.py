@@ -1,0 +1,124 @@
+"""`verify` as a process among others: signals, deaths, time limits, two at once."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+HERE = Path(__file__).parent
+NAMES = {"slow.one", "slow.two", "slow.three", "slow.four"}
+
+
+def start(out, *more, claims="claims_to_kill.py", jobs=2):
+    arguments = ["verify", "slow", "--claims", str(HERE / claims), "--jobs", str(jobs), "--out", str(out), *more]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "traindyn.validate", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
+    )  # fmt: skip
+
+
+def kill(process, how: signal.Signals) -> list[psutil.Process]:
+    """Sends a signal, SIGINT to the whole group as a terminal does, and returns those that were alive."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    if how is signal.SIGINT:
+        os.killpg(process.pid, how)
+    else:
+        process.send_signal(how)
+    return family
+
+
+def records(out: Path) -> dict[str, dict]:
+    path = out / "results.json"
+    return {r["name"]: r for r in json.loads(path.read_text())} if path.exists() else {}
+
+
+def _ends(out: Path, how: signal.Signals, after: float) -> None:
+    """Killed at a moment of its life, `verify` leaves no process and loses nothing; resumed, it ends as if unharmed."""
+    process = start(out)
+    time.sleep(after)
+    if process.poll() is not None:
+        return
+    family = kill(process, how)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive, f"{how.name} after {after:.2f} s left {alive}"
+    told = process.stdout.read()
+    before = records(out)
+    if how is not signal.SIGKILL and after > 4:  # once Python's own start is over
+        word, status = ("Interrupted", 130) if how is signal.SIGINT else ("Terminated", 143)
+        assert word in told and process.returncode == status and "Traceback" not in told, told
+    again = start(out, "--resume")
+    assert again.wait(120) == 0, again.stdout.read()
+    after_all = records(out)
+    assert set(after_all) == NAMES
+    assert all(after_all[name] == record for name, record in before.items()), "what was finished is taken as it is"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_killed_run_leaves_no_process_and_goes_on(how, tmp_path):
+    _ends(tmp_path, how, 7.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
+def test_a_run_killed_at_twenty_moments_goes_on(how, tmp_path):
+    rng = random.Random(how.value)
+    for i in range(20):
+        _ends(tmp_path / str(i), how, rng.uniform(0.5, 12.0))
+
+
+def test_a_process_that_dies_or_takes_too_long_costs_its_own_claim(tmp_path):
+    from claims_to_kill import endless, exits, killed, one, two
+
+    from traindyn.validate import verify
+
+    found = verify([killed, one, endless, exits, two], out=tmp_path, jobs=2, time_limit=5.0)
+    assert [r["verdict"] for r in found] == ["undecided", "holds", "undecided", "undecided", "holds"]
+    assert "killed by signal 9" in found[0]["failure"] and "time limit of 5 s" in found[2]["failure"]
+    assert "SystemExit" in found[3]["failure"]
+    assert set(records(tmp_path)) == {r["name"] for r in found}
+
+
+def test_a_time_limit_needs_claims_that_can_be_sent():
+    from traindyn.validate import Evidence, claim, identity, verify
+
+    @claim("a.here", paper="", kind="identity", statement="", source="", assumptions=(), control="")
+    def here(setting):
+        return Evidence({"r": identity(0.0, 1.0)}, {"c": identity(2.0, 1.0)})
+
+    with pytest.raises(ValueError, match=r"claims must stand at the top level .*a\.here can't be given"):
+        verify([here], time_limit=1.0)
+    assert verify([here], jobs=2)[0]["passed"], "without a limit it is checked in this process"
+
+
+def test_two_runs_in_one_folder_keep_all(tmp_path):
+    runs = [start(tmp_path, "--seed", str(seed), jobs=1) for seed in (0, 1)]
+    assert [run.wait(120) for run in runs] == [0, 0]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {(r["name"], r["seed"]) for r in found} == {(name, seed) for name in NAMES for seed in (0, 1)}
+
+
+def _command(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "traindyn.validate", *arguments],
+        capture_output=True, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+    )  # fmt: skip
+
+
+def test_a_narrow_pipe_and_a_missing_home_end_no_command(tmp_path):
+    for environment in ({"PYTHONIOENCODING": "cp1252"}, {"HOME": "", "XDG_CACHE_HOME": ""}):
+        told = _command("list", **environment)
+        assert told.returncode == 0 and b"joma.blow_up" in told.stdout, told.stderr
+
+
+def test_a_broken_claims_file_is_told_in_a_line(tmp_path):
+    (tmp_path / "broken_claims.py").write_text("def (:\n")
+    told = _command("list", "--claims", str(tmp_path / "broken_claims.py"))
+    assert told.returncode == 2 and b"SyntaxError" in told.stderr and b"Traceback" not in told.stderr
