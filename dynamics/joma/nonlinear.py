@@ -15,15 +15,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float, or_nan, require
+from ..._checks import as_float, or_nan, real, require
 from ..flow import Flow
 
 Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights
 _FINE: Rule = np.polynomial.legendre.leggauss(64)
 _COARSE: Rule = np.polynomial.legendre.leggauss(16)
+_LARGEST = 10
 _NEAR = 4.0  # the coarse rule is right to rounding where neither |μ| nor the gap exceeds this
 
 
@@ -43,43 +44,53 @@ class NonlinearActivation(Flow):
     `ln 1/(1−v/μ) = e^{μ²/2} (t − τ(μ))` at late times, with `lag` τ. **Values that work:** |μ| ≤ 6, |v(0)| ≤ 5. The
     equation is stiff (rate `e^{μ²/2}`): beyond |μ| = 4 use `exact` or `log_form()`.
 
+    **Raises** `ValueError` for a negative time, and where the closed form would lose digits, |μ| or |v(0)| above 10.
+    Inside `jit` a negative time gives NaN; sizes are not checked there.
+
     Source: JoMA, Theorem 4; the lag is the bounded correction that its proof leaves open.
     """
 
     mu: Float[Array, " tokens"] = eqx.field(converter=as_float)
     attention: bool = eqx.field(default=True, static=True)
 
+    def __check_init__(self):
+        real("mu", self.mu)
+
     @property
     def stiff(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.attention
 
     @checked
-    def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
+    def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         return (self.mu - y) * jnp.exp(y**2 / 2) if self.attention else self.mu - y
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """The state at time `t ≥ 0`. Differentiable: the gradient is that of the implicit equation."""
         gap = self.mu - y0
         return y0 - gap * jnp.expm1(-self._progress(t, gap))
 
     @checked
     def time_to(self, v: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        """When each component reaches `v`, which must lie between its initial value and μ."""
-        progress = -jnp.log((self.mu - v) / (self.mu - y0))
-        return _elapsed(progress, self.mu, self.mu - y0) * jnp.exp(-(self.mu**2) / 2) if self.attention else progress
+        """When each component reaches `v`, which must lie between its initial value and μ: else a `ValueError`, inside
+        `jit` NaN. At μ it is infinite."""
+        gap = self.mu - y0
+        left = jnp.where(gap == 0, jnp.where(v == y0, 1.0, jnp.nan), (self.mu - v) / jnp.where(gap == 0, 1.0, gap))
+        progress = -jnp.log(or_nan(left, (left >= 0) & (left <= 1), "v must lie between y0 and mu in each component."))
+        return _time(progress, self.mu, gap) if self.attention else progress
 
     def lag(self) -> Float[Array, " tokens"]:
         """τ(μ): how far, in time, the late exponential approach from `v(0) = 0` lags behind one that starts at once."""
-        return jnp.exp(-(self.mu**2) / 2) * _remainder(jnp.zeros_like(self.mu), self.mu, self.mu)
+        _check_near(self.mu, jnp.zeros_like(self.mu))
+        return jnp.exp(-(self.mu**2) / 2) * _remainder(self.mu, self.mu)
 
     def log_form(self) -> "LogGap":
         """The companion flow of `y = ln 1/δ`, `δ = 1 − v/μ`: the one to integrate for large μ or late times."""
         return LogGap(self.mu, self.attention)
 
-    def _progress(self, t: ArrayLike, gap: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+    def _progress(self, t: Real[ArrayLike, ""], gap: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         t = jnp.asarray(t, gap.dtype)
-        t = or_nan(t, t >= 0, "t must be zero or later.")
+        t = or_nan(t, t >= 0, "t must be zero or later, and not NaN.")
         return _progress(t, self.mu, gap) if self.attention else jnp.broadcast_to(t, gap.shape)
 
 
@@ -89,28 +100,31 @@ class LogGap(Flow):
 
     The same trajectories as `NonlinearActivation`, neither stiff nor subject to the underflow of δ (`y` reaches 3e5 at
     `μ = 4, t = 100`). **Fields:** `mu`, `attention` as there. **State:** `y`, shape `(tokens,)`; `to_log` and `to_v`
-    convert. `v(0)/μ` must be below one.
+    convert. `v(0)/μ` must be below one. **Raises** `ValueError` as there.
     """
 
     mu: Float[Array, " tokens"] = eqx.field(converter=as_float)
     attention: bool = eqx.field(default=True, static=True)
 
+    def __check_init__(self):
+        real("mu", self.mu)
+
     @checked
-    def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
+    def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         return jnp.exp(self.to_v(y) ** 2 / 2) if self.attention else jnp.ones_like(y)
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """The state at time `t ≥ 0`."""
         t = jnp.asarray(t, y0.dtype)
-        t = or_nan(t, t >= 0, "t must be zero or later.")
+        t = or_nan(t, t >= 0, "t must be zero or later, and not NaN.")
         return y0 + (_progress(t, self.mu, self.mu * jnp.exp(-y0)) if self.attention else t)
 
     @checked
     def time_to(self, y: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        """When each component reaches `y ≥ y0`."""
-        gap = self.mu * jnp.exp(-y0)
-        return _elapsed(y - y0, self.mu, gap) * jnp.exp(-(self.mu**2) / 2) if self.attention else y - y0
+        """When each component reaches `y`. It must not be below `y0`: else a `ValueError`, inside `jit` NaN."""
+        y, gap = or_nan(y, y >= y0, "y must be at least y0 in each component."), self.mu * jnp.exp(-y0)
+        return _time(y - y0, self.mu, gap) if self.attention else y - y0
 
     @checked
     def to_log(self, v: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
@@ -128,31 +142,44 @@ class LogGap(Flow):
         return -self.mu * jnp.expm1(-y)
 
 
-def _remainder(
-    delta: Float[Array, " n"],
-    mu: Float[Array, " n"],
-    gap: Float[Array, " n"],
-    rule: Rule = _FINE,
-    expm1: Callable[[Array], Array] = jnp.expm1,
-) -> Float[Array, " n"]:
-    """`∫_δ^1 (exp(μ w x − w² x²/2) − 1)/x dx`."""
+def _check_near(mu: Float[Array, " n"], v0: Float[Array, " n"]) -> None:
+    """The rules are fine enough for these, whatever the time: measured against adaptive quadrature."""
+    real("mu", mu, least=-_LARGEST, most=_LARGEST)
+    real("v(0)", v0, least=-_LARGEST, most=_LARGEST)
+
+
+def _remainder(mu: Float[Array, " n"], gap: Float[Array, " n"], rule: Rule = _FINE) -> Float[Array, " n"]:
+    """`∫_0^1 (exp(μ w x − w² x²/2) − 1)/x dx`."""
     nodes, weights = (jnp.asarray(a, mu.dtype) for a in rule)
-    half = (1 - delta) / 2
-    x = delta[:, None] + half[:, None] * (1 + nodes)[None]
+    x = (1 + nodes)[None] / 2
     wx = gap[:, None] * x
-    return half * ((expm1(wx * (mu[:, None] - wx / 2)) / x) @ weights)
+    return ((jnp.expm1(wx * (mu[:, None] - wx / 2)) / x) @ weights) / 2
 
 
 def _elapsed(
     s: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"], rule: Rule = _FINE
 ) -> Float[Array, " n"]:
-    """`e^{μ²/2} t` as a function of the progress `s = ln(gap at t = 0 / gap at t)`."""
-    # Beside s = ∫_δ^1 dx/x what cancels in exp(q) − 1 is below rounding, and expm1 takes half as long again.
-    return s + _remainder(jnp.exp(-s), mu, gap, rule, lambda q: jnp.exp(q) - 1)
+    """`e^{μ²/2} t = ∫_δ^1 exp(q)/x dx`, `δ = e^{−s}`; of the progress `s = ln(gap at t = 0 / gap at t)`."""
+    # Late, as s + ∫ (exp(q) − 1)/x dx, which has no pole at zero. Early as it stands: from far out those two cancel.
+    # Beside s what cancels in exp(q) − 1 is below rounding, and expm1 takes half as long again.
+    late = s > 1
+    nodes, weights = (jnp.asarray(a, mu.dtype) for a in rule)
+    half = -jnp.expm1(-s) / 2
+    x = jnp.exp(-s)[:, None] + half[:, None] * (1 + nodes)[None]
+    wx = gap[:, None] * x
+    q = wx * (mu[:, None] - wx / 2)
+    return jnp.where(late, s, 0) + half * (((jnp.exp(q) - late.astype(q.dtype)[:, None]) / x) @ weights)
+
+
+def _time(s: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
+    """The time that a progress takes."""
+    _check_near(mu, mu - gap)
+    return _elapsed(s, mu, gap) * jnp.exp(-(mu**2) / 2)
 
 
 def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
     """Inverts `_elapsed`: by the coarse rule to the end, and where that is not exact, mostly one step by the fine."""
+    _check_near(mu, mu - gap)
     scaled = t * jnp.exp(mu**2 / 2)
 
     def residual(s, rule=_FINE):
@@ -162,7 +189,7 @@ def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n
         s = _halley(lambda s: residual(s, _COARSE), s, t, mu, gap, jnp.ones_like(s, bool))
         return _halley(residual, s, t, mu, gap, jnp.maximum(jnp.abs(mu), jnp.abs(gap)) > _NEAR)
 
-    late = scaled - _remainder(jnp.zeros_like(gap), mu, gap, _COARSE)  # exact as t grows
+    late = scaled - _remainder(mu, gap, _COARSE)  # exact as t grows
     return jax.lax.custom_root(residual, late, lambda _, s: invert(residual, s), lambda g, r: r / g(jnp.ones_like(r)))
 
 
@@ -176,9 +203,12 @@ def _halley(
 ) -> Float[Array, " n"]:
     """The root of a residual whose slope is `exp(μ w x − w² x²/2)` at `x = e^{−s}`, inside a bracket; s itself, at no
     cost, if it is `wanted` nowhere."""
-    # v² never exceeds the larger of its two ends, so the speed ṡ = exp(v²/2) lies between one and that bound.
+    # v² never exceeds the larger of its two ends, so the speed ṡ = exp(v²/2) lies between one and that bound. From far
+    # out that is too far: once the gap is below one, |v| is below |μ| + 1.
     fastest = jnp.maximum(mu**2, (mu - gap) ** 2) / 2
-    lower, upper = jnp.broadcast_to(t, s.shape), t * jnp.exp(fastest)
+    soon = jnp.log(jnp.maximum(jnp.abs(gap), 1)) + t * jnp.exp((jnp.abs(mu) + 1) ** 2 / 2)
+    upper = jnp.minimum(jnp.minimum(t * jnp.exp(fastest), soon), jnp.finfo(s.dtype).max)
+    lower = jnp.broadcast_to(t, s.shape)
 
     def step(carry):
         s, lower, upper, _, count = carry
@@ -189,7 +219,8 @@ def _halley(
         new = s - newton / (1 + newton * wx * (mu - wx) / 2)
         inside = (new >= lower) & (new <= upper)
         change = jnp.where(inside, jnp.abs(new - s), upper - lower)
-        return jnp.where(inside, new, (lower + upper) / 2), lower, upper, change, count + 1
+        middle = jnp.sqrt(lower) * jnp.sqrt(upper)  # the bracket spans orders of magnitude
+        return jnp.where(inside, new, middle), lower, upper, change, count + 1
 
     def unfinished(carry):  # Halley cubes the error: after a small step the next would be below rounding
         s, _, _, change, count = carry

@@ -1,10 +1,13 @@
 """Facts of Theorem 4 of JoMA, which the common tests do not know."""
 
+import itertools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import integrate
 
 from traindyn.dynamics import joma
 
@@ -130,9 +133,62 @@ def test_negative_times_are_refused(flow):
         flow.exact(-1.0, jnp.zeros(2))
 
 
+def test_time_to_is_infinite_at_mu_and_nothing_where_the_state_is_there_already():
+    flow = joma.NonlinearActivation(jnp.array([1.0, 1.0, 2.0]))
+    got = flow.time_to(jnp.array([1.0, 1.0, 0.5]), jnp.array([0.0, 1.0, 0.5]))
+    np.testing.assert_array_equal(got, [np.inf, 0, 0])
+    # and its slope at the start is that of the field, dt/dv = 1/v̇
+    slope = jax.grad(lambda v: flow.time_to(v, jnp.zeros(3))[2])(jnp.zeros(3))
+    np.testing.assert_allclose(slope, [0, 0, 0.5], rtol=1e-14)
+
+
+@pytest.mark.parametrize(("mu", "v0"), ((0.0, 5.0), (0.0, 8.0), (6.0, -8.0), (-3.0, 8.0), (10.0, 0.0), (10.0, -10.0)))
+def test_exact_and_time_to_keep_their_digits_far_out(mu, v0):
+    # Far out ∫dx/x and ∫(exp(q) − 1)/x dx cancel: float32 was 0.01 off from v(0) = 5, float64 0.1 from 8.
+    flow, start = joma.NonlinearActivation(jnp.array([mu])), jnp.array([v0])
+    small = joma.NonlinearActivation(jnp.array([mu], jnp.float32))
+    rate = lambda v: np.exp(-(v**2) / 2) / (mu - v)
+    for share in (1e-3, 0.1, 0.5, 0.9):
+        v = v0 + share * (mu - v0)
+        cuts = np.unique(np.concatenate([np.linspace(v0, v, 40), v0 + (v - v0) * 10.0 ** -np.arange(8)]))
+        pieces = [integrate.quad(rate, a, b, epsabs=0, epsrel=1e-13)[0] for a, b in itertools.pairwise(cuts)]
+        t = abs(sum(pieces))
+        assert float(flow.time_to(jnp.array([v]), start)[0]) == pytest.approx(t, rel=1e-12)
+        for one, dtype in ((flow, jnp.float64), (small, jnp.float32)):
+            eps = float(jnp.finfo(dtype).eps)
+            spread = 30 * eps * (1 + abs(v) + abs(mu - v) * t * np.exp(v**2 / 2))  # what rounding t and v make of v
+            if spread < 0.01:
+                got = float(one.exact(jnp.asarray(t, dtype), start.astype(dtype))[0])
+                assert abs(got - v) < 3 * spread, (share, dtype, got, v)
+
+
+def test_what_cannot_be_is_nan_inside_jit():
+    flow = joma.NonlinearActivation(jnp.ones(1))
+    assert jnp.isnan(eqx.filter_jit(flow.exact)(-1.0, jnp.zeros(1)))
+    assert jnp.isnan(eqx.filter_jit(flow.time_to)(2 * jnp.ones(1), jnp.zeros(1)))
+    assert jnp.isnan(eqx.filter_jit(flow.log_form().time_to)(jnp.zeros(1), jnp.ones(1)))
+
+
+def test_integers_are_the_numbers_they_mean():
+    log = joma.LogGap([1, 2])
+    np.testing.assert_array_equal(log.exact(1, jnp.zeros(2, int)), log.exact(1.0, jnp.zeros(2)))
+    flow = joma.NonlinearActivation([1, 2])
+    np.testing.assert_array_equal(flow.exact(1, np.zeros(2, int)), flow.exact(1.0, jnp.zeros(2)))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     (
+        (lambda: joma.NonlinearActivation([40.0]).exact(1.0, jnp.zeros(1)), "mu must be .* at most 10, got 40.0"),
+        (lambda: joma.LogGap([11]).exact(1.0, jnp.zeros(1)), "mu must be .* at most 10, got 11.0"),
+        (lambda: joma.NonlinearActivation([40.0]).lag(), "mu must be .* at most 10, got 40.0"),
+        (lambda: joma.NonlinearActivation([1.0]).exact(1.0, jnp.array([-50.0])), r"v\(0\) must be at least -10"),
+        (lambda: joma.NonlinearActivation([1.0]).time_to(jnp.zeros(1), jnp.array([-50.0])), r"v\(0\) must be at least"),
+        (lambda: joma.NonlinearActivation([jnp.nan]), "mu must be finite, got nan"),
+        (lambda: joma.NonlinearActivation([1.0]).exact(jnp.nan, jnp.zeros(1)), "t must be zero or later, and not NaN"),
+        (lambda: joma.NonlinearActivation([1.0]).time_to(jnp.array([2.0]), jnp.zeros(1)), "v must lie between y0 and"),
+        (lambda: joma.NonlinearActivation([1.0]).time_to(jnp.array([-0.5]), jnp.zeros(1)), "v must lie between y0 and"),
+        (lambda: joma.LogGap([1.0]).time_to(jnp.zeros(1), jnp.ones(1)), "y must be at least y0"),
         (lambda: joma.NonlinearActivation(jnp.ones((2, 2))), r"mu must have shape \(tokens,\), got \(2, 2\)"),
         (lambda: joma.NonlinearActivation(1.0), r"mu must have shape \(tokens,\), got \(\)"),
         (
