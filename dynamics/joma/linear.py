@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, erfinv, ndtri
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from ..._checked import checked
-from ..._checks import as_float
+from ..._checks import as_float, check_shape, concrete, real
 from ..flow import Flow, check_blow_up
 
 
@@ -30,7 +30,8 @@ class LinearActivation(Flow):
     **Closed form:** `erf(v_l/√2) = erf(v_l(0)/√2) + √(2/π) Δ_l t/A`. From zero, `erf(v_l/√2)/Δ_l` is common to all
     tokens. **What must happen:** one token, `winner`, diverges at a finite time towards the sign of its Δ, all others
     are finite there. The divergence is slow, `v ≈ √(2 ln 1/(1−t/t*))`. **Values that work:** Δ of order one, `v(0)=0`,
-    times up to `0.99 t*`; beyond, `regularised()`.
+    times up to `0.99 t*`; beyond, `regularised()`. **Raises** `ValueError` for a Δ that is not finite and a normaliser
+    that is not positive.
 
     Source: JoMA, Theorem 2, whose printed `erf(v/2)` is the law of `exp(v²/4)`.
     """
@@ -38,13 +39,21 @@ class LinearActivation(Flow):
     delta: Float[Array, " tokens"] = eqx.field(converter=as_float)
     normaliser: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
 
+    def __check_init__(self):
+        real("delta", self.delta)
+        real("normaliser", self.normaliser, above=0)
+
     @checked
-    def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
+    def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         return self.delta * jnp.exp(y**2 / 2) / self.normaliser
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
+    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN.
+
+        Inside `jit` means `eqx.filter_jit(flow.exact)(t, y0)` or `jax.jit(lambda t, y0: flow.exact(t, y0))`, for all
+        flows: `jax.jit(flow.exact)` fails, because the method holds the arrays of `flow`, and those have no hash.
+        """
         check_blow_up(self, y0, t)
         return _quantile_law(y0, self.delta / self.normaliser, t)
 
@@ -55,8 +64,12 @@ class LinearActivation(Flow):
 
     @checked
     def winner(self, y0: Float[Array, " tokens"]) -> Int[Array, ""]:
-        """The token that diverges first. It has the largest |Δ| if `v(0) = 0`, and need not otherwise."""
-        return jnp.argmin(self.blow_up_time(y0))
+        """The token that diverges first. It has the largest |Δ| if `v(0) = 0`, and need not otherwise. Raises
+        `ValueError` where every Δ is zero and none diverges; inside `jit` that is token 0."""
+        times = self.blow_up_time(y0)
+        if concrete(times) and not jnp.any(jnp.isfinite(times)):
+            raise ValueError("delta must have an entry that is not 0: no token diverges, so there is no winner.")
+        return jnp.argmin(times)
 
     def regularised(self) -> "RegularisedClock":
         """The same trajectories in a time that never reaches the blow-up."""
@@ -83,7 +96,8 @@ class RegularisedClock(Flow):
     flow: LinearActivation
 
     @checked
-    def __call__(self, t: ArrayLike, y: ClockState, args: Any = None) -> ClockState:
+    def __call__(self, t: Real[ArrayLike, ""], y: ClockState, args: Any = None) -> ClockState:
+        check_shape("y.v", y.v, self.flow.delta.shape)
         top = jnp.max(y.v**2)
         return ClockState(
             self.flow.delta * jnp.exp((y.v**2 - top) / 2) / self.flow.normaliser,
@@ -109,17 +123,24 @@ class ManyNodes(Flow):
     delta: Float[Array, "tokens nodes"] = eqx.field(converter=as_float)
     normaliser: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
 
+    def __check_init__(self):
+        real("delta", self.delta)
+        real("normaliser", self.normaliser, above=0)
+
     @checked
-    def __call__(self, t: ArrayLike, y: Float[Array, "tokens nodes"], args: Any = None) -> Float[Array, "tokens nodes"]:
+    def __call__(
+        self, t: Real[ArrayLike, ""], y: Float[Array, "tokens nodes"], args: Any = None
+    ) -> Float[Array, "tokens nodes"]:
         return jnp.exp(jnp.sum(y**2, axis=1, keepdims=True) / 2) * self.delta / self.normaliser
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[Array, "tokens nodes"]) -> Float[Array, "tokens nodes"]:
+    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, "tokens nodes"]) -> Float[Array, "tokens nodes"]:
         """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such rows are NaN."""
         check_blow_up(self, y0, t)
         _, start, rate = self._rows(y0)
         norm, _ = _directions(self.delta)
-        at_rest = jnp.asarray(t, y0.dtype) * jnp.exp(jnp.sum(y0**2, axis=1) / 2) / self.normaliser
+        at_rest = jnp.asarray(t, y0.dtype) * _exp(jnp.sum(y0**2, axis=1) / 2) / self.normaliser
+        at_rest = jnp.minimum(at_rest, jnp.finfo(y0.dtype).max)  # times Δ = 0
         moved = _quantile_law(start, rate, t) - start
         return y0 + self.delta * jnp.where(norm > 0, moved / jnp.where(norm > 0, norm, 1.0), at_rest)[:, None]
 
@@ -133,7 +154,8 @@ class ManyNodes(Flow):
         norm, along = _directions(self.delta)
         start = jnp.sum(along * y0, axis=1)
         across = y0 - along * start[:, None]
-        return along, start, norm * jnp.exp(jnp.sum(across**2, axis=1) / 2) / self.normaliser
+        strength = jnp.exp(jnp.where(norm > 0, jnp.sum(across**2, axis=1) / 2, 0.0))
+        return along, start, norm * strength / self.normaliser
 
 
 class LinearAttentionState(NamedTuple):
@@ -157,12 +179,15 @@ class LinearAttention(Flow):
 
     delta: Float[Array, "tokens nodes"] = eqx.field(converter=as_float)
 
+    def __check_init__(self):
+        real("delta", self.delta)
+
     @checked
-    def __call__(self, t: ArrayLike, y: LinearAttentionState, args: Any = None) -> LinearAttentionState:
+    def __call__(self, t: Real[ArrayLike, ""], y: LinearAttentionState, args: Any = None) -> LinearAttentionState:
         return LinearAttentionState(y.z[:, None] * self.delta, jnp.sum(self.delta * y.v, axis=1))
 
     @checked
-    def exact(self, t: ArrayLike, y0: LinearAttentionState) -> LinearAttentionState:
+    def exact(self, t: Real[ArrayLike, ""], y0: LinearAttentionState) -> LinearAttentionState:
         """The state at time `t`."""
         norm, _ = _directions(self.delta)
         t = jnp.asarray(t, norm.dtype)
@@ -189,19 +214,27 @@ def _tail(a: Float[Array, " n"]) -> Float[Array, " n"]:
     return erfc(a * math.sqrt(0.5)) / 2
 
 
+def _exp(x: Float[Array, " n"]) -> Float[Array, " n"]:
+    """`exp(x)`, kept below the largest number: zero times it is zero."""
+    return jnp.exp(jnp.minimum(x, math.log(float(jnp.finfo(x.dtype).max)) - 1))
+
+
 def _quantile_law(a0: Float[Array, " n"], rate: Float[Array, " n"], t: ArrayLike) -> Float[Array, " n"]:
     """`a(t)` of `ȧ = rate exp(a²/2)`. Near zero by erf, which keeps small values; further out by the tail of the normal
-    distribution, which keeps `1 − erf`. NaN once it has blown up."""
+    distribution, which keeps `1 − erf`; as it was where it stands still so far out that the tail underflows. NaN once
+    it has blown up."""
     sign = jnp.where(rate < 0, -1.0, 1.0).astype(a0.dtype)
     t = jnp.asarray(t, a0.dtype)
     middle = erf(a0 / math.sqrt(2)) + math.sqrt(2 / math.pi) * rate * t
     tail = _tail(sign * a0) - sign * rate * t / math.sqrt(2 * math.pi)
-    near, over = jnp.abs(middle) < 0.5, tail <= 0
+    still = (rate * t == 0) & (_tail(jnp.abs(a0)) < jnp.finfo(a0.dtype).tiny)
+    near, over = (jnp.abs(middle) < 0.5) & ~still, (tail <= 0) & ~still
     inner = math.sqrt(2) * erfinv(jnp.where(near, middle, 0.0))
     back = _tail(-sign * a0) + sign * rate * t / math.sqrt(2 * math.pi)  # the tail that the row comes out of
     behind = sign * middle < 0
-    far = ndtri(jnp.where(near | over, 0.5, jnp.where(behind, back, tail)))
+    far = ndtri(jnp.where(near | over | still, 0.5, jnp.where(behind, back, tail)))
     outer = jnp.where(behind, sign, -sign) * far
+    outer = jnp.where(still, a0 + rate * t * _exp(a0**2 / 2), outer)
     return jnp.where(near, inner, jnp.where(over, jnp.nan, outer))
 
 

@@ -1,12 +1,13 @@
 """Facts of Theorem 2 of JoMA, which the common tests do not know."""
 
+import equinox as eqx
 import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from jax.scipy.special import erf, erfinv
+from jax.scipy.special import erf, erfinv, ndtri
 
 from traindyn.dynamics import joma, solve
 
@@ -65,6 +66,36 @@ def test_exact_at_time_zero_is_the_initial_value_however_far_out():
     y0 = jnp.array([-9.0, -8.0, -5.0, -0.1, 0.0, 0.1, 5.0, 8.0])
     for sign in (1.0, -1.0):
         np.testing.assert_allclose(joma.LinearActivation(sign * jnp.ones(8)).exact(0.0, y0), y0, rtol=64 * EPS)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sizes"), ((jnp.float64, (30, 38, 38.6, 39, 1e3)), (jnp.float32, (10, 13, 13.5, 14, 1e3)))
+)
+@pytest.mark.parametrize("many", (False, True))
+def test_a_token_that_stands_still_stays_however_far_out(dtype, sizes, many):
+    # Where the tail of the normal distribution underflows, or exp(v²/2) overflows.
+    y0 = jnp.array([*sizes, *(-size for size in sizes)], dtype)
+    y0 = jnp.stack([y0, 0 * y0], axis=1) if many else y0
+    make = joma.ManyNodes if many else joma.LinearActivation
+    flow = make(jnp.zeros_like(y0))
+    np.testing.assert_array_equal(flow.exact(0.1, y0), y0)
+    assert jnp.all(flow.blow_up_time(y0) == jnp.inf)
+    by_delta, by_start = jax.jit(jax.grad(lambda d, y: make(d).exact(0.1, y).sum(), (0, 1)))(flow.delta, y0)
+    assert jnp.all(jnp.isfinite(by_delta))
+    np.testing.assert_allclose(by_start, jnp.ones_like(y0), rtol=1e-6)
+    if not many:  # nothing moves at t = 0; from far out a token comes in at once
+        inwards = lambda t: eqx.filter_jit(make(-jnp.sign(y0)).exact)(t, y0)
+        np.testing.assert_array_equal(inwards(0.0), y0)
+        np.testing.assert_allclose(inwards(0.1), np.sign(y0) * -float(ndtri(0.1 / np.sqrt(2 * np.pi))), rtol=1e-6)
+
+
+def test_integers_are_the_numbers_they_mean():
+    flow = joma.LinearActivation([1, 0.8, -0.3])
+    np.testing.assert_allclose(flow.exact(0.1, np.zeros(3, int)), [0.1002, 0.0801, -0.03], atol=5e-5)
+    np.testing.assert_array_equal(flow.exact(0.1, np.zeros(3, int)), flow.exact(0.1, jnp.zeros(3)))
+    start = joma.LinearAttentionState(np.zeros((1, 1), int), np.ones(1, int))
+    moved = joma.LinearAttention([[1]]).exact(1, start)
+    np.testing.assert_allclose((moved.v[0, 0], moved.z[0]), (np.sinh(1), np.cosh(1)), rtol=1e-15)
 
 
 def test_exact_refuses_a_time_past_the_blow_up_and_is_nan_there_inside_jit():
@@ -181,6 +212,23 @@ def test_linear_attention_from_zero_logits_is_at_rest():
     ("make", "message"),
     (
         (lambda: joma.LinearActivation(jnp.ones((2, 2))), r"delta must have shape \(tokens,\), got \(2, 2\)"),
+        (lambda: joma.LinearActivation([jnp.nan]), "delta must be finite, got nan"),
+        (lambda: joma.LinearActivation([1.0], 0.0), "normaliser must be above 0, got 0.0"),
+        (lambda: joma.LinearActivation([1.0], jnp.ones(2)), r"normaliser must have shape \(\), got \(2,\)"),
+        (lambda: joma.LinearActivation([1j]), "delta must be real"),
+        (lambda: joma.LinearActivation([1.0]).exact(jnp.ones(2), jnp.zeros(1)), r"t must have shape \(\), got \(2,\)"),
+        (lambda: joma.LinearActivation([0.0]).winner(jnp.zeros(1)), "delta must have an entry that is not 0"),
+        (
+            lambda: joma.LinearActivation(DELTA).regularised()(0.0, joma.ClockState(jnp.zeros(1), jnp.array(0.0))),
+            r"y.v must have shape \(6,\), got \(1,\)",
+        ),
+        (
+            lambda: joma.LinearAttention(jnp.ones((3, 2)))(
+                0.0, joma.LinearAttentionState(jnp.ones((3, 2)), jnp.ones(1))
+            ),
+            r"y.z must have shape \(3,\), got \(1,\)",
+        ),
+        (lambda: joma.ManyNodes(jnp.ones((3, 2)), -1.0), "normaliser must be above 0, got -1.0"),
         (lambda: joma.ManyNodes(jnp.ones(2)), r"delta must have shape \(tokens, nodes\), got \(2,\)"),
         (lambda: joma.LinearAttention(jnp.ones(2)), r"delta must have shape \(tokens, nodes\), got \(2,\)"),
         (lambda: joma.LinearActivation(DELTA).exact(0.1, jnp.zeros(5)), r"y0 must have shape \(6,\), got \(5,\)"),
