@@ -12,13 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .._checked import checked
+from ._arguments import check_sizes, floating
 from ._precision import at_least_float32
 from .train import AnyKey
+from .transformer import check_linear, check_norm, check_tokens
 
 _EPSILON, _BASE, _SCALE = 1e-6, 10_000.0, 0.02  # of the norms, of the rotary angles, of the initial weights
 _PORTION = 2**26  # numbers drawn at a time
 
 
+@checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
     """The sizes of a `Llama`.
@@ -42,10 +46,10 @@ class LlamaConfig:
     length: int = 256
 
     def __post_init__(self):
-        for name in ("vocabulary", "width", "hidden", "layers", "heads", "kv_heads", "length"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+        names = ("vocabulary", "width", "hidden", "layers", "heads", "length")
+        check_sizes(**{name: getattr(self, name) for name in names})
+        if self.kv_heads is not None:
+            check_sizes(kv_heads=self.kv_heads)
         if self.width % (2 * self.heads):
             raise ValueError(f"width must be a multiple of 2 × heads, got width={self.width}, heads={self.heads}.")
         if self.kv_heads is not None and self.heads % self.kv_heads:
@@ -62,6 +66,7 @@ CONFIGS = {
 """Table 5 of arXiv 2403.03507, with 32 heads and 24 layers for 1B: print has these two columns swapped there."""
 
 
+@checked
 class Block(eqx.Module):
     """One layer of a `Llama`: `x ← x + attention(norm(x))`, then `x ← x + down(silu(gate(z)) ∘ up(z))`, `z = norm(x)`.
 
@@ -79,6 +84,23 @@ class Block(eqx.Module):
     down: eqx.nn.Linear
     head_width: int = eqx.field(static=True)
 
+    def __check_init__(self):
+        check_sizes(head_width=self.head_width)
+        width, hidden, shared = (part.weight.shape[-2] for part in (self.output, self.gate, self.key))
+        if width % self.head_width or shared % self.head_width:
+            raise ValueError(
+                f"head_width must divide the widths of queries and keys, {width} and {shared}, got {self.head_width}."
+            )
+        narrow, wide = ("query", "output"), ("gate", "up")
+        shapes = dict.fromkeys(narrow, (width, width)) | dict.fromkeys(wide, (hidden, width))
+        for name, shape in (
+            shapes | {"key": (shared, width), "value": (shared, width), "down": (width, hidden)}
+        ).items():
+            check_linear(name, getattr(self, name), shape)
+        check_norm("attention_norm", self.attention_norm, width)
+        check_norm("hidden_norm", self.hidden_norm, width)
+
+    @checked
     def __call__(self, x: Float[Array, "length width"]) -> Float[Array, "length width"]:
         """The layer's output at each position, which sees those up to its own."""
         y = jax.vmap(self.attention_norm)(x)
@@ -91,6 +113,7 @@ class Block(eqx.Module):
         return x + jax.vmap(self.down)(jax.nn.silu(jax.vmap(self.gate)(z)) * jax.vmap(self.up)(z))
 
 
+@checked
 class Llama(eqx.Module):
     """A decoder in the style of LLaMA over tokens `0 … vocabulary − 1`. It returns the next token's logits everywhere.
 
@@ -118,21 +141,22 @@ class Llama(eqx.Module):
         """`stacked`: the layers in one block with a leading axis, scanned, which compiles in a time that does not grow
         with their number; otherwise each layer has leaves of its own, so that a step that donates them can use up each
         gradient as it comes. `remat`: recompute each layer on the way back rather than keep what is inside it."""
-        dtype = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+        dtype = jnp.dtype(floating(dtype))
         parts = _filled(eqx.filter_eval_shape(_parts, config, dtype, key), key)
         self.embedding, self.last_norm, self.head = parts["embedding"], parts["last_norm"], parts["head"]
         self.blocks = parts["blocks"] if stacked else _unstacked(parts["blocks"])
         self.length, self.remat = config.length, remat
 
+    @checked
     def __call__(
         self, tokens: Int[Array, " length"], *, key: AnyKey | None = None
     ) -> Float[Array, "length vocabulary"]:
         """The logits of the next token after each of `tokens`. `key` has no effect: there is no dropout.
 
-        **Raises** `ValueError` for more tokens than the model's `length`.
+        **Raises** `ValueError` for more tokens than the model's `length`, none, or tokens that are not of its
+        vocabulary. Inside `jit` one beyond it is taken for the last.
         """
-        if len(tokens) > self.length:
-            raise ValueError(f"tokens must be at most {self.length}, the model's length, got {len(tokens)}.")
+        check_tokens(tokens, self.length, self.embedding)
         x = jax.vmap(self.embedding)(tokens)
 
         step = lambda x, block: (block(x), None)
@@ -148,6 +172,7 @@ class Llama(eqx.Module):
         return (x @ decoder.T).astype(at_least_float32(x.dtype))
 
 
+@checked
 def rotate(x: Float[Array, "length heads width"]) -> Float[Array, "length heads width"]:
     """Rotary positions: the pair `(x_i, x_{i + width/2})` at position `p` turns by the angle `p · 10000^(−2i/width)`.
 
@@ -157,6 +182,8 @@ def rotate(x: Float[Array, "length heads width"]) -> Float[Array, "length heads 
     Source: Su et al., arXiv 2104.09864, with the pairs half a head apart as in the published LLaMA weights.
     """
     length, _, width = x.shape
+    if width % 2:
+        raise ValueError(f"x must have an even width, whose halves turn in pairs, got shape {x.shape}.")
     angle = np.arange(length)[:, None, None] * _BASE ** (-np.arange(0, width, 2) / width)
     dtype = at_least_float32(x.dtype)
     cos, sin = jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)

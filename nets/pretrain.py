@@ -5,11 +5,16 @@ from typing import Any, Literal, get_args
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
+from .._checked import checked
+from .._checks import choice, describe, integer, real
+from ._arguments import check_sizes
 from ._precision import at_least_float32
+from ._update import update
 from .galore import clip_by_previous_norm, galore, galore_labels
 from .quantise import quantize_state
 
@@ -17,6 +22,7 @@ OptimiserName = Literal["adam", "adamw", "galore", "adam8bit", "galore8bit", "sg
 OPTIMISERS: tuple[str, ...] = get_args(OptimiserName)
 
 
+@checked
 class Step(eqx.Module):
     """One update of a model, compiled once: the loss on a batch, its gradient, and the optimiser's update.
 
@@ -24,7 +30,8 @@ class Step(eqx.Module):
         state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
         model, state, metrics = step(model, state, batch)
 
-    - `loss`: `(model, batch) -> scalar`. The floating-point arrays of the model are trained.
+    - `loss`: `(model, batch) -> scalar`. The floating-point arrays of the model are trained, complex ones too.
+    - `optimiser`: from optax or like it: line searches and others that need the loss itself get it.
     - `gradient_norm`: whether to measure the norm of the whole gradient. Off, because nothing can be donated before all
       gradients are there if their norm is asked for.
     - `shardings`: of the model's trained arrays and of the state (see `shardings_of`), which the new ones get too;
@@ -41,36 +48,68 @@ class Step(eqx.Module):
 
         The model and the state given are used up: their buffers are donated.
         """
-        return _update((self, batch), model, state)
+        return _update((self, batch), *_apart((model, state)))
 
     def update(self, batch: PyTree, model: Any, state: PyTree) -> tuple[Any, PyTree, dict[str, Float[Array, ""]]]:
         params, static = eqx.partition(model, eqx.is_inexact_array)
-        loss, grads = jax.value_and_grad(lambda p: self.loss(eqx.combine(p, static), batch))(params)
+        if not jax.tree.leaves(params):
+            raise ValueError(f"model must hold at least one floating-point array, got {describe(model)}.")
+        _check_state(state, jax.eval_shape(self.optimiser.init, params))
+        objective = lambda p: self.loss(eqx.combine(p, static), batch)
+        loss, grads, params, state = update(self.optimiser, objective, params, state)
         metrics = {"loss": loss}
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes inside, whatever the caller's mode
-            if self.gradient_norm:
-                metrics["gradient_norm"] = optax.tree.norm(optax.tree.cast(grads, at_least_float32(loss.dtype)))
-            updates, state = self.optimiser.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
+        if self.gradient_norm:
+            metrics["gradient_norm"] = _norm(grads)
         if self.shardings is not None:
             params, state = jax.lax.with_sharding_constraint((params, state), self.shardings)
         return eqx.combine(params, static), state, metrics
 
 
+def _apart(tree: PyTree) -> PyTree:
+    """The same arrays, a second one of a kind copied: none can be donated twice, and fresh states may share some."""
+    seen: set[int] = set()
+
+    def once(x: Any) -> Any:
+        if isinstance(x, jax.Array) and id(x) in seen:
+            return jnp.array(x, copy=True)
+        seen.add(id(x))
+        return x
+
+    return jax.tree.map(once, tree)
+
+
+def _norm(grads: PyTree) -> Float[Array, ""]:
+    """In float32 at least, or squares of float16 would overflow."""
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.tree.norm(jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads))
+
+
+def _check_state(state: PyTree, wanted: PyTree) -> None:
+    """**Raises** `ValueError` unless a state is like that of this optimiser and these parameters."""
+    form = lambda tree: [(jax.tree_util.keystr(path), jnp.shape(x)) for path, x in jax.tree.leaves_with_path(tree)]
+    if form(state) != form(wanted):
+        found = sorted(set(form(state)) ^ set(form(wanted)))[:2]
+        raise ValueError(f"state must be what optimiser.init gives for this model, got another at {found}.")
+
+
 _update = eqx.filter_jit(lambda given, model, state: given[0].update(given[1], model, state), donate="all-except-first")
 
 
+@checked
 def warmup_cosine(learning_rate: float, steps: int, warmup: int) -> optax.Schedule:
     """From zero to `learning_rate` in `warmup` steps, then by a cosine to a tenth of it at `steps`, as in the paper.
 
     **Raises** `ValueError` unless `0 ≤ warmup < steps`.
     """
+    check_sizes(steps=steps)
     if not 0 <= warmup < steps:
         raise ValueError(f"warmup must be at least 0 and below steps = {steps}, got {warmup}.")
+    real("learning_rate", learning_rate, (), least=0)
     start = learning_rate if warmup == 0 else 0.0
     return optax.warmup_cosine_decay_schedule(start, learning_rate, warmup, steps, 0.1 * learning_rate)
 
 
+@checked
 def make_optimiser(
     name: OptimiserName,
     learning_rate: optax.ScalarOrSchedule,
@@ -95,8 +134,14 @@ def make_optimiser(
 
     **Raises** `ValueError` for an unknown name, and a weight decay for an optimiser that has none.
     """
-    if name not in OPTIMISERS:
-        raise ValueError(f"name must be one of {', '.join(OPTIMISERS)}, got {name!r}.")
+    choice("name", name, OPTIMISERS)
+    check_sizes(rank=rank, gap=gap, accumulate=accumulate)
+    real("scale", scale, (), above=0), real("weight_decay", weight_decay, (), least=0)
+    integer("seed", seed, least=0)
+    if not callable(learning_rate):
+        real("learning_rate", learning_rate, ())
+    if clip is not None:
+        real("clip", clip, (), above=0)
     if weight_decay and name in ("adam", "adam8bit", "sgd"):
         raise ValueError(f"weight_decay is for adamw, galore and galore8bit, got {weight_decay} for {name}.")
     moments = optax.identity() if name == "sgd" else optax.scale_by_adam()
@@ -112,6 +157,7 @@ def make_optimiser(
     return whole if clip is None else optax.chain(clip_by_previous_norm(clip), whole)
 
 
+@checked
 def in_a_layer(name: str, leaf: Any) -> bool:
     """Whether that is the name of a matrix of attention or of a hidden layer. Gains of stacked norms have two axes too,
     so it goes by their name."""
@@ -124,7 +170,8 @@ def _is_matrix(params: PyTree) -> PyTree:
 
 def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """In bfloat16 a second moment would never decay: 0.999 rounds to 1."""
-    cast = lambda tree: jax.tree.map(lambda x: x.astype(at_least_float32(x.dtype)), tree)
+    wide = lambda x: x.astype(at_least_float32(x.dtype)) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+    cast = lambda tree: jax.tree.map(wide, tree)
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[PyTree, PyTree]:
         return inner.update(cast(updates), state, None if params is None else cast(params))
@@ -132,11 +179,13 @@ def _in_float32(inner: optax.GradientTransformation) -> optax.GradientTransforma
     return optax.GradientTransformation(lambda params: inner.init(cast(params)), update)
 
 
+@checked
 def make_mesh(data: int, model: int) -> Mesh:
     """The first `data × model` devices as a mesh of axes `("data", "model")`.
 
-    **Raises** `ValueError` if there are fewer.
+    **Raises** `ValueError` if there are fewer, and for sizes below one.
     """
+    check_sizes(data=data, model=model)
     devices = jax.devices()
     if data * model > len(devices):
         raise ValueError(f"data × model must be at most {len(devices)}, the number of devices, got {data} × {model}.")
@@ -144,12 +193,14 @@ def make_mesh(data: int, model: int) -> Mesh:
     return jax.make_mesh((data, model), ("data", "model"), axis_types=auto, devices=devices[: data * model])
 
 
+@checked
 def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     """Where a model's arrays go: each matrix, or stack of matrices in its last two axes, is split along its longer side
     over `model`, if that divides it; everything else is on all devices. `tree` may hold arrays or their shapes.
 
     GaLore projects the short side, so that its bases stay whole and what it keeps of a gradient is split alike.
     """
+    _check_mesh(mesh, "model")
 
     def place(x: Any) -> NamedSharding:
         spec = [None] * x.ndim
@@ -162,12 +213,22 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     return jax.tree.map(place, tree)
 
 
+@checked
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Where a batch goes: its first axis is split over `data`."""
+    _check_mesh(mesh, "data")
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+@checked
 def shardings_of(tree: PyTree, mesh: Mesh) -> PyTree:
     """Where the arrays of a tree are; those that are on no mesh, as counters are, go on all devices of `mesh`."""
+    _check_mesh(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, tree)
+
+
+def _check_mesh(mesh: Any, *axes: str) -> None:
+    if not isinstance(mesh, Mesh | AbstractMesh) or not set(axes) <= set(mesh.axis_names):
+        named = f" with the axis {axes[0]!r}, as make_mesh gives it" if axes else ""
+        raise ValueError(f"mesh must be a mesh of devices{named}, got {describe(mesh)}.")

@@ -187,13 +187,18 @@ def test_it_works_with_the_loss_and_the_windows_of_the_transformer(key):
 @pytest.mark.parametrize(
     ("change", "message"),
     (
-        ({"layers": 0}, "layers must be at least 1, got 0."),
-        ({"kv_heads": 0}, "kv_heads must be at least 1, got 0."),
+        ({"layers": 0}, "layers must be an integer of at least 1, got 0."),
+        ({"kv_heads": 0}, "kv_heads must be an integer of at least 1, got 0."),
         ({"heads": 3}, "width must be a multiple of 2 × heads, got width=8, heads=3."),
         ({"heads": 8}, "width must be a multiple of 2 × heads, got width=8, heads=8."),
+        ({"width": 8.0}, "width must be an integer, got 8.0."),
+        ({"layers": 1.5}, "layers must be an integer, got 1.5."),
+        ({"heads": "2"}, "heads must be an integer, got '2'."),
+        ({"tied": "no"}, "tied must be True or False, got 'no'."),
         ({"heads": 4, "kv_heads": 3}, "heads must be a multiple of kv_heads, got heads=4, kv_heads=3."),
     ),
 )
+@pytest.mark.usefixtures("as_users")
 def test_bad_sizes_are_named(change, message):
     with pytest.raises(ValueError) as caught:
         dataclasses.replace(CONFIG, **change)
@@ -201,5 +206,22 @@ def test_bad_sizes_are_named(change, message):
 
 
 def test_more_tokens_than_the_length_are_refused(key):
-    with pytest.raises(ValueError, match=r"tokens must be at most 5, the model's length, got 6\."):
+    with pytest.raises(ValueError, match=r"tokens must be at least 1 and at most 5, the model's length, got 6\."):
         eqx.filter_eval_shape(_model(key), jnp.zeros(6, int))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    (
+        (lambda key: _model(key)(jnp.array([1, 99])), "tokens must lie from 0 to .*, got 99"),
+        (lambda key: _model(key)(jnp.array([1, -1])), "tokens must lie from 0 to .*, got -1"),
+        (lambda key: _model(key)(jnp.array([1.0, 2.0])), "tokens must be integers"),
+        (lambda key: Llama("60M", key=key), "config must be a LlamaConfig, got '60M'"),
+        (lambda key: Llama(CONFIG, key=None), "key must be a key"),
+        (lambda key: Llama(CONFIG, dtype=int, key=key), "dtype must be a floating-point dtype"),
+    ),
+)
+@pytest.mark.usefixtures("as_users")
+def test_bad_calls_are_named(key, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(key)

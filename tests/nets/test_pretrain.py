@@ -182,12 +182,67 @@ def test_matrices_are_split_along_their_longer_side_where_that_divides():
 
 
 @pytest.mark.parametrize(
+    "optimiser",
+    (
+        optax.lbfgs(),
+        optax.polyak_sgd(),
+        optax.chain(optax.adam(0.05), optax.contrib.reduce_on_plateau()),
+        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20)),
+    ),
+    ids=("lbfgs", "polyak_sgd", "reduce_on_plateau", "backtracking"),
+)
+def test_optimisers_that_need_more_than_gradients_train(optimiser):
+    model, batch = _data()
+    first, state = _loss(model, batch), optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+    step = Step(_loss, optimiser)
+    for _ in range(40):
+        model, state, _ = step(model, state, batch)
+    best = np.linalg.lstsq(np.column_stack([batch[0], np.ones(8)]), np.asarray(batch[1]))[1].sum() / batch[1].size
+    assert _loss(model, batch) - best < 0.15 * (first - best)
+
+
+def test_complex_parameters_descend_and_their_gradient_has_a_norm():
+    step = Step(lambda z, _: jnp.sum(jnp.abs(z - 2j) ** 2) / 2, optax.sgd(0.5), gradient_norm=True)
+    end, _, metrics = step(jnp.zeros(3, complex), optax.sgd(0.5).init(jnp.zeros(3, complex)), None)
+    np.testing.assert_allclose(end, 1j * np.ones(3), rtol=1e-15)
+    assert metrics["gradient_norm"] == pytest.approx(2 * 3**0.5, rel=1e-12)
+
+
+def test_norm_of_float16_gradients_does_not_overflow():
+    step, w = Step(lambda w, _: jnp.sum(w * jnp.float16(6e4)), optax.sgd(0.0), gradient_norm=True), jnp.zeros(4)
+    w = w.astype(jnp.float16)
+    _, _, metrics = step(w, optax.sgd(0.0).init(w), None)
+    assert metrics["gradient_norm"].dtype == jnp.float32
+    assert float(metrics["gradient_norm"]) == pytest.approx(2 * 6e4, rel=1e-3)
+
+
+@pytest.mark.usefixtures("as_users")
+def test_what_does_not_fit_a_step_is_named():
+    model, batch = _data()
+    with pytest.raises(ValueError, match=r"optimiser must be a GradientTransformation, got 0\.1"):
+        Step(_loss, 0.1)
+    with pytest.raises(ValueError, match=r"state must be what optimiser\.init gives for this model"):
+        Step(_loss, optax.adam(0.1))(model, optax.sgd(0.1).init(eqx.filter(model, eqx.is_inexact_array)), batch)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     (
-        (lambda: make_optimiser("lion", 0.1), f"name must be one of {', '.join(OPTIMISERS)}, got 'lion'."),
+        (lambda: make_optimiser("lion", 0.1), f"name must be one of {', '.join(map(repr, OPTIMISERS))}, got 'lion'."),
         (
             lambda: make_optimiser("adam", 0.1, weight_decay=0.5),
             "weight_decay is for adamw, galore and galore8bit, got 0.5 for adam.",
+        ),
+        (lambda: make_optimiser("adamw", 0.1, weight_decay=-0.1), "weight_decay must be at least 0, got -0.1."),
+        (lambda: make_optimiser("adam", 0.1, accumulate=0), "accumulate must be an integer of at least 1, got 0."),
+        (lambda: make_optimiser("adam", 0.1, clip=-1.0), "clip must be above 0, got -1.0."),
+        (lambda: make_optimiser("adam", float("nan")), "learning_rate must be finite, got nan."),
+        (lambda: warmup_cosine(float("nan"), 5, 1), "learning_rate must be at least 0, got nan."),
+        (lambda: make_mesh(0, 1), "data must be an integer of at least 1, got 0."),
+        (lambda: make_mesh(1.0, 1), "data must be an integer, got 1.0."),
+        (
+            lambda: shardings({}, 3),
+            "mesh must be a mesh of devices with the axis 'model', as make_mesh gives it, got 3.",
         ),
         (lambda: warmup_cosine(0.1, 5, 5), "warmup must be at least 0 and below steps = 5, got 5."),
         (
