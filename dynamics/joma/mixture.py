@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm as normal
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float
+from ..._checks import as_float, real
 from ..flow import Flow
 
 Activation = str | Callable[[Array], Array]
 
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(201)
-_WEIGHTS = _WEIGHTS / math.sqrt(2 * math.pi)
+# The trapezoidal rule, for it converges faster than Gauss and Hermite's where φ' changes within less than σ‖v‖.
+_NODES = np.linspace(-9, 9, 201)
+_WEIGHTS = np.exp(-(_NODES**2) / 2) / np.sum(np.exp(-(_NODES**2) / 2))
 _KNOWN = ("identity", "relu", "leaky_relu", "square", "erf")
 _SAME = {
     jax.nn.relu: "relu",
@@ -35,6 +36,10 @@ class MixtureState(NamedTuple):
     beta: Float[Array, ""]
 
 
+def _slope(x: Any) -> Float[Array, ""] | None:
+    return None if x is None else as_float(x)
+
+
 @checked
 class Mixture(Flow):
     """The flow of one hidden node under uniform attention, inputs drawn from C Gaussian clusters `N(x̄_c, σ² I)`:
@@ -46,8 +51,12 @@ class Mixture(Flow):
 
     **Fields:** `centres` x̄, shape `(clusters, tokens)`; `strength` a_c = P[c] E[g | c], shape `(clusters,)`; `sigma`, a
     scalar; `activation` φ: `"identity"`, `"relu"`, `"leaky_relu"` (with `slope`), `"square"`, `"erf"` in closed form,
-    or any smooth function, by Gauss–Hermite quadrature with 201 nodes (ReLU itself is not smooth: name it).
+    or any smooth function, by a trapezoidal rule of 201 nodes (ReLU itself is not smooth: name it). The rule fails
+    where φ' changes within much less than σ‖v‖: of tanh, θ₁ is right to 1e-10 at σ‖v‖ = 4, to 1e-3 at 10, not at 20.
     **State:** a `MixtureState`, with `v ≠ 0` for the two rectifiers.
+
+    **Raises** `ValueError` for a negative `sigma`, an unknown activation, and a `slope` (0.01 by default) that another
+    activation than `"leaky_relu"` would ignore.
 
     **Assumptions:** (1) the back-propagated gradient is stationary and constant within a cluster; (2) attention is
     uniform; (3) clusters are isotropic, here Gaussian. **What must happen:** for a homogeneous φ the norm grows without
@@ -60,14 +69,19 @@ class Mixture(Flow):
     strength: Float[Array, " clusters"] = eqx.field(converter=as_float)
     sigma: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
     activation: Activation = eqx.field(static=True, default="relu", kw_only=True)
-    slope: Float[Array, ""] = eqx.field(converter=as_float, default=0.01, kw_only=True)
+    slope: Float[Array, ""] | None = eqx.field(converter=_slope, default=None, kw_only=True)
 
     def __check_init__(self):
+        real("centres", self.centres)
+        real("strength", self.strength)
+        real("sigma", self.sigma, least=0)
         if isinstance(self.activation, str) and self.activation not in _KNOWN:
             raise ValueError(f"activation must be a smooth function or one of {_KNOWN}, got {self.activation!r}.")
+        if self.slope is not None and self.activation != "leaky_relu":
+            raise ValueError(f'slope would be ignored: it belongs to activation="leaky_relu", got {self.activation!r}.')
 
     @checked
-    def __call__(self, t: ArrayLike, y: MixtureState, args: Any = None) -> MixtureState:
+    def __call__(self, t: Real[ArrayLike, ""], y: MixtureState, args: Any = None) -> MixtureState:
         square = jnp.sum(y.v**2)
         norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
         slope, curvature = self._moments(self.centres @ y.v + y.beta, norm)
@@ -77,15 +91,15 @@ class Mixture(Flow):
         )
 
     @checked
-    def theta1(self, r: Float[Array, " n"], norm: ArrayLike) -> Float[Array, " n"]:
+    def theta1(self, r: Float[Array, " n"], norm: Real[ArrayLike, ""]) -> Float[Array, " n"]:
         """θ₁ at pre-activations `r` and a node of length `norm` = ‖v‖."""
-        norm = jnp.asarray(norm, r.dtype)
+        norm = jnp.asarray(real("norm", norm, least=0), r.dtype)
         return norm * self._moments(r, norm)[0]
 
     @checked
-    def theta2(self, r: Float[Array, " n"], norm: ArrayLike) -> Float[Array, " n"]:
+    def theta2(self, r: Float[Array, " n"], norm: Real[ArrayLike, ""]) -> Float[Array, " n"]:
         """θ₂ at pre-activations `r` and a node of length `norm` = ‖v‖."""
-        norm = jnp.asarray(norm, r.dtype)
+        norm = jnp.asarray(real("norm", norm, least=0), r.dtype)
         return norm**3 * self._moments(r, norm)[1]
 
     def _moments(self, r, norm):
@@ -106,7 +120,7 @@ class Mixture(Flow):
             first = jax.grad(lambda u: name(u))
             each = lambda f: jax.vmap(jax.vmap(f))(r_and_s) @ weights
             return each(first), self.sigma**2 * each(jax.grad(first))
-        slope = jnp.zeros((), r.dtype) if name == "relu" else self.slope
+        slope = jnp.asarray(0.0 if name == "relu" else 0.01 if self.slope is None else self.slope, r.dtype)
         safe = jnp.where(spread > 0, spread, 1.0)
         cdf = jnp.where(spread > 0, normal.cdf(r / safe), jnp.heaviside(r, 0.5))
         density = jnp.where(spread > 0, normal.pdf(r / safe) / safe, 0.0)
