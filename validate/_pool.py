@@ -83,7 +83,9 @@ def run_apart(
 
 
 def _that_have_news(workers: list["_Worker"]) -> list["_Worker"]:
-    """Waits for an answer, a death, or a time limit."""
+    """Waits for an answer, a death, or a time limit; without processes there is nothing to wait for."""
+    if not workers:
+        return []
     deadline = min((worker.deadline for worker in workers), default=float("inf"))
     rest = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
     ready = wait([worker.pipe for worker in workers], rest)
