@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import math
 import os
 import signal
 import sys
@@ -261,7 +262,16 @@ class _Mesh(click.ParamType):
         return data, model
 
 
-_POSITIVE, _ABOVE_ZERO = click.IntRange(min=1), click.FloatRange(min=0, min_open=True)
+class _Finite(click.FloatRange):
+    """NaN passes the comparisons of a range, and infinity one without an end."""
+
+    def convert(self, value, param, ctx):
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is not a finite number.", param, ctx)
+
+
+_POSITIVE, _ABOVE_ZERO = click.IntRange(min=1), _Finite(min=0, min_open=True)
+_SEED = click.IntRange(min=0, max=2**63 - 1)
 
 
 @main.command()
@@ -274,7 +284,7 @@ _POSITIVE, _ABOVE_ZERO = click.IntRange(min=1), click.FloatRange(min=0, min_open
 @click.option("--rank", type=_POSITIVE, help="Of GaLore.  [default: a quarter of the width]")
 @click.option("--gap", type=_POSITIVE, help="Updates between GaLore's projections.  [default: 200]")
 @click.option("--scale", type=_ABOVE_ZERO, help="Of GaLore's updates.  [default: 0.25]")
-@click.option("--weight-decay", type=click.FloatRange(min=0), help="Decoupled.  [default: 0; adamw 0.1]")
+@click.option("--weight-decay", type=_Finite(min=0), help="Decoupled.  [default: 0; adamw 0.1]")
 @click.option("--batch", type=_POSITIVE, default=16, show_default=True, help="Windows a batch.")
 @click.option("--length", type=_POSITIVE, help="Tokens a window.  [default: the config's]")
 @click.option("--steps", type=_POSITIVE, default=1000, show_default=True, help="Updates.")
@@ -287,20 +297,20 @@ _POSITIVE, _ABOVE_ZERO = click.IntRange(min=1), click.FloatRange(min=0, min_open
 @click.option("--stacked", is_flag=True, help="Layers in one scanned block: compiles faster, needs more memory.")
 @click.option("--remat", is_flag=True, help="Recompute activations instead of keeping them.")
 @click.option("--mesh", type=_Mesh(), help="Devices that share the batch x the model.  [default: all x 1]")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=_SEED, default=0, show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("out/train"), show_default=True)
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in OUT.")
 def train(out, resume, corpus, **options) -> None:
     """Train a LLaMA-style language model on a text, of which the last tenth is held out.
 
-    Writes metrics.jsonl, config.json, checkpoints/ and loss.png to OUT. Exit status: 0, 1 when the loss diverged, 2 on
-    bad arguments.
+    Writes metrics.jsonl, config.json, checkpoints/ and loss.png to OUT, where one process at a time may work. Exit
+    status: 0, 1 when the loss diverged, 2 on bad arguments, 3 when a file can't be written or the program fails, 130
+    and 143 when it is interrupted or terminated.
     """
     try:
         sys.exit(0 if pretrain(out, resume, corpus, **options) else 1)
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted. --resume goes on from the newest checkpoint in {out}.", err=True)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        stopped(error, f"--resume goes on from the newest checkpoint in {out}.")
 
 
 def _choose(claims: Sequence[Claim], names: Iterable[str]) -> list[Claim]:

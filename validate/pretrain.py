@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from .._files import FolderInUse, check_writable, clear_parts, locked, write
 from ..nets.llama import CONFIGS, Llama, LlamaConfig
 from ..nets.pretrain import (
     Step,
@@ -32,6 +35,7 @@ from ..nets.pretrain import (
 )
 from ..nets.text import tokenise
 from ..nets.transformer import Windows, next_token_loss
+from ._checkpoints import Checkpoints, Damaged
 from .corpus import read_corpus
 
 SIZES = {"tiny": LlamaConfig(vocabulary=256, width=64, hidden=172, layers=2, heads=4, length=64), **CONFIGS}
@@ -77,9 +81,11 @@ def pretrain(out: Path, resume: bool, corpus: Path | None, **given: Any) -> bool
 
     `metrics.jsonl` has a line for each step (its loss is that before the step's update) and for each evaluation;
     `checkpoints/` the two newest; `config.json` all options; `loss.png` the curves. A run that was killed and resumed
-    leaves the same `metrics.jsonl` as an unbroken one.
+    leaves the same `metrics.jsonl` as an unbroken one. Where the newest checkpoint or the end of `metrics.jsonl` is
+    damaged, the run goes on from the checkpoint before, with a warning. One process at a time may work in `out`.
 
-    **Raises** `click.BadParameter` naming the option, what it got and what it needs.
+    **Raises** `click.BadParameter` naming the option, what it got and what it needs, before anything is written;
+    `OSError` naming the file that can't be written, on a full disk for one.
     """
     try:
         text, name = read_corpus(corpus)
@@ -91,13 +97,16 @@ def pretrain(out: Path, resume: bool, corpus: Path | None, **given: Any) -> bool
     for part, number in (("", len(ids) - held), ("held-out tenth of the ", held)):
         if number <= plan.length:
             raise _bad("corpus", f"the {part}text has {number} tokens; --length {plan.length} needs {plan.length + 1}.")
-    _claim_folder(out, plan, resume)
+    folder = _Folder(out, plan)
+    folder.check(resume)  # before the model is made, and again when no other process can change it
     jax.config.update("jax_enable_x64", plan.dtype == "float64")
-    run = _Run(plan, ids[: len(ids) - held], ids[len(ids) - held :], out)
+    run = _Run(plan, ids[: len(ids) - held], ids[len(ids) - held :], folder)
     try:
-        return run()
-    finally:
-        run.close()
+        with locked(out):
+            clear_parts(out)
+            return run(lost=folder.check(resume))
+    except FolderInUse as error:
+        raise _bad("out", str(error)) from error
 
 
 def _bad(option: str, message: str) -> click.BadParameter:
@@ -152,50 +161,85 @@ def _plan(given: dict[str, Any]) -> Plan:
     return plan
 
 
-def _claim_folder(out: Path, plan: Plan, resume: bool) -> None:
-    """Writes `config.json`, or compares it with the one that is there."""
-    path, options = out / "config.json", dataclasses.asdict(plan)
-    options["mesh"] = None if plan.mesh is None else list(plan.mesh)
-    if not resume:
-        if path.exists():
-            raise _bad("out", f"{out} holds a run already: --resume goes on with it, another folder starts a new one.")
-        out.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(options, indent=2) + "\n")
-        part.replace(path)
-        return
-    if not path.exists():
-        raise _bad("resume", f"needs a folder with a run, got {out}, which has no config.json.")
-    before = json.loads(path.read_text())
-    for option in sorted({*options, *before}):
-        old, new = before.get(option), options.get(option)
-        if old != new:
-            name = "corpus" if option == "text" else option
-            raise _bad(name, f"must be as in the run that is resumed: {option} was {old}, got {new}.")
+class _Folder:
+    """The files of a run."""
+
+    def __init__(self, out: Path, plan: Plan):
+        self.out, self.config, self.checkpoints = out, out / "config.json", out / "checkpoints"
+        self.metrics, self.picture = out / "metrics.jsonl", out / "loss.png"
+        self.options = dataclasses.asdict(plan)
+        self.options["mesh"] = None if plan.mesh is None else list(plan.mesh)
+        self.digest = hashlib.sha256(json.dumps(self.options, sort_keys=True).encode()).digest()
+
+    def check(self, resume: bool) -> str:
+        """Why `config.json` can't be read, where a run is to be resumed whose checkpoints may stand in for it.
+
+        **Raises** `click.BadParameter` unless the folder is as it must be for a new run, or for this one to go on.
+        """
+        files = (self.config, self.metrics, self.picture)
+        try:
+            check_writable(self.out, *(path.name for path in files))
+        except ValueError as error:
+            raise _bad("out", str(error).removeprefix("out ")) from error
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
+        parts = [path.name for path, there in ((self.metrics, recorded), (self.checkpoints, saved)) if there]
+        if not resume:
+            if self.config.exists():
+                raise _bad(
+                    "out", f"{self.out} holds a run already: --resume goes on with it, another folder starts a new one."
+                )
+            if parts:
+                raise _bad(
+                    "out", f"{self.out} holds {' and '.join(parts)} of a run: delete them, or name another folder."
+                )
+            return ""
+        if not parts and not self.config.exists() and not (self.out / ".lock").exists():
+            raise _bad("resume", f"needs a folder with a run, got {self.out}, which has no config.json.")
+        return (
+            self._compare() if parts or self.config.exists() else ""
+        )  # what was killed before its first step has nothing, and starts anew
+
+    def _compare(self) -> str:
+        try:
+            before = json.loads(self.config.read_text(encoding="utf-8"))
+            if not isinstance(before, dict):
+                raise ValueError("it holds no options")
+        except FileNotFoundError:
+            return "is missing"
+        except (OSError, ValueError) as error:
+            return f"is damaged ({error})"
+        for option in sorted({*self.options, *before}):
+            old, new = before.get(option), self.options.get(option)
+            if old != new:
+                name = "corpus" if option == "text" else option
+                raise _bad(name, f"must be as in the run that is resumed: {option} was {old}, got {new}.")
+        return ""
+
+    def write_config(self) -> None:
+        write(self.config, json.dumps(self.options, indent=2) + "\n")
+
+    def leave(self) -> None:
+        """Gives the folder up, where a run failed before its first step: the next may have other options."""
+        for path in (self.config, self.metrics):
+            path.unlink(missing_ok=True)
 
 
 class _Run:
-    """A run in its folder: model, optimiser state, and the number of steps done."""
+    """A run: model, optimiser state, the number of steps done, and a digest of what `metrics.jsonl` has of them."""
 
-    def __init__(self, plan: Plan, text: np.ndarray, held_out: np.ndarray, out: Path):
-        import orbax.checkpoint as ocp  # takes a second, which the other commands need not wait for
-
-        self.plan, self.metrics, self.picture = plan, out / "metrics.jsonl", out / "loss.png"
-        keep = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self.checkpoints = ocp.CheckpointManager((out / "checkpoints").absolute(), options=keep)
-        self.save, self.restore = ocp.args.StandardSave, ocp.args.StandardRestore
+    def __init__(self, plan: Plan, text: np.ndarray, held_out: np.ndarray, folder: _Folder):
+        self.plan, self.folder = plan, folder
         mesh = None if plan.mesh is None else make_mesh(*plan.mesh)
         self.place = lambda x: x if mesh is None else jax.device_put(x, batch_sharding(mesh))
         self.sampler = Windows(text, plan.length, plan.batch)
-        self.model_key, self.data_key = jax.random.split(jax.random.key(plan.seed))
+        self.model_key, self.data_key = jax.random.split(_key(plan.seed))
         self.evaluation = _evenly(held_out, plan.length, plan.batch)
         self.schedule = warmup_cosine(plan.learning_rate, plan.steps, plan.warmup)
         self.model: Any
         self.state: Any
         self.model, self.state, self.step = self._start(mesh)
-        self.done = self.checkpoints.latest_step() or 0
-        if self.done:
-            self._load()
+        self.done, self.recorded = 0, hashlib.sha256()
 
     def _start(self, mesh: Mesh | None) -> tuple[Llama, Any, Step]:
         plan = self.plan
@@ -212,7 +256,7 @@ class _Run:
             weight_decay=plan.weight_decay,
             clip=plan.clip,
             accumulate=plan.accumulate,
-            seed=plan.seed,
+            seed=plan.seed % 2**32,
         )
         init: Any = optimiser.init
         state, placed = init(model), None  # eagerly, so that it lies where the model does
@@ -221,17 +265,35 @@ class _Run:
             state = jax.device_put(state, placed[1])
         return model, state, Step(next_token_loss, optimiser, shardings=placed)
 
-    def __call__(self) -> bool:
+    def __call__(self, lost: str) -> bool:
+        """Goes on from what the folder has. `lost`: why it has no readable `config.json`, though it should."""
+        checkpoints = Checkpoints(self.folder.checkpoints)
+        try:
+            self._find(checkpoints)
+            if lost:
+                self._recover(lost)
+            new = not self.folder.config.exists()
+            if new:
+                self.folder.write_config()
+            try:
+                self._cut_metrics()
+                return self._train(checkpoints)
+            except Exception:
+                if new and not self.done:
+                    self.folder.leave()
+                raise
+        finally:
+            checkpoints.close()
+
+    def _train(self, checkpoints: Checkpoints) -> bool:
         plan, start, first = self.plan, time.monotonic(), self.done
         size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree)) / 1e6
         number = sum(x.size for x in jax.tree.leaves(self.model))
         click.echo(f"{number:,} parameters, {size(self.model):.1f} MB; optimiser state {size(self.state):.1f} MB.")
-        self._cut_metrics()
-        with self.metrics.open("a") as file, self._bar() as bar:
+        with self.folder.metrics.open("ab") as file, self._bar() as bar:
             while self.done < plan.steps:
                 lines = self._advance()
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-                file.flush()
+                self._record(file, lines)
                 if not all(line.get("finite", True) for line in lines):
                     self._draw()
                     click.echo(
@@ -242,14 +304,14 @@ class _Run:
                     return False
                 if self._due(plan.checkpoint_every):
                     os.fsync(file.fileno())
-                    self.checkpoints.save(self.done, args=self.save(self._arrays()))
+                    checkpoints.save(self.done, self._arrays(), [self.folder.digest, self.recorded.digest()])
                 bar.set_postfix_str(f"loss {lines[0]['loss']:.3f}", refresh=False)
                 bar.update()
         seconds, lines = time.monotonic() - start, self._draw()
         rate = (plan.steps - first) * plan.batch * plan.length * plan.accumulate / seconds
         last = next(line for line in reversed(lines) if "eval_loss" in line)
         click.echo(f"Held-out loss {last['eval_loss']:.4f}, perplexity {last['perplexity']:.4g}.")
-        click.echo(f"{plan.steps - first} steps in {seconds:.1f} s, {rate:.3g} tokens/s. Curves: {self.picture}")
+        click.echo(f"{plan.steps - first} steps in {seconds:.1f} s, {rate:.3g} tokens/s. Curves: {self.folder.picture}")
         return True
 
     def _advance(self) -> list[dict[str, Any]]:
@@ -285,39 +347,89 @@ class _Run:
         tree = {"model": self.model, "state": self.state}
         return {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
 
-    def _load(self) -> None:
-        import orbax.checkpoint as ocp
+    def _find(self, checkpoints: Checkpoints) -> None:
+        """Takes the newest checkpoint that is whole, of this run, and of which `metrics.jsonl` has all lines.
 
-        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, self._arrays())
+        **Raises** `click.BadParameter` where there are some and none is.
+        """
+        like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in self._arrays().items()}
         structure = jax.tree.structure({"model": self.model, "state": self.state})
-        names = list(self._arrays())
-        self.model = self.state = None  # free their memory first
-        found = self.checkpoints.restore(self.done, args=self.restore(like))
-        tree = jax.tree.unflatten(structure, [found[name] for name in names])
-        self.model, self.state = tree["model"], tree["state"]
+        wrong: dict[int, str] = {}
+        for step in checkpoints.steps():
+            self.model = self.state = None  # free their memory first
+            try:
+                found, (options, recorded) = checkpoints.load(step, like, seals=2)
+                if options != self.folder.digest:
+                    raise Damaged("it is of a run with other options")
+                digest = hashlib.sha256(b"".join(_until(_records(self.folder.metrics), step)))
+                if digest.digest() != recorded:
+                    raise Damaged(_hole(self.folder.metrics, step))
+            except Damaged as error:
+                wrong[step] = str(error)
+                continue
+            tree = jax.tree.unflatten(structure, [found[name] for name in like])
+            self.model, self.state = tree["model"], tree["state"]
+            self.done, self.recorded = step, digest
+            break
+        reasons = "; ".join(f"step {step}: {reason}" for step, reason in wrong.items())
+        if wrong and not self.done:
+            raise _bad(
+                "resume",
+                f"needs a checkpoint that is whole, got none in {self.folder.out} ({reasons}). Put the damaged file "
+                "back, or start in another folder.",
+            )
+        for step, reason in wrong.items():
+            place = checkpoints.set_aside(step)
+            click.echo(
+                f"Warning: the checkpoint of step {step} can't be used: {reason}. It is now {place}; the run goes on "
+                f"from step {self.done}.",
+                err=True,
+            )
+
+    def _recover(self, lost: str) -> None:
+        """Writes `config.json` again, where a checkpoint has shown that the options are those of the run."""
+        if not self.done:
+            raise _bad(
+                "resume",
+                f"needs config.json, which {lost} in {self.folder.out}, and no checkpoint is there to tell whose run "
+                "it was: start in another folder.",
+            )
+        self.folder.write_config()
+        click.echo(f"Warning: {self.folder.config} {lost}; the options given are those of the run.", err=True)
 
     def _cut_metrics(self) -> None:
         """Drops what was recorded after the checkpoint, a line half written too."""
-        kept = [json.dumps(line) + "\n" for line in _read(self.metrics) if line["step"] <= self.done]
-        part = self.metrics.with_suffix(".part")
-        part.write_text("".join(kept))
-        part.replace(self.metrics)
+        lines = [line for line, _ in _records(self.folder.metrics)]
+        if lines and not self.done:
+            click.echo(f"Warning: {self.folder.out} has no checkpoint yet: the run begins again.", err=True)
+        write(self.folder.metrics, b"".join(_until(_records(self.folder.metrics), self.done)))
+
+    def _record(self, file: io.BufferedWriter, lines: list[dict[str, Any]]) -> None:
+        """Adds lines to `metrics.jsonl`. Raises `OSError` which names it."""
+        content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+        self.recorded.update(content)
+        try:
+            file.write(content)
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder.metrics)) from error
 
     def _draw(self) -> list[dict[str, Any]]:
-        lines = _read(self.metrics)
+        lines = [record for _, record in _records(self.folder.metrics)]
         figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.add_subplot(
-            xlabel="step", ylabel="cross-entropy per token (nats)", title=self.picture.parent.name
-        )
+        axes = figure.add_subplot(xlabel="step", ylabel="cross-entropy per token (nats)", title=self.folder.out.name)
         for name, label, style in (("loss", "training batch", "-"), ("eval_loss", "held-out text", "o-")):
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             axes.plot(*zip(*points, strict=True), style, label=label, lw=1) if points else None
         axes.legend()
-        figure.savefig(self.picture, dpi=120)
+        write(self.folder.picture, lambda file: figure.savefig(file, dpi=120, format="png"))
         return lines
 
-    def close(self) -> None:
-        self.checkpoints.close()
+
+def _key(seed: int) -> Array:
+    """A key of all 64 bits of a seed: in float32, JAX drops those above 32."""
+    low, high = seed % 2**32, seed >> 32
+    return jax.random.fold_in(jax.random.key(low), high) if high else jax.random.key(low)
 
 
 def _line(values: dict[str, Any], loss: float) -> dict[str, Any]:
@@ -327,14 +439,33 @@ def _line(values: dict[str, Any], loss: float) -> dict[str, Any]:
     return {k: v if math.isfinite(v) else None for k, v in values.items()} | {"finite": False}
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines up to the first that is broken."""
-    lines = []
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if not line.endswith("\n"):
+def _records(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines of a run and their records, up to the first that is broken."""
+    found = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            record = json.loads(line)
+            if not line.endswith(b"\n") or not isinstance(record["step"], int):
+                break
+        except (ValueError, KeyError, TypeError):
             break
-        lines.append(json.loads(line))
-    return lines
+        found.append((line, record))
+    return found
+
+
+def _until(records: Iterable[tuple[bytes, dict[str, Any]]], step: int) -> list[bytes]:
+    return [line for line, record in records if record["step"] <= step]
+
+
+def _hole(path: Path, step: int) -> str:
+    """Why these are not the metrics up to this step."""
+    steps = [record["step"] for _, record in _records(path) if "loss" in record]
+    for number, found in enumerate(steps, 1):
+        if found != number:
+            return f"{path} has step {found} where step {number} should be"
+    if len(steps) < step:
+        return f"{path} can be read to step {len(steps)} only"
+    return f"{path} is not as it was written"
 
 
 def _evenly(ids: Int[np.ndarray, " tokens"], length: int, batch: int) -> list[Int[np.ndarray, "batch window"]]:
