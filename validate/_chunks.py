@@ -59,9 +59,10 @@ class Chunks:
             return
         other = sorted(key for key in same.keys() | before.keys() if same.get(key) != before.get(key))
         if other:
+            versions = f" It was made with jax {made_with}, here is {jax.__version__}." * (made_with != jax.__version__)
             raise ValueError(
-                f"out={str(folder)!r} holds another sweep: {', '.join(other)} differs. It was made with jax "
-                f"{made_with}, here is {jax.__version__}. Name another folder, or delete this one."
+                f"out={str(folder)!r} holds another sweep: {', '.join(other)} differs.{versions} Name another folder, "
+                "or delete this one."
             )
 
     def read(self, results: Results) -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,10 @@ import optax
 import pytest
 import xarray as xr
 from click.testing import CliRunner
+from jax.tree_util import Partial
 
 import traindyn
+from traindyn._files import locked
 from traindyn.dynamics import joma, solve
 from traindyn.nets import joma as nets
 from traindyn.nets import train
@@ -233,6 +237,171 @@ def test_axes_as_text(text, values):
 def test_bad_axes_as_text(text):
     with pytest.raises(ValueError, match="needs NAME=FIRST:LAST:NUMBER"):
         named_sweep.parse_axis(text)
+
+
+class Weighted(eqx.Module):
+    w: jax.Array
+
+    def __call__(self, point):
+        return jnp.sum(self.w) * point["a"]
+
+
+def _closed(w):
+    return lambda point: jnp.sum(w) * point["a"]
+
+
+def _closed_inside(w):
+    inner = jax.jit(lambda x: jnp.sum(w) * x)
+    return lambda point: inner(point["a"])
+
+
+MAKERS = {
+    "partial": lambda w: Partial(lambda w, point: jnp.sum(w) * point["a"], w),
+    "module": Weighted,
+    "closure": _closed,
+    "closure inside jit": _closed_inside,
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize("size", [3, 4000])
+def test_a_folder_is_that_of_the_arrays_in_fn(tmp_path, make, size):
+    first, other = jnp.ones(size), jnp.ones(size).at[size // 2].set(4.0)
+    found = sweep(make(first), {"a": [1.0]}, out=tmp_path)
+    assert sweep(make(first + 0), {"a": [1.0]}, out=tmp_path).equals(found)
+    with pytest.raises(ValueError, match=r"holds another sweep: .*fn differs"):
+        sweep(make(other), {"a": [1.0]}, out=tmp_path)
+    assert sweep(make(other), {"a": [1.0]}).value.item() == size + 3
+
+
+def _doubled(point):
+    return {"y": 2 * point["a"], "z": jnp.ones(3) * point["a"]}
+
+
+EIGHT = {"a": np.arange(1.0, 9.0)}
+
+
+def _flipped(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+SPOILED = {
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "nothing of ours": lambda path: np.savez(path, lanes=np.array([99])),
+    "an object": lambda path: np.savez(path, lanes=np.array([{}]), allow_pickle=True),
+    "no archive": lambda path: path.write_bytes(b"\x93NUMPY"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+def test_a_damaged_chunk_is_computed_again(tmp_path, spoil):
+    found = sweep(_doubled, EIGHT, out=tmp_path, batch_size=2)
+    spoil(tmp_path / "chunk-000001.npz")
+    with pytest.warns(UserWarning, match=r"chunk-000001.npz is damaged \(.*\): its lanes are computed again"):
+        again = sweep(_doubled, EIGHT, out=tmp_path, batch_size=2)
+    assert again.equals(found)
+    assert sweep(_doubled, EIGHT, out=tmp_path, batch_size=2).equals(found)
+
+
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_no_flipped_bit_changes_a_result(tmp_path):
+    found = sweep(_doubled, EIGHT, out=tmp_path, batch_size=8)
+    (path,) = tmp_path.glob("chunk-*.npz")
+    whole = path.read_bytes()
+    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 40).tolist():
+        for chunk in tmp_path.glob("chunk-*.npz"):
+            chunk.unlink()
+        path.write_bytes(whole)
+        _flipped(path, bit)
+        assert sweep(_doubled, EIGHT, out=tmp_path, batch_size=8).equals(found), bit
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"same": {}}', '{"same": 3, "jax": 1}'])
+def test_a_damaged_index_is_written_again(tmp_path, content):
+    found = sweep(_doubled, EIGHT, out=tmp_path, batch_size=2)
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.warns(UserWarning, match="sweep.json is damaged"):
+        assert sweep(_doubled, EIGHT, out=tmp_path, batch_size=2).equals(found)
+    assert len([*tmp_path.glob("chunk-*.npz")]) == 4
+
+
+def test_chunks_without_an_index_are_those_of_their_sweep(tmp_path):
+    found = sweep(_doubled, EIGHT, out=tmp_path, batch_size=2)
+    (tmp_path / "sweep.json").unlink()
+    with pytest.raises(ValueError, match=r"holds another sweep: chunk-000000.npz is of one"):
+        sweep(lambda point: point["a"], EIGHT, out=tmp_path)
+    assert sweep(_doubled, EIGHT, out=tmp_path).equals(found)
+    assert len([*tmp_path.glob("chunk-*.npz")]) == 4
+
+
+def test_one_process_at_a_time_fills_a_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="in use by another process"):
+        sweep(_doubled, EIGHT, out=tmp_path)
+
+
+def test_a_full_disk_keeps_the_chunks_before(tmp_path, monkeypatch):
+    savez, calls = np.savez, []
+
+    def full(*args, **arrays):
+        calls.append(0)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        savez(*args, **arrays)
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(SweepError, match=r"stopped after 6 of 8 lanes: .*No space left on device.*chunk-000002.npz"):
+        sweep(_doubled, EIGHT, out=tmp_path, batch_size=2)
+    found = sweep(_doubled, EIGHT, out=tmp_path, batch_size=2)
+    assert len(calls) == 5  # the first two chunks were kept
+    assert found.equals(sweep(_doubled, EIGHT))
+
+
+@pytest.mark.parametrize(
+    ("fn", "options", "message"),
+    [
+        (lambda p: {"x.y": p["a"], "x": {"y": p["a"]}}, {}, "one variable of a name, got two: 'x.y'"),
+        (lambda p: {"status": p["a"]}, {}, "returns 'status'"),
+        (lambda p: p["a"], {"coords": {"zz": [1.0]}}, r"coords must name axes of what fn returns \(none\), got 'zz'"),
+        (lambda p: p["a"], {"coords": {"a": [9.0]}}, "coords must name axes .* got 'a'"),
+        (
+            _doubled,
+            {"dims": {"z": ["t"]}, "coords": {"t": [1.0, 2.0]}},
+            r"coords\['t'\] must have shape \(3,\), got \(2,\)",
+        ),
+        (_doubled, {"dims": {"z": ["a"]}}, "axes with names of their own, got 'a'"),
+        (_doubled, {"dims": {"z": ["y"]}}, "axes with names of their own, got 'y'"),
+        (_doubled, {"dims": {"y": ["t"]}}, "dims must name the 0 axes of y"),
+        (_doubled, {"cost": 3}, "cost must be callable"),
+        (3, {}, "fn must be callable"),
+    ],
+)
+def test_names_that_clash_are_found_before_work(fn, options, message):
+    with pytest.raises(ValueError, match=message):
+        sweep(fn, {"a": [1.0, 2.0]}, **options)
+
+
+def test_one_string_is_one_name():
+    assert sweep(_doubled, EIGHT, dims={"z": "time"}).z.dims == ("a", "time")
+
+
+def test_values_that_the_precision_cannot_hold():
+    with jax.enable_x64(False):
+        for values in ([2**31, 1], np.array([2**40]), [1e300, 1.0]):
+            with pytest.raises(ValueError, match=r"axes: a must fit (int|float)32"):
+                sweep(lambda p: p["a"], {"a": values})
+
+
+@pytest.mark.parametrize("dtype", [jnp.complex128, jnp.float16, jnp.bfloat16, jnp.uint32, jnp.int64, jnp.int4])
+def test_results_of_every_type_are_written(tmp_path, dtype):
+    fn = lambda point: (3 * point["a"]).astype(dtype)
+    found = sweep(fn, {"a": [1.0, 2.0]}, out=tmp_path)
+    assert found.equals(sweep(fn, {"a": [1.0, 2.0]}, out=tmp_path))
+    found.to_netcdf(tmp_path / "a.nc")
+    with xr.open_dataset(tmp_path / "a.nc") as read:
+        assert read.equals(found) and read.value.values.tolist() == [3, 6]
 
 
 @pytest.mark.parametrize("text", ["rate=1:2:1000000000", "rate=0:10000000000", "rate=1:2:1000000000:log"])
