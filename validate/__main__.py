@@ -19,6 +19,7 @@ import click
 import jax
 from tqdm import tqdm
 
+from .._files import check_writable
 from ..nets.pretrain import OPTIMISERS
 from . import composing, flows, galore, grokking, joma, named_sweep, report, reversal, scan_snap
 from .claim import Claim, Setting
@@ -26,6 +27,7 @@ from .corpus import read_corpus
 from .papers import BIBTEX
 from .pretrain import SIZES, pretrain
 from .subject import Subject
+from .sweep import SweepError
 from .verify import verify as run_claims
 
 BUILT_IN = (*joma.CLAIMS, *scan_snap.CLAIMS, *reversal.CLAIMS, *galore.CLAIMS, *composing.CLAIMS, *grokking.CLAIMS)
@@ -191,7 +193,8 @@ def sweep(name, axes, out, batch_size, devices, scale, corpus, x32, coordinator,
     """Sweep the flow, validity map or claim NAMEd (see `list`) over axes, of a claim over seeds.
 
     Writes sweep.nc (for xarray.open_dataset) and figure.png to OUT, which also keeps what is finished: the same command
-    goes on from there. Exit status: 0, 2 on bad arguments.
+    goes on from there. Exit status: 0; 2 on bad arguments; 3 when a file can't be written or the program fails; 130
+    and 143 when it is interrupted or terminated.
 
     On several machines run the same command on each, with --coordinator, --processes and --process, and an OUT that
     they share; where JAX knows the cluster (Slurm, TPU pods, Open MPI), --coordinator auto is enough.
@@ -216,6 +219,8 @@ def sweep(name, axes, out, batch_size, devices, scale, corpus, x32, coordinator,
         jax.distributed.initialize(coordinator, processes, process)
     first = jax.process_index() == 0
     try:
+        if first:
+            check_writable(out, "sweep.nc", "figure.png", "sweep.json")
         if isinstance(thing, Claim):
             if {*axes} - {"seed"} or not axes:
                 raise ValueError(f"{name} is a claim, which has one axis: --axis seed=0:8.")
@@ -229,14 +234,16 @@ def sweep(name, axes, out, batch_size, devices, scale, corpus, x32, coordinator,
             progress = first and sys.stderr.isatty()
             found = named_sweep.sweep_subject(thing, axes, out=out, batch_size=batch_size, mesh=mesh, progress=progress)
             picture = named_sweep.figure(found, [*(axes or thing.axes)])
+        if first:
+            named_sweep.save(found, picture, out)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted. The same command goes on from what is in {out}.", err=True)
-        sys.exit(130)
+    except SweepError as error:
+        click.echo(f"Error: {error}. The same command goes on from what is in {out}.", err=True)
+        sys.exit(CRASHED)
+    except KeyboardInterrupt as error:
+        stopped(error, f"The same command goes on from what is in {out}.")
     if first:
-        found.to_netcdf(out / "sweep.nc")
-        picture.savefig(out / "figure.png", dpi=120)
         well = int((found["status"] == 0).sum())
         click.echo(f"{found}\n\n{well} of {found['status'].size} lanes are well. {out / 'sweep.nc'}, figure.png")
 

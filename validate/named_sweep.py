@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from .._checks import describe
+from .._checks import check_range, describe
+from .._files import write
 from .claim import Claim, Setting
-from .subject import Subject
+from .subject import Subject, whole_numbers
 from .sweep import Point, sweep
 from .verify import verify
 
@@ -148,7 +149,11 @@ def sweep_claim(claim: Claim, seeds: Sequence[int], setting: Setting, *, out: Pa
 
     **Returns** a dataset over `seed` and, by name, the rows of the claim's evidence: `measured`, `bound`, `holds`; and
     over `seed` alone `passed`, whether all rows hold and the control is rejected, and `status`, 4 where it raised.
+
+    **Raises** `ValueError` for seeds that are no integers, negative, or beyond the integers of the moment.
     """
+    check_range("seed", seeds, least=0)
+    seeds = whole_numbers("seed", seeds).tolist()
     records = []
     for seed in seeds:
         at = Setting(setting.scale, int(seed), setting.corpus, setting.corpus_name)
@@ -166,6 +171,13 @@ def sweep_claim(claim: Claim, seeds: Sequence[int], setting: Setting, *, out: Pa
     variables["status"] = ("seed", np.array([4 if record["failure"] else 0 for record in records], np.int8))
     attributes = {"title": claim.name, "source": claim.source}
     return xr.Dataset(variables, {"row": rows, "seed": np.asarray(seeds)}, attributes)
+
+
+def save(found: xr.Dataset, picture: Figure, out: Path) -> None:
+    """Writes `sweep.nc` and `figure.png`, each whole or not at all."""
+    content = found.to_netcdf(engine="h5netcdf")  # into memory
+    write(out / "sweep.nc", content)
+    write(out / "figure.png", lambda file: picture.savefig(file, dpi=120))
 
 
 def figure(found: xr.Dataset, axes: Sequence[str]) -> Figure:

@@ -80,11 +80,15 @@ class Subject:
         if found.dtype.kind not in "iuf":
             raise ValueError(f"{name} must be numbers, got {describe(given)}.")
         check_range(name, found, **DOMAINS.get(name, {}) | dict(self.domains.get(name, {})))
-        if isinstance(self.defaults[name], int | np.integer):
-            wrong = found[found != np.floor(found)]
-            if wrong.size:
-                raise ValueError(f"{name} must be integers, got {wrong.flat[0]}.")
-            largest = int(jnp.iinfo(jax.dtypes.canonicalize_dtype(int)).max)
-            check_range(name, found, most=min(largest, 2**53) if found.dtype.kind == "f" else largest)
-            found = found.astype(int)
-        return found
+        return whole_numbers(name, found) if isinstance(self.defaults[name], int | np.integer) else found
+
+
+def whole_numbers(name: str, x: ArrayLike | Sequence[float]) -> np.ndarray:
+    """`x` as integers. Raises `ValueError` for fractions, and for numbers beyond the integers of the moment."""
+    found = np.asarray(x)
+    largest = int(jnp.iinfo(jax.dtypes.canonicalize_dtype(int)).max)
+    check_range(name, found, most=min(largest, 2**53) if found.dtype.kind == "f" else largest)
+    wrong = found[found != np.floor(found)]
+    if wrong.size:
+        raise ValueError(f"{name} must be integers, got {wrong.flat[0]}.")
+    return found.astype(int)
