@@ -9,14 +9,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float
+from ..._checks import as_float, check_shape, concrete, integer, or_nan, real
 from ..flow import Flow
 from .decoder import Decoder
 from .flow import ScanSnap
-from .frozen import backprop_coefficients
+from .frozen import backprop_coefficients, check_independent
 
 
 @checked
@@ -28,10 +29,14 @@ class SlowAttention(Flow):
     **Fields:** `scan`, the full flow (its tier is taken to be A). **State:** `z`, shape `(queries, tokens)`.
 
     **What must happen:** distinct tokens rise, with `ż_l/ż_l' = f_nl²/f_nl'²` (Theorem 3), a single common token
-    falls (Theorem 2). Source: Lemma 4, whose print lacks the 1/K.
+    falls (Theorem 2). Source: Lemma 4, whose print lacks the 1/K. **Raises** `ValueError` for classes that are
+    linearly dependent, where the table is known.
     """
 
     scan: ScanSnap
+
+    def __check_init__(self):
+        check_independent("probability", self.scan.probability)
 
     @property
     def decoder(self) -> Decoder:
@@ -40,7 +45,7 @@ class SlowAttention(Flow):
 
     @checked
     def __call__(
-        self, t: ArrayLike, y: Float[Array, "queries tokens"], args: Any = None
+        self, t: Real[ArrayLike, ""], y: Float[Array, "queries tokens"], args: Any = None
     ) -> Float[Array, "queries tokens"]:
         f = self.scan.features(y)
         _, beta = backprop_coefficients(f, self.scan.outputs)
@@ -49,7 +54,7 @@ class SlowAttention(Flow):
         return self.scan.eta_z / f.shape[0] * self.decoder.gamma(t) * z
 
     @checked
-    def xi(self, t: ArrayLike, z: Float[Array, "queries tokens"]) -> Float[Array, " classes"]:
+    def xi(self, t: Real[ArrayLike, ""], z: Float[Array, "queries tokens"]) -> Float[Array, " classes"]:
         """`ξ_n = γ Σ_{n'≠n} β_nn' f_n·f_n'`, positive: distinct tokens grow by `ż_l = (η_Z/K) f_nl² ξ_n`."""
         f = self.scan.features(z)
         _, beta = backprop_coefficients(f, self.scan.outputs)
@@ -71,6 +76,8 @@ class SymmetricAttention(Flow):
     **State:** `z` of the common tokens, then of the distinct ones of one class, shape `(tokens,)`.
 
     **What must happen:** tier B snaps by `e^{2z}`: see `law`. Source: derived here for tier B; Lemma 4 for tier A.
+    **Raises** `ValueError` for weights that are negative, distinct ones that are all zero, fewer than two classes, and
+    rates that are negative or, for `eta_y`, zero.
     """
 
     common: Float[Array, " common"] = eqx.field(converter=as_float)
@@ -81,28 +88,37 @@ class SymmetricAttention(Flow):
     eta_z: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
 
     def __check_init__(self):
-        if self.classes < 2:
-            raise ValueError(f"classes must be at least 2, got {self.classes}.")
+        integer("classes", self.classes, least=2)
+        real("common", self.common, least=0)
+        distinct = real("distinct", self.distinct, least=0)
+        if concrete(distinct) and not np.any(np.asarray(distinct) > 0):
+            raise ValueError("distinct must have a weight above 0, got none.")
+        real("eta_y", self.eta_y, above=0)
+        real("eta_z", self.eta_z, least=0)
         if self.outputs is not None and self.outputs <= self.classes:
             raise ValueError(f"outputs must exceed classes = {self.classes}, or be None, got {self.outputs}.")
 
     @checked
-    def __call__(self, t: ArrayLike, y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
-        square, rho, k = self.features(y) ** 2, self.rho(y), self.classes
+    def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
+        square, k = self.features(y) ** 2, self.classes
+        rho, apart = self.rho(y), jnp.sum(square[self.common.shape[0] :])  # 1 − ρ, which keeps its digits as ρ → 1
         if self.outputs is None:
-            beta, decoder = k / ((k - 1) ** 2 * (1 - rho)), Decoder(k, k, (1 - rho) * self.eta_y)
+            beta, outputs, eta = k / ((k - 1) ** 2 * apart), k, apart * self.eta_y
         else:
-            m, e = self.outputs, rho / ((1 - rho) * (1 + (k - 1) * rho))
+            m, e = self.outputs, rho / (apart * (1 + (k - 1) * rho))
             beta = m / (m - 1) * e + m / (m - 1) ** 2 * (1 - e * (k - 2 - (k - 1) * rho))
-            decoder = Decoder(m, k, self.eta_y)
-        strength = self.eta_z * decoder.gamma(t) * beta * (k - 1)
+            outputs, eta = m, self.eta_y
+        strength = self.eta_z * Decoder(outputs, k, eta).gamma(t) * beta * (k - 1)
         is_common = jnp.arange(square.shape[0]) < self.common.shape[0]
-        return jnp.where(is_common, -(1 - rho), rho / k) * strength * square
+        return jnp.where(is_common, -apart, rho / k) * strength * square
 
     @checked
     def features(self, z: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """`f` of one class, over its own tokens."""
-        weights = jnp.concatenate([self.common, self.distinct]) * jnp.exp(z - jnp.max(z))
+        weights = jnp.concatenate([self.common, self.distinct])
+        check_shape("z", z, weights.shape)
+        top = jnp.max(jnp.where(weights > 0, z, -jnp.inf))
+        weights = weights * jnp.exp(jnp.where(weights > 0, z - top, -jnp.inf))
         return weights / jnp.linalg.norm(weights)
 
     @checked
@@ -111,7 +127,7 @@ class SymmetricAttention(Flow):
         return jnp.sum(self.features(z)[: self.common.shape[0]] ** 2)
 
     @checked
-    def law(self, t: ArrayLike) -> Float[Array, ""]:
+    def law(self, t: Real[ArrayLike, ""]) -> Float[Array, ""]:
         """`−z_c ≈ ½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀))`: the scan-and-snap law of tier B for one common token, as
         long as ρ is small. Scanning up to `t = 2K ln K/((1−ρ₀)η_Y)`, then growth like ½ ln ln t. Raises `ValueError`
         for tier A and for several common tokens, which it does not describe."""
@@ -137,25 +153,30 @@ class PhaseTransition(Flow):
     at a fixed η_Z a larger η_Y gives a smaller one.
 
     Source: Theorem 4 and eq. 14 of the paper, which lacks the offset `−¼ ln C₀`; the slides lack the ¼ as well.
-    The premise itself is heuristic: Lemma 4's own exponent lies near 3.
+    The premise itself is heuristic: Lemma 4's own exponent lies near 3. **Raises** `ValueError` for a C₀ that is not
+    positive and a negative rate.
     """
 
     decoder: Decoder
     eta_z: Float[Array, ""] = eqx.field(converter=as_float)
     c0: Float[Array, ""] = eqx.field(converter=as_float)
 
+    def __check_init__(self):
+        real("eta_z", self.eta_z, least=0)
+        real("c0", self.c0, above=0)
+
     @checked
-    def __call__(self, t: ArrayLike, y: Float[Array, ""], args: Any = None) -> Float[Array, ""]:
+    def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, ""], args: Any = None) -> Float[Array, ""]:
         return -self.eta_z / self.c0 * self.decoder.gamma(t) * jnp.exp(4 * y)
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[ArrayLike, ""] = 0.0) -> Float[Array, ""]:
+    def exact(self, t: Real[ArrayLike, ""], y0: Real[ArrayLike, ""] = 0.0) -> Float[Array, ""]:
         """`z` at the time `t`, from any start: `e^{−4z}` grows by `4Γ/C₀`."""
         y0 = jnp.asarray(y0, self.c0.dtype)
         return y0 - jnp.log1p(4 * self.eta_z / self.c0 * jnp.exp(4 * y0) * self.decoder.gamma_integral(t)) / 4
 
     @checked
-    def early(self, t: ArrayLike) -> Float[Array, ""]:
+    def early(self, t: Real[ArrayLike, ""]) -> Float[Array, ""]:
         """B while h is linear: `¼ ln(1 + 2 (M−1)² η_Y η_Z t²/(K M² C₀))`. Scanning."""
         d = self.decoder
         time = jnp.asarray(t, self.c0.dtype)
@@ -163,9 +184,11 @@ class PhaseTransition(Flow):
         return jnp.log1p(square / self.c0) / 4
 
     @checked
-    def late(self, t: ArrayLike) -> Float[Array, ""]:
-        """B once h is a logarithm: `¼ ln(1 + 2K (M−1)²/M² (η_Z/η_Y) ln²(Mη_Y t/K)/C₀)`. Snapping."""
+    def late(self, t: Real[ArrayLike, ""]) -> Float[Array, ""]:
+        """B once h is a logarithm: `¼ ln(1 + 2K (M−1)²/M² (η_Z/η_Y) ln²(Mη_Y t/K)/C₀)`. Snapping. Raises `ValueError`
+        before `t = K/(Mη_Y)`, where that logarithm is negative; inside `jit` it is NaN there."""
         d = self.decoder
-        log = jnp.log(d.outputs * d.eta * jnp.asarray(t, self.c0.dtype) / d.classes)
+        scaled = d.outputs * d.eta * jnp.asarray(t, self.c0.dtype) / d.classes
+        log = jnp.log(or_nan(scaled, scaled >= 1, "t must be at least K/(M eta) for the late law."))
         square = 2 * d.classes * ((d.outputs - 1) / d.outputs) ** 2 * self.eta_z / d.eta * log**2
         return jnp.log1p(square / self.c0) / 4

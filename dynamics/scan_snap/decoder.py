@@ -11,32 +11,74 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float, concrete, require
+from ..._checks import as_float, check_range, check_shape, concrete, integer, require
 from ..flow import Flow
 
 
 @checked
-@jax.jit
-def logit_gap(k: Float[ArrayLike, "*batch"], others: ArrayLike) -> Float[Array, "*batch"]:
+def logit_gap(k: Real[ArrayLike, "..."], others: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
     """The root x of `e^x − 1 + others·x = k`, for `others > 0`. It has the sign of `k`.
 
     The gap between the logit that is pushed up and the `others` that are pushed down: every cross-entropy flow on
     orthogonal inputs ends in this equation. By Newton's method from above, which converges for any size of `k`; the
-    Lambert form `x = c/a − W(e^{c/a}/a)`, `c = k+1`, `a = others`, overflows beyond c/a = 709. Differentiable in both.
+    Lambert form `x = c/a − W(e^{c/a}/a)`, `c = k+1`, `a = others`, overflows beyond c/a = 709. Differentiable in both,
+    any number of times. **Raises** `ValueError` for `others` that are not positive; inside `jit` they give NaN.
     """
-    k, others = jnp.broadcast_arrays(as_float(k), jnp.asarray(others, as_float(k).dtype))
-    # Both bounds lie above the root, and on a convex function Newton stays above it.
-    linear = k / (others + 1)
-    start = jax.lax.stop_gradient(jnp.where(k > 0, jnp.minimum(jnp.log1p(jnp.maximum(k, 0)), linear), linear))
+    if concrete(others):
+        check_range("others", others, above=0)
+    k = as_float(k)
+    return gap_of(*jnp.broadcast_arrays(k, jnp.asarray(others, k.dtype)))
 
-    def step(x):
-        return x - (jnp.expm1(x) + others * x - k) / (jnp.exp(x) + others)
 
-    fixed = jax.lax.fori_loop(0, 10, lambda _, x: jax.lax.stop_gradient(step(x)), start)
-    return step(fixed)  # the last step carries the derivative: that of a root is one Newton step from it
+@jax.custom_jvp
+@jax.jit
+def gap_of(k: Float[Array, "*batch"], a: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """`logit_gap`, and for k ≥ 0 with `a = 0` too."""
+
+    def step(_, x):
+        return x - (jnp.expm1(x) + a * x - finite) / (jnp.exp(x) + a)
+
+    ends = jnp.isinf(k)
+    finite = jnp.where(ends, 0.0, k)
+    root = jax.lax.fori_loop(0, 12, step, _above(finite, a))
+    valid = (a > 0) | ((a == 0) & (k >= 0))
+    return jnp.where(valid, jnp.where(ends, k, root), jnp.nan)
+
+
+@gap_of.defjvp
+def _gap_jvp(primals, tangents):
+    (k, a), (dk, da) = primals, tangents
+    x = gap_of(k, a)
+    return x, (dk - x * da) / (jnp.exp(x) + a)
+
+
+def gap_after(
+    pushed: Float[Array, "*batch"], others: Float[Array, "*batch"], start: Float[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """The root x of `e^x + others·x = e^start + others·start + pushed`. From a start above zero by the equation divided
+    by `e^start`, which overflows otherwise."""
+    up, down = jnp.maximum(start, 0), jnp.minimum(start, 0)
+    scale = jnp.exp(-up)
+    k, a = jnp.broadcast_arrays(scale * pushed + jnp.expm1(down) + others * down, others * scale)
+    return up + gap_of(k, a)
+
+
+def _above(k: Float[Array, "*batch"], a: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """A bound above the root, and near to it. On a convex function Newton stays above the root."""
+    c, positive = k + 1, jnp.where(a > 0, a, 1.0)
+    linear = k / (a + 1)
+    grown = jnp.log1p(jnp.maximum(k, 0))
+    # Where e^x = c − ax is small: y = −x is at most ln 1/c and ln(1 + 1/a), and so at least −ln(c + a times those).
+    furthest = jnp.minimum(-jnp.log(jnp.maximum(c, 0)), jnp.log1p(1 / positive))
+    small = jnp.log(jnp.where(c > 0, c, 0) + a * furthest)
+    # For c ≤ 0, y = −c/a + W(e^{c/a}/a), with the lower bound of Lambert's W that `_lambert` starts from.
+    log = c / positive - jnp.log(positive)
+    far = c / positive - _below_lambert(log)
+    below = jnp.minimum(linear, jnp.where(c > 0, small, far))
+    return jnp.where(k > 0, jnp.minimum(grown, linear), jnp.where(k < 0, below, 0.0))
 
 
 @checked
@@ -59,8 +101,14 @@ class Decoder(Flow):
     classes: Float[Array, "*batch"]
     eta: Float[Array, "*batch"]
 
-    def __init__(self, outputs: ArrayLike, classes: ArrayLike = 1, eta: ArrayLike = 1.0):
-        """Numbers take the dtype of whatever is an array. **Raises** `ValueError` for fewer than two outputs."""
+    def __init__(
+        self, outputs: Real[ArrayLike, "..."], classes: Real[ArrayLike, "..."] = 1, eta: Real[ArrayLike, "..."] = 1.0
+    ):
+        """Numbers take the dtype of whatever is an array. **Raises** `ValueError` for fewer than two outputs; and for
+        fewer classes than one and a rate that is not positive, where they are known."""
+        for name, x, bounds in (("classes", classes, {"least": 1}), ("eta", eta, {"above": 0})):
+            if concrete(x):
+                check_range(name, x, **bounds)
         dtype = jnp.result_type(float, outputs, classes, eta)
         self.outputs, self.classes, self.eta = (jnp.asarray(x, dtype) for x in (outputs, classes, eta))
         # By the value given: inside `jit` the array made of a number is traced, and the check would run at every step.
@@ -68,15 +116,15 @@ class Decoder(Flow):
         self.outputs = require(self.outputs, enough, f"outputs must be at least 2, got {outputs}.")
 
     @checked
-    def __call__(self, t: ArrayLike, y: Float[Array, "*batch"], args: Any = None) -> Float[Array, "*batch"]:
+    def __call__(self, t: Real[ArrayLike, "..."], y: Float[Array, "..."], args: Any = None) -> Float[Array, "..."]:
         return self.eta / self.classes / (self.outputs - 1 + jnp.exp(self.outputs * y))
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[ArrayLike, "*batch"] = 0.0) -> Float[Array, "*batch"]:
+    def exact(self, t: Real[ArrayLike, "..."], y0: Real[ArrayLike, "..."] = 0.0) -> Float[Array, "..."]:
         """`h` at the time `t`."""
-        m, x0 = self.outputs, self.outputs * jnp.asarray(y0, self.outputs.dtype)
-        k = m * self.eta * jnp.asarray(t, m.dtype) / self.classes
-        return logit_gap(k + jnp.expm1(x0) + (m - 1) * x0, m - 1) / m
+        m = self.outputs
+        pushed = m * self.eta * jnp.asarray(t, m.dtype) / self.classes
+        return gap_after(pushed, m - 1, m * jnp.asarray(y0, m.dtype)) / m
 
     @checked
     def visits(self, number: int) -> Float[Array, " number_and_one"]:
@@ -86,6 +134,9 @@ class Decoder(Flow):
 
         exactly, where `exact` is the limit of small η: `0 ≤ h* − h ≤ 2η/M` (Lemmas 5 and 7). For scalar fields.
         """
+        integer("number", number, least=0)
+        for name in ("outputs", "eta"):
+            check_shape(name, getattr(self, name), ())
 
         def visit(h, _):
             new = h + self.eta / (self.outputs - 1 + jnp.exp(self.outputs * h))
@@ -95,13 +146,13 @@ class Decoder(Flow):
         return jnp.concatenate([zero[None], jax.lax.scan(visit, zero, length=number)[1]])
 
     @checked
-    def gamma(self, t: ArrayLike) -> Float[Array, "*batch"]:
+    def gamma(self, t: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """`γ = (M−1)² h / (M − 1 + e^{Mh})`: the gradient that reaches attention, over ζ_n's part of it."""
         h, m = self.exact(t), self.outputs
         return (m - 1) ** 2 * h / (m - 1 + jnp.exp(m * h))
 
     @checked
-    def gamma_integral(self, t: ArrayLike) -> Float[Array, "*batch"]:
+    def gamma_integral(self, t: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """`∫₀ᵗ γ = (K/η) (M−1)² h²/2`, exactly."""
         return self.classes / self.eta * (self.outputs - 1) ** 2 * self.exact(t) ** 2 / 2
 
@@ -126,9 +177,13 @@ class Decoder(Flow):
 def _lambert(z: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """The principal branch of Lambert's W for z > 0, by Newton's method in `u + ln u = ln z`."""
     log = jnp.log(z)
-    start = jnp.where(z > math.e, log - jnp.log(jnp.maximum(log, 1.0)), z / (1 + z))
 
     def step(_, u):
         return u * (1 + log - jnp.log(u)) / (1 + u)
 
-    return jax.lax.fori_loop(0, 12, step, start)
+    return jax.lax.fori_loop(0, 12, step, _below_lambert(log))
+
+
+def _below_lambert(log: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """A bound below W(z), and near to it, by ln z: `ln z − ln ln z` for z > e, else `z/(1 + z)`."""
+    return jnp.where(log > 1, log - jnp.log(jnp.maximum(log, 1)), jax.nn.sigmoid(log))

@@ -6,11 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from ..._checked import checked
-from ..._checks import as_float, concrete, require
+from ..._checks import as_float, check_shape, concrete, integer, real, require
 from ..flow import Flow
+from .frozen import check_independent
 
 
 class YZ(NamedTuple):
@@ -63,18 +64,19 @@ class ScanSnap(Flow):
         *,
         outputs: int | None = None,
         queries: int | None = None,
-        eta_y: ArrayLike = 1.0,
-        eta_z: ArrayLike = 1.0,
+        eta_y: Real[ArrayLike, ""] = 1.0,
+        eta_z: Real[ArrayLike, ""] = 1.0,
         preconditioned: bool = False,
         normalise: bool = True,
     ):
         """By default one query for all classes, and as many outputs as classes (tier B).
 
         **Raises** `ValueError` for a table with negative entries or rows that do not sum to one, fewer outputs than
-        classes, or a query outside `0 … queries−1`.
+        classes, a query outside `0 … queries−1`, a negative rate; and in tier A for classes that are linearly
+        dependent, where the table is known.
         """
         p = as_float(probability)
-        if p.ndim != 2 or 0 in p.shape:
+        if 0 in p.shape:
             raise ValueError(f"probability must have shape (classes, tokens), none of them zero, got {p.shape}.")
         classes = p.shape[0]
         xp = np if concrete(p) else jnp
@@ -88,14 +90,17 @@ class ScanSnap(Flow):
             queries = int(numbers.max()) + 1 if concrete(self.query) else classes
         inside = (numbers >= 0) & (numbers < queries)
         p = require(p, xp.all(inside), f"query must be below queries = {queries} and not negative, got {numbers}.")
-        self.outputs, self.queries = classes if outputs is None else outputs, queries
+        self.outputs, self.queries = classes if outputs is None else outputs, integer("queries", queries, least=1)
         if self.outputs < max(classes, 2):
             raise ValueError(f"outputs must be at least 2 and the number of classes, {classes}, got {self.outputs}.")
         self.probability, self.preconditioned, self.normalise = p, preconditioned, normalise
-        self.eta_y, self.eta_z = jnp.asarray(eta_y, p.dtype), jnp.asarray(eta_z, p.dtype)
+        self.eta_y = jnp.asarray(real("eta_y", eta_y, least=0), p.dtype)
+        self.eta_z = jnp.asarray(real("eta_z", eta_z, least=0), p.dtype)
+        if preconditioned:
+            check_independent("probability", p)
 
     @checked
-    def __call__(self, t: ArrayLike, y: YZ, args: Any = None) -> YZ:
+    def __call__(self, t: Real[ArrayLike, ""], y: YZ, args: Any = None) -> YZ:
         f, residual = self.features(y.z), self.residual(y)
         classes = f.shape[0]
         direction = f
@@ -110,6 +115,7 @@ class ScanSnap(Flow):
     @checked
     def attention(self, z: Float[Array, "queries tokens"]) -> Float[Array, "classes tokens"]:
         """`c_n`: the attention that each class's query pays to each token in all."""
+        check_shape("z", z, (self.queries, self.probability.shape[1]))
         scores = jnp.where(self.probability > 0, z[self.query], -jnp.inf)
         weights = self.probability * jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
         return weights / jnp.sum(weights, axis=1, keepdims=True)
@@ -123,7 +129,7 @@ class ScanSnap(Flow):
     @checked
     def residual(self, y: YZ) -> Float[Array, "classes outputs"]:
         """`e_n − α_n`, exact to rounding however close α comes to one: the right entry is the sum of the others."""
-        alpha = jax.nn.softmax(self.features(y.z) @ y.y, axis=1)
+        alpha = jax.nn.softmax(self._logits(y), axis=1)
         own = jnp.eye(*alpha.shape, dtype=bool)
         others = jnp.where(own, 0, alpha)
         return jnp.where(own, jnp.sum(others, axis=1, keepdims=True), -others)
@@ -131,9 +137,13 @@ class ScanSnap(Flow):
     @checked
     def loss(self, y: YZ) -> Float[Array, ""]:
         """The expected cross-entropy, in nats. Tiers B and C descend it."""
-        logits = self.features(y.z) @ y.y
+        logits = self._logits(y)
         n = jnp.arange(logits.shape[0])
         return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[n, n])
+
+    def _logits(self, y: YZ) -> Float[Array, "classes outputs"]:
+        check_shape("y.y", y.y, (self.probability.shape[1], self.outputs))
+        return self.features(y.z) @ y.y
 
     def zero(self) -> YZ:
         """The start of the theorems, `Y = Z = 0`."""

@@ -7,12 +7,22 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float
+from ..._checks import as_float, concrete, integer, real
 from ..flow import Flow
 from .decoder import Decoder
+
+
+def check_independent(name: str, x: Float[Array, "classes tokens"]) -> None:
+    """Raises `ValueError` unless the rows are linearly independent, where they are known: `(FᵀF)⁻¹` stands on that."""
+    if concrete(x):
+        real(name, x)
+        rank = int(np.linalg.matrix_rank(np.asarray(x)))
+        if rank < len(x):
+            raise ValueError(f"{name} must have linearly independent rows in tier A, got {len(x)} of rank {rank}.")
 
 
 @checked
@@ -24,7 +34,10 @@ def backprop_coefficients(
         ι_n = q₁ (1 − E'_nn) − q₀ Σ_{k≠n} E'_kn,   β_nn' = q₁ E'_nn' − q₀ (1 − Σ_{k≠n} E'_kn')
 
     with `E' = I − (I+E)⁻¹`, `q₁ = M/(M−1)`, `q₀ = −M/(M−1)²`. Source: Theorem 1, whose eq. 88 prints `+ q₀(1 + Σ…)`.
+    **Raises** `ValueError` for features that are linearly dependent, which inside `jit` give NaN or huge numbers.
     """
+    integer("outputs", outputs, least=2)
+    check_independent("f", f)
     q1, q0 = outputs / (outputs - 1), -outputs / (outputs - 1) ** 2
     eye = jnp.eye(f.shape[0], dtype=f.dtype)
     e = eye - jnp.linalg.inv(f @ f.T)
@@ -55,6 +68,8 @@ class SymmetricDecoder(Flow):
 
     **Closed form:** for M = K, `from_zero`. **What must happen:** for M > K the part of the gradient that tells classes
     apart starts at β ≈ 1/M, far below the β ≈ E' of the preconditioned decoder. Source: derived here.
+
+    **Raises** `ValueError` unless `2 ≤ K ≤ M`, `−1/(K−1) < ρ < 1` (as for K unit vectors) and η is positive.
     """
 
     rho: Float[Array, ""] = eqx.field(converter=as_float)
@@ -63,18 +78,20 @@ class SymmetricDecoder(Flow):
     eta: Float[Array, ""] = eqx.field(converter=as_float, default=1.0)
 
     def __check_init__(self):
-        if not 2 <= self.classes <= self.outputs:
-            raise ValueError(f"2 ≤ classes ≤ outputs is needed, got classes={self.classes}, outputs={self.outputs}.")
+        integer("classes", self.classes, least=2)
+        integer("outputs", self.outputs, least=self.classes)
+        real("rho", self.rho, above=-1 / (self.classes - 1), below=1)
+        real("eta", self.eta, above=0)
 
     @checked
-    def __call__(self, t: ArrayLike, y: SymmetricLogits, args: Any = None) -> SymmetricLogits:
+    def __call__(self, t: Real[ArrayLike, ""], y: SymmetricLogits, args: Any = None) -> SymmetricLogits:
         _, other, rest = self._probabilities(y)
         k, m = self.classes, self.outputs
         wrong = (k - 1) * other + (m - k) * rest
         return SymmetricLogits(self.eta / k * wrong, -self.eta / k * other)
 
     @checked
-    def from_zero(self, t: ArrayLike) -> SymmetricLogits:
+    def from_zero(self, t: Real[ArrayLike, ""]) -> SymmetricLogits:
         """The state at `t` from zero, for M = K: `a_n = (K−1) h_ρ/(1−ρ) ζ_n`. Raises `ValueError` for M > K, which has
         no closed form."""
         if self.outputs != self.classes:

@@ -1,5 +1,7 @@
 """Facts of Scan and Snap, which the common tests do not know."""
 
+from decimal import Decimal, localcontext
+
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,61 @@ def test_logit_gap_agrees_with_lamberts_w_and_goes_on_where_that_overflows():
     lambert = np.real(c / a - special.lambertw(np.exp(c / a) / a))
     np.testing.assert_allclose(scan_snap.logit_gap(jnp.asarray(c - 1), a), lambert, rtol=1e-13)
     assert np.isfinite(float(scan_snap.logit_gap(jnp.asarray(1e9), a)))
+
+
+def _exact_gap(k, others):
+    """The root by bisection with 60 digits, to 25."""
+    k, others = Decimal(float(k)), Decimal(float(others))
+    lower, upper = (Decimal(0), (k + 1).ln()) if k > 0 else (Decimal(-1), Decimal(0))
+    while k < 0 and lower.exp() - 1 + others * lower > k:
+        lower *= 2
+    while upper - lower > Decimal(10) ** -25 * abs(upper - 2 * lower):
+        middle = (lower + upper) / 2
+        lower, upper = (lower, middle) if middle.exp() - 1 + others * middle > k else (middle, upper)
+    return float((lower + upper) / 2)
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+def test_logit_gap_has_its_digits_for_few_others_and_any_k(dtype):
+    # At k = −1 Newton's method from the tangent was 12.4 off for few others.
+    some = np.array([*10.0 ** np.arange(-9, 4, 2), 0.5, 0.9, 1.0, 1.1])
+    k, others = np.meshgrid([*some, *-some], 10.0 ** np.arange(-14, 10, 2), indexing="ij")
+    k, others = jnp.asarray(k.ravel(), dtype), jnp.asarray(others.ravel(), dtype)
+    assert len(k) == 264
+    with localcontext() as context:
+        context.prec = 60
+        exact = np.array([_exact_gap(*point) for point in zip(k, others, strict=True)])
+    got = np.asarray(scan_snap.logit_gap(k, others), float)
+    # The root moves by this much as k is rounded.
+    rounding = np.abs(k) / (np.exp(np.maximum(exact, -700)) + np.asarray(others)) / np.abs(exact)
+    assert np.max(np.abs(got / exact - 1) / np.maximum(1, rounding)) < 8 * float(jnp.finfo(dtype).eps)
+    assert float(scan_snap.logit_gap(-1, 1e-12)) == pytest.approx(-24.435, abs=5e-4)
+
+
+def test_logit_gap_at_the_ends():
+    np.testing.assert_array_equal(
+        scan_snap.logit_gap(jnp.array([0.0, jnp.inf, -jnp.inf, jnp.nan]), 2), [0, np.inf, -np.inf, np.nan]
+    )
+    for others in (0.0, -2.0):
+        with pytest.raises(ValueError, match="others must be above 0"):
+            scan_snap.logit_gap(1.0, others)
+        assert jnp.isnan(jax.jit(scan_snap.logit_gap)(-2.0, others))
+
+
+def test_logit_gap_has_second_derivatives():
+    x = float(scan_snap.logit_gap(1.0, 2.0))
+    second = jax.grad(jax.grad(scan_snap.logit_gap))(1.0, 2.0)
+    np.testing.assert_allclose(second, -np.exp(x) / (np.exp(x) + 2) ** 3, rtol=1e-13)
+
+
+def test_decoder_goes_on_from_a_state_whose_exponential_overflows():
+    decoder = scan_snap.Decoder(10.0)
+    for start in (-200.0, 0.3, 7.0, 100.0):  # M h = 1000
+        np.testing.assert_allclose(decoder.exact(0.0, start), start, rtol=1e-15)
+        assert float(jax.grad(decoder.exact, 1)(0.0, start)) == pytest.approx(1.0, rel=1e-13)
+        np.testing.assert_allclose(jax.grad(decoder.exact)(0.0, start), decoder(0.0, jnp.asarray(start)), rtol=1e-12)
+    ahead = decoder.exact(3.0, 0.3)
+    np.testing.assert_allclose(decoder.exact(2.0, ahead), decoder.exact(5.0, 0.3), rtol=1e-14)
 
 
 def test_logit_gap_has_the_derivatives_of_the_root():
@@ -168,16 +225,84 @@ def test_bad_maps_and_widths_are_refused(options, message, as_users):
         scan_snap.ScanSnap(np.full((2, 4), 0.25), **options)
 
 
+def test_a_token_without_weight_does_not_take_the_attention_of_others():
+    z = jnp.array([0.0, 0.0, 800.0])
+    small = scan_snap.SymmetricAttention(jnp.ones(1), jnp.array([1.0, 0.0]), 3)
+    np.testing.assert_allclose(small.features(z), [np.sqrt(0.5), np.sqrt(0.5), 0])
+    assert jnp.all(jnp.isfinite(jax.grad(lambda z: small(1.0, z)[0])(z)))
+
+
+def test_symmetric_attention_goes_on_where_distinct_tokens_have_all_but_lost():
+    # 1 − ρ = 2e-35, which a subtraction from one makes zero; tier B is a function of (1−ρ)² there.
+    small = scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 3)
+    slope = small(1.0, jnp.array([40.0, 0.0, 0.0]))
+    apart = 2 * np.exp(-80.0)
+    gamma = 4 * (apart / 9) / 3  # (M−1)² h/(M − 1 + 1), h = ηt/(KM)
+    beta = 3 / (4 * apart)
+    np.testing.assert_allclose(slope[0], -apart * gamma * beta * 2, rtol=1e-10)
+    np.testing.assert_allclose(slope[1:], 1 / 3 * gamma * beta * 2 * apart / 2, rtol=1e-10)
+
+
+TABLE = jnp.array([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5]])
+SAME = jnp.full((2, 3), 1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    (
+        (lambda: scan_snap.Decoder(10, 0), "classes must be at least 1, got 0"),
+        (lambda: scan_snap.Decoder(10, -2), "classes must be at least 1, got -2"),
+        (lambda: scan_snap.Decoder(10, 1, -1.0), "eta must be above 0, got -1.0"),
+        (lambda: scan_snap.Decoder(3 + 1j), "outputs must be real"),
+        (lambda: scan_snap.Decoder("ten"), "outputs must be a number"),
+        (lambda: scan_snap.Decoder(10).visits(-1), "number must be an integer of at least 0, got -1"),
+        (lambda: scan_snap.Decoder(jnp.array([10.0, 20.0])).visits(2), r"outputs must have shape \(\), got \(2,\)"),
+        (lambda: scan_snap.SymmetricDecoder(1.0, 3, 3), "rho must be above -0.5 and below 1, got 1.0"),
+        (lambda: scan_snap.SymmetricDecoder(2.0, 3, 3), "rho must be above -0.5 and below 1, got 2.0"),
+        (lambda: scan_snap.SymmetricDecoder(-1.0, 3, 3), "rho must be above -0.5 and below 1, got -1.0"),
+        (lambda: scan_snap.SymmetricAttention(-jnp.ones(1), jnp.ones(2), 3), "common must be at least 0, got -1.0"),
+        (lambda: scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(0), 3), "distinct must have a weight above 0"),
+        (
+            lambda: scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 3)(1.0, jnp.zeros(5)),
+            r"z must have shape \(3,\), got \(5,\)",
+        ),
+        (lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, 0.0), "c0 must be above 0, got 0.0"),
+        (lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, -1.0), "c0 must be above 0, got -1.0"),
+        (lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, 1.0).late(0.0), "t must be at least K/"),
+        (lambda: scan_snap.backprop_coefficients(jnp.eye(2), 1), "outputs must be an integer of at least 2, got 1"),
+        (lambda: scan_snap.backprop_coefficients(SAME, 5), "f must have linearly independent rows .* 2 of rank 1"),
+        (lambda: scan_snap.ScanSnap(SAME, preconditioned=True), "probability must have linearly independent rows"),
+        (lambda: scan_snap.SlowAttention(scan_snap.ScanSnap(SAME)), "probability must have linearly independent rows"),
+        (lambda: scan_snap.ScanSnap(TABLE, eta_y=-1.0), "eta_y must be at least 0"),
+        (lambda: scan_snap.ScanSnap(TABLE, jnp.array([0.0, 1.0])), "query must be integers"),
+        (
+            lambda: scan_snap.ScanSnap(TABLE)(0.0, scan_snap.YZ(jnp.zeros((3, 5)), jnp.zeros((1, 3)))),
+            r"y.y must have shape \(3, 2\), got \(3, 5\)",
+        ),
+        (
+            lambda: scan_snap.ScanSnap(TABLE, jnp.array([0, 1]))(
+                0.0, scan_snap.YZ(jnp.zeros((3, 2)), jnp.zeros((1, 3)))
+            ),
+            r"z must have shape \(2, 3\), got \(1, 3\)",
+        ),
+    ),
+)
+@pytest.mark.usefixtures("as_users")
+def test_what_lies_outside_the_domain_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_other_bad_sizes_are_refused(as_users):
     with pytest.raises(ValueError, match="outputs must be at least 2"):
         scan_snap.Decoder(1)
-    with pytest.raises(ValueError, match="classes ≤ outputs"):
+    with pytest.raises(ValueError, match="outputs must be an integer of at least 4, got 3"):
         scan_snap.SymmetricDecoder(0.1, 4, 3)
     with pytest.raises(ValueError, match="tier B"):
         scan_snap.SymmetricDecoder(0.1, 3, 4).from_zero(1.0)
     with pytest.raises(ValueError, match="must exceed classes"):
         scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 4, 4)
-    with pytest.raises(ValueError, match="classes must be at least 2"):
+    with pytest.raises(ValueError, match="classes must be an integer of at least 2, got 1"):
         scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 1)
     for common, outputs in ((1, 9), (2, None)):
         with pytest.raises(ValueError, match="law needs outputs=None and one common token"):
