@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._checked import checked
+from .._checks import check_shape
 from ._arguments import check_sizes, floating
 from ._precision import at_least_float32
 from .train import AnyKey
-from .transformer import check_linear, check_norm, check_tokens
+from .transformer import check_linear, check_norm, check_tokens, rows
 
 _EPSILON, _BASE, _SCALE = 1e-6, 10_000.0, 0.02  # of the norms, of the rotary angles, of the initial weights
 _PORTION = 2**26  # numbers drawn at a time
@@ -86,7 +87,7 @@ class Block(eqx.Module):
 
     def __check_init__(self):
         check_sizes(head_width=self.head_width)
-        width, hidden, shared = (part.weight.shape[-2] for part in (self.output, self.gate, self.key))
+        width, hidden, shared = (rows(name, getattr(self, name)) for name in ("output", "gate", "key"))
         if width % self.head_width or shared % self.head_width:
             raise ValueError(
                 f"head_width must divide the widths of queries and keys, {width} and {shared}, got {self.head_width}."
@@ -103,6 +104,7 @@ class Block(eqx.Module):
     @checked
     def __call__(self, x: Float[Array, "length width"]) -> Float[Array, "length width"]:
         """The layer's output at each position, which sees those up to its own."""
+        check_shape("x", x, ("length", *self.attention_norm.shape))
         y = jax.vmap(self.attention_norm)(x)
         q, k, v = (
             jax.vmap(part)(y).reshape(len(x), -1, self.head_width) for part in (self.query, self.key, self.value)

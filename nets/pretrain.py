@@ -86,10 +86,12 @@ def _norm(grads: PyTree) -> Float[Array, ""]:
 
 def _check_state(state: PyTree, wanted: PyTree) -> None:
     """**Raises** `ValueError` unless a state is like that of this optimiser and these parameters."""
-    form = lambda tree: [(jax.tree_util.keystr(path), jnp.shape(x)) for path, x in jax.tree.leaves_with_path(tree)]
-    if form(state) != form(wanted):
-        found = sorted(set(form(state)) ^ set(form(wanted)))[:2]
-        raise ValueError(f"state must be what optimiser.init gives for this model, got another at {found}.")
+    needed = "state must be what optimiser.init gives for this model"
+    if jax.tree.structure(state) != jax.tree.structure(wanted):
+        raise ValueError(f"{needed}, got another tree: {describe(state)}.")
+    for (path, x), y in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(wanted), strict=True):
+        if jnp.shape(x) != y.shape:
+            raise ValueError(f"{needed}, got shape {jnp.shape(x)} at {jax.tree_util.keystr(path)}, not {y.shape}.")
 
 
 _update = eqx.filter_jit(lambda given, model, state: given[0].update(given[1], model, state), donate="all-except-first")

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from .._checked import checked
-from .._checks import as_float, check_shape, concrete, indices, real
+from .._checks import as_float, check_shape, concrete, describe, indices, real
 from ._arguments import check_sizes, floating
 from .train import AnyKey
 
@@ -31,7 +31,7 @@ class Block(eqx.Module):
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
     def __check_init__(self):
-        width, hidden = self.project_out.weight.shape[0], self.hidden_in.weight.shape[0]
+        width, hidden = (rows(name, getattr(self, name)) for name in ("project_out", "hidden_in"))
         check_sizes(heads=self.heads)
         if width % self.heads:
             raise ValueError(f"width must be a multiple of heads, got width={width}, heads={self.heads}.")
@@ -51,6 +51,7 @@ class Block(eqx.Module):
         self, x: Float[Array, "length width"], drop: Callable[[Array], Array]
     ) -> tuple[Float[Array, "length width"], Float[Array, "heads length length"]]:
         """`drop` applies dropout, or nothing."""
+        check_shape("x", x, ("length", *self.attention_norm.shape))
         y = x if self.post_norm else jax.vmap(self.attention_norm)(x)
         q, k, v = jnp.moveaxis(jax.vmap(self.project_in)(y).reshape(len(x), 3, self.heads, -1), 1, 0)
         logits = jnp.einsum("qhc,khc->hqk", q, k) / math.sqrt(q.shape[-1])
@@ -240,13 +241,23 @@ def check_tokens(tokens: Int[Array, " tokens"], most: int, embedding: eqx.nn.Emb
 
 def check_norm(name: str, layer: eqx.nn.LayerNorm | eqx.nn.RMSNorm, width: int) -> None:
     """**Raises** `ValueError` unless a norm's gains, and its biases if it has some, are real and `width` many."""
+    if not isinstance(layer, eqx.nn.LayerNorm | eqx.nn.RMSNorm):
+        raise ValueError(f"{name} must be a norm of equinox, got {describe(layer)}.")
     for part in ("weight", "bias"):
         if getattr(layer, part) is not None:
             check_shape(f"{name}.{part}", as_float(getattr(layer, part), f"{name}.{part}"), (width,))
 
 
+def rows(name: str, layer: eqx.nn.Linear) -> int:
+    """How many outputs a layer has. **Raises** `ValueError` unless it is a linear one."""
+    if not isinstance(layer, eqx.nn.Linear) or jnp.ndim(layer.weight) != 2:
+        raise ValueError(f"{name} must be a linear layer of equinox, got {describe(layer)}.")
+    return layer.weight.shape[0]
+
+
 def check_linear(name: str, layer: eqx.nn.Linear, shape: tuple[int, int]) -> None:
     """**Raises** `ValueError` unless a layer's matrix, and its bias if it has one, are real and of this shape."""
+    rows(name, layer)
     for part, x, wanted in (("weight", layer.weight, shape), ("bias", layer.bias, shape[:1])):
         if x is not None:
             check_shape(f"{name}.{part}", as_float(x, f"{name}.{part}"), wanted)
