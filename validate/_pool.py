@@ -1,7 +1,8 @@
 """Tasks in processes of their own, each of which may fail alone.
 
 A process that crashes, is killed or takes too long costs its own task; another one takes its place. The processes end
-with their parent, however that ends, and leave an interrupt from the keyboard to it.
+with their parent, however that ends, and leave an interrupt from the keyboard to it. What a task itself has started
+ends with its process.
 """
 
 import collections
@@ -9,41 +10,54 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 import jax
 
-SETTINGS = (
+SETTINGS = (  # those that decide a number, and those of the cache
     "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_default_matmul_precision",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+    "jax_disable_jit",
+    "jax_debug_nans",
     "jax_platforms",
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
     "jax_logging_level",
 )
 BEGUN = "begun"
-GRACE = 2.0  # seconds between asking a process to end and ending it
+GRACE = 2.0  # seconds that a process without tasks has to end by itself
 
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """Why a task has no result."""
+    """Why a task has no result, and how long it ran."""
 
     reason: str
+    seconds: float = 0.0
 
 
-def can_be_sent(*things: Any) -> bool:
-    """Whether another process can be given these."""
+def can_be_sent(named: Any) -> bool:
+    """Whether another process finds this very object under the name by which it is pickled."""
     try:
-        pickle.loads(pickle.dumps(things))
+        function, arguments = named.__reduce__()
+        if function(*arguments) is not named:  # two objects of one name: the other one would be found
+            return False
+        module, *_ = arguments
     except Exception:
         return False
-    return True
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    return module != "__main__" or (script is not None and Path(script).is_file())  # no notebook, no standard input
 
 
 def run_apart(
@@ -58,15 +72,18 @@ def run_apart(
     open_tasks = collections.deque(enumerate(tasks))
     workers: list[_Worker] = []
     try:
-        while open_tasks or workers:
-            while open_tasks and len(workers) < jobs:
-                workers.append(_Worker(function, time_limit))
-            for worker in workers:
-                if worker.idle and open_tasks:
-                    worker.give(*open_tasks.popleft())
-            for worker in [one for one in workers if one.idle]:  # nothing is left for it
+        while True:
+            for worker in [one for one in workers if one.idle and not open_tasks]:
                 workers.remove(worker)
                 worker.end()
+            while open_tasks and (len(workers) < jobs or any(worker.idle for worker in workers)):
+                free = next((worker for worker in workers if worker.idle), None)
+                if free is None:
+                    free = _Worker(function, time_limit)
+                    workers.append(free)
+                free.give(*open_tasks.popleft())
+            if not workers:
+                return
             for worker in _that_have_news(workers):
                 task = worker.task
                 answer = worker.answer()
@@ -76,10 +93,11 @@ def run_apart(
                 if answer != BEGUN:
                     yield task, answer
     finally:
-        for worker in workers:
-            worker.process.terminate()
-        for worker in workers:
-            worker.end()
+        with _signals_held_back():
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.end()
 
 
 def _that_have_news(workers: list["_Worker"]) -> list["_Worker"]:
@@ -99,11 +117,10 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         options = {name: getattr(jax.config, name) for name in SETTINGS}
-        self.process = context.Process(target=_serve, args=(theirs, function, options), daemon=True)
-        with _interrupts_held_back():  # the process inherits that, and never sees one
-            self.process.start()
+        self.process = context.Process(target=_serve, args=(theirs, function, options))  # a daemon can't have children
+        self.process.start()
         theirs.close()
-        self.time_limit, self.task, self.deadline = time_limit, -1, float("inf")
+        self.time_limit, self.task, self.begun, self.deadline = time_limit, -1, time.monotonic(), float("inf")
 
     @property
     def idle(self) -> bool:
@@ -116,27 +133,38 @@ class _Worker:
 
     def answer(self) -> Any:
         """The result, a `Lost`, or `BEGUN`. Raises what the function raised."""
+        seconds = time.monotonic() - self.begun
         if not self.pipe.poll():
-            self.process.kill()
-            return Lost(f"it took longer than the time limit of {self.time_limit:g} s")
+            self.kill()
+            return Lost(f"it took longer than the time limit of {self.time_limit:g} s", seconds)
         try:
             result, error = self.pipe.recv()
         except (EOFError, OSError):
+            self.kill()  # what it has started
             self.process.join()
-            return Lost(_how_it_ended(self.process.exitcode or 0))
+            return Lost(_how_it_ended(self.process.exitcode or 0), seconds)
         if error is not None:
             raise error
         if result == BEGUN:
-            self.deadline = time.monotonic() + self.time_limit if self.time_limit else float("inf")
+            self.begun = time.monotonic()
+            self.deadline = self.begun + self.time_limit if self.time_limit else float("inf")
         else:
             self.task, self.deadline = -1, float("inf")
         return result
+
+    def kill(self) -> None:
+        """At once, with all that it has started."""
+        assert self.process.pid, "0 would be our own group"
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (AttributeError, OSError):  # Windows, or it has not got as far as to lead a group
+            self.process.kill()
 
     def end(self) -> None:
         self.pipe.close()
         self.process.join(GRACE)
         if self.process.is_alive():
-            self.process.kill()
+            self.kill()
             self.process.join()
 
 
@@ -147,20 +175,34 @@ def _how_it_ended(exitcode: int) -> str:
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """SIGINT waits until the end of the block, and is blocked in processes that are started inside."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_held_back() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the end of the block; processes that are started inside never see a SIGINT.
+
+    The signal mask holds for those processes. It is not enough here, where another thread may take the signal.
+    """
+    came: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()
+    held = [one for one in (signal.SIGINT, signal.SIGTERM) if in_main and signal.getsignal(one) is not None]
+    if os.name != "nt":
+        resource_tracker.ensure_running()  # its start ends with SIGINT unblocked
+    before = [signal.signal(one, lambda number, _: came.append(number)) for one in held]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if hasattr(signal, "pthread_sigmask") else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for one, handler in zip(held, before, strict=True):
+            signal.signal(one, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _serve(pipe: Connection, function: Callable[..., Any], options: dict[str, Any]) -> None:
     """What a process does: one task after another, until its parent closes the pipe or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there is no mask to inherit
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for name, value in options.items():
         jax.config.update(name, value)
@@ -168,6 +210,9 @@ def _serve(pipe: Connection, function: Callable[..., Any], options: dict[str, An
         try:
             task = pipe.recv()
         except EOFError:
+            return
+        except Exception as error:  # a module that can't be imported here, say
+            pipe.send((Lost(f"its process can't be given it: {type(error).__name__}: {error}"), None))
             return
         pipe.send((BEGUN, None))
         try:
@@ -182,4 +227,6 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)

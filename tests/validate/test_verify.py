@@ -129,14 +129,14 @@ def test_whatever_a_claim_does_wrong_is_its_own_affair(fault, tmp_path):
             raise SystemExit(0)
         if fault == "surrogate":
             raise ValueError("\udc80")
-        if fault == "x64":
-            jax.config.update("jax_enable_x64", False)
         title = r"$\foo{$" if fault == "figure" else "t"
         found = Evidence(
             {"row": identity(0.1, 1.0)},
             {"c": identity(5.0, 1.0)},
             [panel(title, ("x", [0, 1]), observed={"o": [1, 2]})],
         )
+        if fault == "x64":
+            jax.config.update("jax_enable_x64", False)
         return None if fault == "nothing" else found
 
     record, good = verify([check, make("x.good")], out=tmp_path)
