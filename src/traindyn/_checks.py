@@ -4,6 +4,7 @@ Shapes and types are always checked. Values are checked where they are known: no
 an index out of range is clamped by JAX and a number outside its domain gives what the formula gives.
 """
 
+import contextlib
 import difflib
 import operator
 from collections.abc import Iterable, Sequence
@@ -56,7 +57,9 @@ def as_array(name: str, x: Any) -> Array:
     if isinstance(x, jax.Array):
         return x
     try:
-        return jnp.asarray(x)
+        # Values of the host stay known inside jit, to functions that compute on the host and to checks.
+        with jax.ensure_compile_time_eval() if concrete(x) else contextlib.nullcontext():
+            return jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
         if isinstance(error, jax.errors.JAXTypeError):
             raise
