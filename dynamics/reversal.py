@@ -10,12 +10,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from .._checked import checked
-from .._checks import as_float, concrete
+from .._checks import as_float, check_positive_semidefinite, check_range, concrete, indices, integer, real
 from .flow import Flow
-from .scan_snap.decoder import Decoder, logit_gap
+from .scan_snap.decoder import Decoder, gap_after
 
 
 @checked
@@ -38,7 +38,8 @@ class Bilinear(Flow):
     once the width is large enough (`separation_exponent`); with `symmetric`, L_rev falls as L does.
 
     Source: Zhu et al. (arXiv 2405.04669), section 3, Theorems 1 and 2. **Raises** `ValueError` for bad shapes, for no
-    pairs, and for a pair of tokens that do not exist.
+    pairs, for a pair of tokens that do not exist, and for a `gram` that is not symmetric and positive semidefinite.
+    Inside `jit` only shapes are checked: a token that does not exist is none of the m there.
     """
 
     gram: Float[Array, "tokens tokens"] = eqx.field(converter=as_float)
@@ -49,10 +50,10 @@ class Bilinear(Flow):
     def __check_init__(self):
         if self.pairs.shape[0] == 0:
             raise ValueError("pairs must hold at least one pair, got none.")
-        if concrete(self.pairs):
-            tokens, last = np.asarray(self.pairs), self.gram.shape[0] - 1
-            if tokens.min() < 0 or tokens.max() > last:
-                raise ValueError(f"pairs must be tokens from 0 to {last}, got {tokens.min()} to {tokens.max()}.")
+        indices("pairs", self.pairs, self.gram.shape[0])
+        check_positive_semidefinite("gram", self.gram)
+        if self.start is not None:
+            real("start", self.start)
 
     @classmethod
     @checked
@@ -80,7 +81,7 @@ class Bilinear(Flow):
     def loss(self, c: Float[Array, "tokens tokens"], pairs: Int[Array, "n 2"] | None = None) -> Float[Array, ""]:
         """The mean `−ln p(y|x)` of the trained pairs, or of others: the reversal loss is that of the untrained
         reversals."""
-        pairs = self.pairs if pairs is None else pairs
+        pairs = self.pairs if pairs is None else indices("pairs", pairs, self.gram.shape[0])
         logits = self.logits(c)[pairs[:, 0]]
         own = jnp.take_along_axis(logits, pairs[:, 1:], axis=1)
         others = jnp.where(jnp.arange(logits.shape[1])[None] == pairs[:, 1:], -jnp.inf, logits - own)
@@ -88,7 +89,7 @@ class Bilinear(Flow):
 
     @checked
     def __call__(
-        self, t: ArrayLike, y: Float[Array, "tokens tokens"], args: Any = None
+        self, t: Real[ArrayLike, ""], y: Float[Array, "tokens tokens"], args: Any = None
     ) -> Float[Array, "tokens tokens"]:
         x, target = (jax.nn.one_hot(self.pairs[:, i], self.gram.shape[0], dtype=y.dtype) for i in (0, 1))
         logits = (x @ self.gram) @ y @ self.gram
@@ -108,11 +109,19 @@ def separation_exponent(
     learned, one where it is learned as the rest is.
 
     Source: Zhu et al. (arXiv 2405.04669), Theorem 1, which bounds this number. By it, as L reaches c,
-    `L_rev ≥ L_rev(0) (c/L(0))^ε` (Theorem 2).
+    `L_rev ≥ L_rev(0) (c/L(0))^ε` (Theorem 2). NaN for a run with NaN in it.
+
+    **Raises** `ValueError` for losses that are negative, or zero at the start; inside `jit` they give NaN.
     """
-    fallen = jnp.log(loss / loss[:1])
-    ratio = jnp.log(reversal_loss / reversal_loss[:1]) / jnp.where(fallen < 0, fallen, 1)
-    return jnp.max(jnp.where(fallen < 0, jnp.maximum(ratio, 0), 0), axis=0)
+    for name, x in (("loss", loss), ("reversal_loss", reversal_loss)):
+        if concrete(x):
+            values = np.nan_to_num(np.asarray(x), nan=1.0)
+            check_range(name, values, least=0)
+            check_range(f"the first {name}", values[:1], above=0)
+    fallen, risen = jnp.log(loss / loss[:1]), jnp.log(reversal_loss / reversal_loss[:1])
+    ratio = risen / jnp.where(fallen < 0, fallen, 1)
+    least = jnp.where(fallen < 0, jnp.maximum(ratio, 0), 0)
+    return jnp.max(jnp.where(jnp.isnan(fallen) | jnp.isnan(risen), jnp.nan, least), axis=0)
 
 
 @checked
@@ -137,32 +146,32 @@ class OneLayer(Flow):
     **Closed form:** `k (e^D − 1) + (M − k) D = M η t/N` from zero.
 
     Source: Zhu et al. (arXiv 2405.04669), section 4, Theorems 3 and 4, which bound these probabilities as t → ∞; in
-    closed form for all t here. **Raises** `ValueError` unless `outputs > targets ≥ 1`.
+    closed form for all t here. **Raises** `ValueError` unless `outputs > targets ≥ 1`, `sentences` and `eta` are
+    positive, where they are known: inside `jit` only `targets` is checked.
     """
 
-    outputs: Float[Array, "*batch"] = eqx.field(converter=as_float)
-    sentences: Float[Array, "*batch"] = eqx.field(converter=as_float)
-    eta: Float[Array, "*batch"] = eqx.field(converter=as_float, default=1.0)
+    outputs: Float[Array, "..."] = eqx.field(converter=as_float)
+    sentences: Float[Array, "..."] = eqx.field(converter=as_float)
+    eta: Float[Array, "..."] = eqx.field(converter=as_float, default=1.0)
     targets: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
-        if self.targets < 1 or (concrete(self.outputs) and not np.all(np.asarray(self.outputs) > self.targets)):
-            raise ValueError(
-                f"targets must be at least 1 and below outputs, got targets={self.targets}, outputs={self.outputs}."
-            )
+        integer("targets", self.targets, least=1)
+        real("outputs", self.outputs, above=self.targets)
+        real("sentences", self.sentences, above=0)
+        real("eta", self.eta, above=0)
 
     @checked
-    def __call__(self, t: ArrayLike, y: Float[Array, "*batch"], args: Any = None) -> Float[Array, "*batch"]:
+    def __call__(self, t: Real[ArrayLike, "..."], y: Float[Array, "..."], args: Any = None) -> Float[Array, "..."]:
         k = self.targets
         return self.eta * self.outputs / self.sentences / (k * jnp.exp(y) + self.outputs - k)
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[ArrayLike, "*batch"] = 0.0) -> Float[Array, "*batch"]:
+    def exact(self, t: Real[ArrayLike, "..."], y0: Real[ArrayLike, "..."] = 0.0) -> Float[Array, "..."]:
         """The gap at the time `t`."""
         m, k = self.outputs, self.targets
-        others, y0 = (m - k) / k, jnp.asarray(y0, m.dtype)
-        passed = m * self.eta / self.sentences * jnp.asarray(t, m.dtype) / k
-        return logit_gap(passed + jnp.expm1(y0) + others * y0, others)
+        pushed = m * self.eta / self.sentences * jnp.asarray(t, m.dtype) / k
+        return gap_after(pushed, (m - k) / k, jnp.asarray(y0, m.dtype))
 
     @checked
     def visits(self, number: int) -> Float[Array, " number_and_one"]:
@@ -172,14 +181,15 @@ class OneLayer(Flow):
         **Raises** `ValueError` for more than one target."""
         if self.targets != 1:
             raise ValueError(f"targets must be 1 for visits, got {self.targets}.")
+        integer("number", number, least=0)
         return self.outputs * Decoder(self.outputs, 1.0, self.eta).visits(number)
 
     @checked
-    def seen(self, gap: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+    def seen(self, gap: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """The probability of each target, `e^D/(k e^D + M − k)`. What it lacks to 1/k is `(M − k)/k` times `unseen`."""
         return 1 / (self.targets + (self.outputs - self.targets) * jnp.exp(-jnp.asarray(gap, self.outputs.dtype)))
 
     @checked
-    def unseen(self, gap: Float[ArrayLike, "*batch"]) -> Float[Array, "*batch"]:
+    def unseen(self, gap: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """The probability of each other token, `1/(k e^D + M − k)`."""
         return jnp.exp(-jnp.asarray(gap, self.outputs.dtype)) * self.seen(gap)

@@ -56,8 +56,8 @@ def _gap_jvp(primals, tangents):
 
 
 def gap_after(
-    pushed: Float[Array, "*batch"], others: Float[Array, "*batch"], start: Float[Array, "*batch"]
-) -> Float[Array, "*batch"]:
+    pushed: Float[Array, "..."], others: Float[Array, "..."], start: Float[Array, "..."]
+) -> Float[Array, "..."]:
     """The root x of `e^x + others·x = e^start + others·start + pushed`. From a start above zero by the equation divided
     by `e^start`, which overflows otherwise."""
     up, down = jnp.maximum(start, 0), jnp.minimum(start, 0)

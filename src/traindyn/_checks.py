@@ -186,6 +186,21 @@ def mask(name: str, x: Any, shape: Shape | None = None, sizes: dict[str, int] | 
     return x.astype(bool)
 
 
+def check_positive_semidefinite(name: str, x: Any) -> None:
+    """Raises `ValueError` unless the matrices of `x`, if their values are known, are symmetric and have no negative
+    eigenvalue, to 1e-5 of the largest."""
+    if not concrete(x):
+        return
+    values = np.asarray(x, float)
+    check_range(name, values)
+    if not np.allclose(values, values.swapaxes(-1, -2), rtol=0, atol=1e-5 * np.abs(values).max(initial=0)):
+        raise ValueError(f"{name} must hold symmetric matrices, got some that are not.")
+    eigenvalues = np.linalg.eigvalsh(values)
+    lowest = eigenvalues.min(initial=0)
+    if lowest < -1e-5 * np.abs(eigenvalues).max(initial=0):
+        raise ValueError(f"{name} must be positive semidefinite, got an eigenvalue of {lowest:.3g}.")
+
+
 def strings(name: str, x: Any) -> tuple[str, ...]:
     """`x` as a tuple of strings: one string is one, never its letters."""
     found = (x,) if isinstance(x, str) else tuple(x) if isinstance(x, Iterable) else (x,)

@@ -78,12 +78,18 @@ def test_flow_works_under_vmap_and_jit_over_everything():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     (
-        ((jnp.eye(6)[:5], PAIRS), r"gram must have shape \(5, 5\), got \(5, 6\)"),
+        ((jnp.eye(6)[:5], PAIRS), r"gram must have shape \(tokens, tokens\), got \(5, 6\)"),
         ((jnp.eye(6), PAIRS[:, :1]), r"pairs must have shape \(pairs, 2\)"),
         ((jnp.eye(6), PAIRS[:0]), "at least one pair"),
-        ((jnp.eye(3), PAIRS), "tokens from 0 to 2, got 0 to 3"),
-        ((jnp.eye(6), PAIRS - 1), "got -1 to 2"),
+        ((jnp.eye(3), PAIRS), "pairs must lie from 0 to 2, got 3"),
+        ((jnp.eye(6), PAIRS - 1), "pairs must lie from 0 to 5, got -1"),
         ((jnp.eye(6), PAIRS, jnp.eye(5)), r"start must have shape \(6, 6\)"),
+        ((jnp.ones(()), PAIRS), r"gram must have shape \(tokens, tokens\), got \(\)"),
+        ((jnp.eye(6), PAIRS.astype(float)), "pairs must be integers"),
+        ((jnp.eye(6).at[0, 1].set(1.0), PAIRS), "gram must hold symmetric matrices"),
+        ((-jnp.eye(6), PAIRS), "gram must be positive semidefinite, got an eigenvalue of -1"),
+        ((jnp.eye(6) * jnp.nan, PAIRS), "gram must be finite"),
+        ((jnp.eye(6), PAIRS, jnp.eye(6) * jnp.nan), "start must be finite"),
     ),
 )
 def test_bad_input_is_named(as_users, arguments, message):
@@ -133,11 +139,48 @@ def test_visits_are_stochastic_gradient_descent():
     np.testing.assert_allclose(OneLayer(12, 1, 0.8).visits(40), gaps, rtol=1e-13)
 
 
-def test_one_layer_names_what_is_wrong():
-    with pytest.raises(ValueError, match="targets=3, outputs=3"):
-        OneLayer(3, 5, targets=3)
-    with pytest.raises(ValueError, match="targets must be 1 for visits, got 2"):
-        OneLayer(9, 5, targets=2).visits(3)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    (
+        (lambda: OneLayer(3, 5, targets=3), "outputs must be above 3, got 3.0"),
+        (lambda: OneLayer(3, 5, targets=0), "targets must be an integer of at least 1, got 0"),
+        (lambda: OneLayer(10, 0), "sentences must be above 0, got 0.0"),
+        (lambda: OneLayer(10, -1), "sentences must be above 0, got -1.0"),
+        (lambda: OneLayer(9, 5, targets=2).visits(3), "targets must be 1 for visits, got 2"),
+        (lambda: OneLayer(9, 5).visits(-3), "number must be an integer of at least 0, got -3"),
+        (
+            lambda: Bilinear(jnp.eye(6), PAIRS).loss(jnp.eye(6), jnp.array([[5, 7]])),
+            "pairs must lie from 0 to 5, got 7",
+        ),
+        (lambda: Bilinear(jnp.eye(6), PAIRS)(0.0, jnp.eye(2)), r"y must have shape \(6, 6\), got \(2, 2\)"),
+        (lambda: Bilinear.of(jnp.ones((3, 4)), [[0, 1]], jnp.eye(3)), r"theta must have shape \(4, 4\), got \(3, 3\)"),
+        (lambda: separation_exponent(jnp.array([1.0, -2]), jnp.ones(2)), "loss must be at least 0, got -2.0"),
+        (lambda: separation_exponent(jnp.array([0.0, 1]), jnp.ones(2)), "first loss must be above 0, got 0.0"),
+        (lambda: separation_exponent(jnp.ones(2), jnp.array([0.0, 1])), "first reversal_loss must be above 0, got 0.0"),
+    ),
+)
+@pytest.mark.usefixtures("as_users")
+def test_methods_name_what_is_wrong(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_run_that_diverged_has_no_exponent():
+    loss = jnp.array([1.0, 0.5, jnp.nan])
+    for pair in ((loss, jnp.ones(3)), (jnp.ones(3), loss)):
+        assert jnp.isnan(separation_exponent(*pair)) and jnp.isnan(jax.jit(separation_exponent)(*pair))
+    assert float(separation_exponent(jnp.array([1.0, 0.5, 0.0]), jnp.ones(3))) == 0  # learned to the last digit
+    assert jnp.isnan(jax.jit(separation_exponent)(jnp.array([1.0, -0.5]), jnp.ones(2)))
+
+
+def test_fields_of_one_layer_broadcast():
+    gaps = OneLayer(jnp.array([10.0, 50.0]), 3).exact(2.0)
+    np.testing.assert_allclose(gaps, [OneLayer(m, 3).exact(2) for m in (10, 50)], rtol=1e-14)
+
+
+def test_integers_are_the_numbers_they_mean():
+    flow = Bilinear.of(np.eye(6, dtype=int), PAIRS)
+    np.testing.assert_array_equal(flow(0, np.eye(6, dtype=int)), Bilinear(jnp.eye(6), PAIRS)(0.0, jnp.eye(6)))
 
 
 def test_separation_exponent_is_the_power_that_holds():
