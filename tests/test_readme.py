@@ -37,8 +37,15 @@ def test_the_optimiser_is_made_and_its_bytes_counted(tmp_path):
     assert int(run.stdout) == bases + low + whole + 4 * (3 + 2 * 3) == 1040820
 
 
+def test_what_galore_projects_is_printed_as_shown(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.split(BLOCKS[4] + "```\n\n```\n")[1].split("```")[0]
+    run = subprocess.run([sys.executable, "-c", BLOCKS[4]], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line.rstrip() for line in run.stdout.splitlines()] == shown.splitlines()
+
+
 def test_the_users_own_claim_runs(tmp_path):
-    (tmp_path / "my_claims.py").write_text(BLOCKS[4], encoding="utf-8")
+    (tmp_path / "my_claims.py").write_text(BLOCKS[5], encoding="utf-8")
     command = [
         sys.executable,
         "-m",
