@@ -29,21 +29,23 @@ class Checkpoints:
     def __init__(self, folder: Path):
         import orbax.checkpoint as ocp  # takes a second, which the other commands need not wait for
 
-        self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
-        self.args = ocp.args
+        self.folder, self.orbax = folder.absolute(), ocp
+        self.manager: Any = None  # made when all that is damaged is out of its way
 
     def steps(self) -> list[int]:
         """Those that are there, the newest first."""
-        return sorted(self.manager.all_steps(), reverse=True)
+        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def save(self, step: int, arrays: Mapping[str, Array], seals: Sequence[bytes]) -> None:
         """**Raises** `OSError` where it can't be written."""
+        if self.manager is None:
+            options = self.orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+            self.manager = self.orbax.CheckpointManager(self.folder, options=options)
         digests = [*seals, _digest(arrays)]
         sealed = {**arrays, _SEAL: jnp.asarray(np.frombuffer(b"".join(digests), np.uint8))}
         try:
-            self.manager.save(step, args=self.args.StandardSave(sealed))
+            self.manager.save(step, args=self.orbax.args.StandardSave(sealed))
             sync_folder(self.folder)
         except Exception as error:  # TensorStore has errors of its own for a full disk
             full = "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
@@ -58,7 +60,8 @@ class Checkpoints:
         """
         wanted = {**like, _SEAL: jax.ShapeDtypeStruct(((seals + 1) * _BYTES,), jnp.uint8)}
         try:
-            found = self.manager.restore(step, args=self.args.StandardRestore(wanted))
+            with self.orbax.StandardCheckpointer() as files:  # the manager would trust in what the newest looks like
+                found = files.restore(self.folder / str(step) / "default", wanted)
         except Exception as error:  # Orbax, TensorStore and JSON each have their own for a damaged file
             raise Damaged(f"it can't be read: {_brief(error)}") from error
         sealed = np.asarray(found.pop(_SEAL)).tobytes()
@@ -72,11 +75,11 @@ class Checkpoints:
         place = self.folder.with_name(f"damaged-checkpoint-{step}")
         shutil.rmtree(place, ignore_errors=True)
         (self.folder / str(step)).rename(place)
-        self.manager.reload()
         return place
 
     def close(self) -> None:
-        self.manager.close()
+        if self.manager is not None:
+            self.manager.close()
 
 
 def _digest(arrays: Mapping[str, Any]) -> bytes:

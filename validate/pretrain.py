@@ -399,10 +399,12 @@ class _Run:
 
     def _cut_metrics(self) -> None:
         """Drops what was recorded after the checkpoint, a line half written too."""
-        lines = [line for line, _ in _records(self.folder.metrics)]
-        if lines and not self.done:
-            click.echo(f"Warning: {self.folder.out} has no checkpoint yet: the run begins again.", err=True)
-        write(self.folder.metrics, b"".join(_until(_records(self.folder.metrics), self.done)))
+        path, records = self.folder.metrics, _records(self.folder.metrics)
+        if records and not self.done:
+            click.echo(f"Warning: {self.folder.out} has no checkpoint: the run begins again.", err=True)
+        if path.exists() and path.read_bytes()[sum(len(line) for line, _ in records) :].endswith(b"\n"):
+            click.echo(f"Warning: {path} can't be read after line {len(records)}: the rest is dropped.", err=True)
+        write(path, b"".join(_until(records, self.done)))
 
     def _record(self, file: io.BufferedWriter, lines: list[dict[str, Any]]) -> None:
         """Adds lines to `metrics.jsonl`. Raises `OSError` which names it."""
