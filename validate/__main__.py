@@ -43,10 +43,11 @@ class _Program(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except BrokenPipeError:  # whoever read the output is gone, as `head` is; nor can the rest be flushed at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            if error.filename is None:
-                raise
-            click.echo(f"Error: {error.filename}: {error.strerror}. What was finished before is kept.", err=True)
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"Error: {where}{error.strerror or error}. What was finished before is kept.", err=True)
         except Exception:
             traceback.print_exc()
         sys.exit(CRASHED)
@@ -336,7 +337,7 @@ def _all_claims(modules: Iterable[str]) -> list[Claim]:
     for point in entry_points(group="traindyn.claims"):
         try:
             claims += _as_claims(point.load())
-        except Exception as error:  # somebody else's package must not end every command
+        except (Exception, SystemExit) as error:  # somebody else's package must not end every command
             click.echo(f"Warning: the claims of {point.value} are left out: {_brief(error)}", err=True)
     for name in modules:
         claims += _claims_of(name)
@@ -360,7 +361,7 @@ def _claims_of(name: str) -> Sequence[Claim]:
         else:
             module = importlib.import_module(name)
         return _as_claims(module.CLAIMS)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise click.BadParameter(f"cannot take claims from {name}: {_brief(error)}", param_hint="--claims") from error
 
 
@@ -370,7 +371,7 @@ def _as_claims(found: object) -> Sequence[Claim]:
     return found
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     """One line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 

@@ -79,8 +79,8 @@ def run_apart(
             while open_tasks and (len(workers) < jobs or any(worker.idle for worker in workers)):
                 free = next((worker for worker in workers if worker.idle), None)
                 if free is None:
-                    free = _Worker(function, time_limit)
-                    workers.append(free)
+                    with _signals_held_back():  # else a process could be started and not be known
+                        workers.append(free := _Worker(function, time_limit))
                 free.give(*open_tasks.popleft())
             if not workers:
                 return

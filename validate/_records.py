@@ -1,15 +1,17 @@
 """What claims found, on disk: `results.json`, which several runs and processes may share."""
 
+import ast
 import functools
 import hashlib
 import inspect
 import json
 import platform
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from .. import _files
 from .claim import Claim, Setting
@@ -27,13 +29,10 @@ def versions() -> dict[str, str]:
 
 def key_of(claim: Claim, setting: Setting) -> str:
     """A digest of all that decides a result: the setting, the text of the corpus, the code of the claim and of this
-    library, and the versions of the others."""
+    library, the versions of the others, and the device."""
     parts = [setting.scale, setting.seed, str(setting.dtype), setting.corpus_digest, claim.name, _code_of(claim)]
+    parts.append(jax.devices()[0].device_kind)
     return _digest(json.dumps([*parts, _library(), versions()]))
-
-
-def corpus_digest(text: str) -> str:
-    return _digest(text)
 
 
 def _digest(text: str | bytes) -> str:
@@ -53,8 +52,8 @@ def _rooms() -> list[Path]:
 
 
 def _code_of(claim: Claim) -> str:
-    """The file that defines a claim, and those of its folder that are imported beside it; where there is no file, as
-    in a notebook, the function itself."""
+    """The file that defines a claim, and those that it imports from beside it; where there is no file, as in a
+    notebook, the function itself. Code that is installed elsewhere counts only if its version is among `versions`."""
     check = inspect.unwrap(claim.check)
     try:
         file = Path(inspect.getsourcefile(check) or "")
@@ -65,12 +64,35 @@ def _code_of(claim: Claim) -> str:
         return _digest(code.co_code + repr((code.co_consts, code.co_names)).encode())
     if any(file.resolve().is_relative_to(room) for room in (_PACKAGE.resolve(), *_rooms())):
         return claim.name  # its file is part of the library
-    places = {file.resolve()}
-    for module in list(sys.modules.values()):
-        other = getattr(module, "__file__", None)
-        if other and other.endswith(".py") and Path(other).parent.resolve() == file.resolve().parent:
-            places.add(Path(other).resolve())
-    return _digest(b"".join(place.read_bytes() for place in sorted(places)))
+    return _digest(b"".join(place.read_bytes() for place in _with_imports(file.resolve())))
+
+
+def _with_imports(file: Path) -> list[Path]:
+    """A file and all that its imports reach in its folder; if that is a package, every file of it. Read off the text:
+    which modules are loaded at the moment differs between processes."""
+    root = file.parent
+    while (root / "__init__.py").is_file() and root != root.parent:
+        root = root.parent
+    if root != file.parent:
+        return sorted((root / file.relative_to(root).parts[0]).rglob("*.py"))
+    found, open_files = {file}, [file]
+    while open_files:
+        for name in _imported(open_files.pop()):
+            places = {root / f"{name}.py"} if (root / f"{name}.py").is_file() else {*(root / name).rglob("*.py")}
+            open_files += places - found
+            found |= places
+    return sorted(found)
+
+
+def _imported(file: Path) -> set[str]:
+    """The first part of each name that a file imports."""
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (SyntaxError, ValueError):
+        return set()
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.split(".")[0] for name in names}
 
 
 def seal(record: Record) -> Record:
@@ -125,4 +147,19 @@ def merge(folder: Path, new: Sequence[Record]) -> list[Record]:
         found = list(records.values())
         text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         _files.write(folder / "results.json", text)
+    return found
+
+
+def places(folder: Path, claims: Sequence[Claim], setting: Setting) -> dict[str, Path]:
+    """Where each claim's files go: the folder of its name, or one inside where that belongs to another setting."""
+    label = f"{setting.scale}-seed{setting.seed}-{setting.dtype}-{setting.corpus_digest[:8]}"
+    found = {}
+    with _files.locked(folder, wait=-1.0):
+        for claim in claims:
+            place = folder / claim.name
+            owner = place / ".setting"
+            if not owner.exists():
+                place.mkdir(parents=True, exist_ok=True)
+                _files.write(owner, label)
+            found[claim.name] = place if owner.read_text() == label else place / label
     return found

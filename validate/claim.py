@@ -373,14 +373,20 @@ class Claim:
             )
         choice("kind", self.kind, ("identity", "limit", "statistic"))
         check_callable("check", self.check)
-        for name in ("paper", "statement", "source", "control"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a string, got {describe(getattr(self, name))}.")
         object.__setattr__(self, "assumptions", strings("assumptions", self.assumptions))
+        for name in ("paper", "statement", "source", "control"):
+            _check_text(name, getattr(self, name))
+        for assumption in self.assumptions:
+            _check_text("assumptions", assumption)
 
     def __reduce__(self):
         """Travels to another process as the name it has in its module."""
         return _find, (self.check.__module__, self.check.__qualname__)
+
+
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str) or text.encode("utf-8", "ignore").decode() != text:
+        raise ValueError(f"{name} must be a string without lone surrogates, got {describe(text)}.")
 
 
 def _find(module: str, name: str) -> Claim:

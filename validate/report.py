@@ -121,7 +121,7 @@ def summary(records: Sequence[dict[str, Any]]) -> str:
 
 def _why(record: dict[str, Any]) -> str:
     if record["failure"]:
-        return "undecided, the check raised " + record["failure"].splitlines()[0]
+        return "undecided: " + record["failure"].splitlines()[0]
     rows = [
         f"{r['name']}: {r['measured_text']}, needs {r['bound_text']}" for r in record["rows"] if r["verdict"] != "holds"
     ]

@@ -1,5 +1,6 @@
 """Checks claims and keeps what each one found, so that an interrupted run loses nothing."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -68,12 +69,15 @@ def verify(
         for claim in claims:
             if claim.name in done:
                 found(done[claim.name])
-        places = {claim.name: None if folder is None else _place(folder, claim, setting) for claim in claims}
+        places = dict.fromkeys(claim.name for claim in claims)
+        if folder is not None:
+            places = _records.places(folder, [claim for claim in claims if claim.name not in done], setting)
         tasks = [(claim, setting, places[claim.name]) for claim in claims if claim.name not in done]
-        for record in _checked_records(tasks, jobs, time_limit):
-            if folder is not None:
-                _records.merge(folder, [record])
-            found(record)
+        with contextlib.closing(_checked_records(tasks, jobs, time_limit)) as checked_records:
+            for record in checked_records:
+                if folder is not None:
+                    _records.merge(folder, [record])
+                found(record)
     finally:
         if folder is not None and records:
             _files.write(folder / "report.html", report.html(_of_setting(folder, setting), folder))
@@ -109,7 +113,7 @@ def _finished(folder: Path, claims: list[Claim], setting: Setting, resume: bool)
     changed = sorted(name for name, record in mine.items() if record["key"] != keys[name] and not record["failure"])
     if changed:
         warnings.warn(
-            f"checked again, for their code, the library or its versions have changed: {', '.join(changed)}",
+            f"checked again because their code, the library, versions or the device have changed: {', '.join(changed)}",
             stacklevel=3,
         )
     return {name: record for name, record in mine.items() if record["key"] == keys[name] and not record["failure"]}
@@ -135,15 +139,6 @@ def _of_setting(folder: Path, setting: Setting) -> list[Record]:
     return [record for record in _records.read(folder) if _same_setting(record, setting)]
 
 
-def _place(folder: Path, claim: Claim, setting: Setting) -> Path:
-    """Where a claim's files go: the folder of its name, or one inside where another setting has that."""
-    others = [r for r in _records.read(folder) if r["name"] == claim.name and not _same_setting(r, setting)]
-    place = folder / claim.name
-    if any(record["folder"] == claim.name for record in others):
-        place /= f"{setting.scale}-seed{setting.seed}-{setting.dtype}-{setting.corpus_digest[:8]}"
-    return place
-
-
 def _checked_records(
     tasks: list[tuple[Claim, Setting, Path | None]], jobs: int, time_limit: float | None
 ) -> Iterator[Record]:
@@ -155,12 +150,13 @@ def _checked_records(
             f"claims must stand at the top level of a module, under their own name, to have a time limit: "
             f"{', '.join(claim.name for claim, *_ in here)} can't be given to another process."
         )
-    start = time.perf_counter()
-    for number, record in _pool.run_apart(_check, apart, jobs=min(jobs, len(apart)), time_limit=time_limit):
-        if isinstance(record, _pool.Lost):
-            claim, setting, _ = apart[number]
-            record = record_of(claim, Evidence({}, {}), setting, time.perf_counter() - start, record.reason)
-        yield record
+    running = _pool.run_apart(_check, apart, jobs=min(jobs, len(apart)), time_limit=time_limit)
+    with contextlib.closing(running):
+        for number, record in running:
+            if isinstance(record, _pool.Lost):
+                claim, setting, _ = apart[number]
+                record = record_of(claim, Evidence({}, {}), setting, record.seconds, record.reason)
+            yield record
     for task in here:
         yield _check(*task)
         if len(here) > 1:
@@ -175,7 +171,7 @@ def _check(claim: Claim, setting: Setting, place: Path | None) -> Record:
         if not isinstance(evidence, Evidence):
             raise TypeError(f"a check must return Evidence(rows=..., control=...), got {describe(evidence)}.")
         record = record_of(claim, evidence, setting, time.perf_counter() - start)
-        json.dumps(record, allow_nan=False)
+        json.dumps(record, allow_nan=False, ensure_ascii=False).encode()
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)
             arrays = arrays_of(evidence.panels)
@@ -184,10 +180,13 @@ def _check(claim: Claim, setting: Setting, place: Path | None) -> Record:
             _files.write(place / "figure.png", lambda f: picture.savefig(f, dpi=100, format="png"))
             record = _records.seal(record | {"folder": place.relative_to(_out_of(place, claim)).as_posix()})
         return record
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit among them
         if isinstance(error, OSError) and place is not None and _concerns(error, place):
             raise  # a full disk is not the claim's fault
-        failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        summary = "".join(traceback.format_exception_only(error))
+        failure = f"{summary}{traceback.format_exc()}"
         return record_of(claim, Evidence({}, {}), setting, time.perf_counter() - start, failure)
     finally:
         jax.config.update("jax_enable_x64", x64)

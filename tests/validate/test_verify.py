@@ -105,7 +105,7 @@ def test_results_of_other_code_corpora_and_versions_are_not_resumed(tmp_path, mo
     assert [run(short), run(short), run(long), run(short)] == [5, 5, 13, 5]
     assert seen == [5, 13], "one file name, two texts"
     monkeypatch.setattr(_records, "versions", lambda: {"jax": "0.0"})
-    with pytest.warns(UserWarning, match="checked again, for .* have changed: x.words"):
+    with pytest.warns(UserWarning, match="checked again because .* have changed: x.words"):
         run(short)
     assert seen == [5, 13, 5]
 
