@@ -6,13 +6,14 @@ Time is `t = learning_rate × step`. The gradient G is the direction of descent,
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import expm
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from .._checked import checked
-from .._checks import as_float, concrete, require
+from .._checks import as_float, check_positive_semidefinite, concrete, real
 from .flow import Flow
 
 
@@ -53,8 +54,8 @@ class ReversibleGradient(Flow):
     others, and with it the stable rank of G tends to the stable rank of that part (Lemma 3.3). **Values that work:**
     up to `rows × columns` of some hundreds, for the closed form is a function of a matrix of that order.
 
-    Source: GaLore, Theorem 3.2 and Lemma 3.3. **Raises** `ValueError` for shapes that do not fit, and for B or C that
-    are not symmetric, where their values are known.
+    Source: GaLore, Theorem 3.2 and Lemma 3.3. **Raises** `ValueError` for shapes that do not fit, for no samples, and
+    for B or C that are not symmetric or have negative eigenvalues, where their values are known: not inside `jit`.
     """
 
     a: Float[Array, "samples rows columns"] = eqx.field(converter=as_float)
@@ -62,14 +63,16 @@ class ReversibleGradient(Flow):
     c: Float[Array, "samples columns columns"] = eqx.field(converter=as_float)
 
     def __check_init__(self):
-        for name, x in (("b", self.b), ("c", self.c)):
-            if concrete(x):
-                x = np.asarray(x)
-                same = np.allclose(x, x.swapaxes(1, 2), rtol=0, atol=1e-5 * np.abs(x).max(initial=0))
-                require(x, same, f"{name} must hold symmetric matrices, got some that are not.")
+        if 0 in self.a.shape:
+            raise ValueError(f"a must have at least one sample, row and column, got shape {self.a.shape}.")
+        real("a", self.a)
+        check_positive_semidefinite("b", self.b)
+        check_positive_semidefinite("c", self.c)
 
     @checked
-    def __call__(self, t: ArrayLike, y: Float[Array, "rows columns"], args: Any = None) -> Float[Array, "rows columns"]:
+    def __call__(
+        self, t: Real[ArrayLike, ""], y: Float[Array, "rows columns"], args: Any = None
+    ) -> Float[Array, "rows columns"]:
         return jnp.mean(self.a - self.b @ y[None] @ self.c, axis=0)
 
     def operator(self) -> Float[Array, "modes modes"]:
@@ -83,9 +86,15 @@ class ReversibleGradient(Flow):
         return values, vectors.T.reshape(-1, *self.a.shape[1:])
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
+    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
         """The state at time `t`. By the exponential of a matrix rather than by the eigenvectors of S: that is
-        differentiable where eigenvalues coincide, too."""
+        differentiable where eigenvalues coincide, too. Slow modes lose digits as `‖S‖t` grows: `‖S‖t eps` of what they
+        move. Raises `ValueError` for `‖S‖|t|` above 2³², in the 1-norm; inside `jit` the state is NaN there."""
+        real("t", t)
+        if concrete((self, t)):
+            norm = float(np.max(np.sum(np.abs(np.asarray(self.operator())), axis=0)))
+            if not norm * abs(float(t)) <= 2.0**32:
+                raise ValueError(f"t must be at most {2.0**32 / norm:.4g} in size, 2³² over the norm of S, got {t}.")
         start = self(0.0, y0)
         # d/dt (W − W₀, 1) = [[−S, G(0)], [0, 0]] (W − W₀, 1)
         matrix = jnp.pad(-self.operator(), ((0, 1), (0, 1))).at[:-1, -1].set(start.ravel())
@@ -95,13 +104,14 @@ class ReversibleGradient(Flow):
     @checked
     def split(self, gradient: Float[Array, "rows columns"], tolerance: float | None = None) -> Split:
         """Splits a gradient by the smallest eigenvalue of S. Eigenvalues within `tolerance` of it, in units of the
-        largest, count as the same: by default `eps^⅔`, 4e-11 in float64 and 2e-5 in float32."""
-        values, modes = self.modes()
+        largest, count as the same: by default `eps^⅔`, 4e-11 in float64 and 2e-5 in float32. First derivatives are
+        right where eigenvalues coincide; those of an eigenvalue λ₁ or λ₂ that is not simple do not exist."""
+        operator = self.operator()
+        values = jnp.linalg.eigvalsh(operator)
         tolerance = float(jnp.finfo(values.dtype).eps) ** (2 / 3) if tolerance is None else tolerance
-        slow = values <= values[0] + jnp.asarray(tolerance, values.dtype) * values[-1]
-        inside = jnp.einsum("kij,ij->k", modes, gradient)
-        parallel = jnp.einsum("k,kij->ij", jnp.where(slow, inside, 0.0), modes)
-        second = jnp.min(jnp.where(slow, jnp.inf, values))
+        tolerance = jnp.asarray(real("tolerance", tolerance, least=0), values.dtype)
+        parallel = (_slow_part(operator, tolerance) @ gradient.ravel()).reshape(gradient.shape)
+        second = jnp.min(jnp.where(_slow(values, tolerance), jnp.inf, values))
         return Split(parallel, gradient - parallel, values[0], second, values[-1])
 
     @checked
@@ -114,8 +124,11 @@ class ReversibleGradient(Flow):
         """The flow of X where `W = W₀ + P X Qᵀ` moves by the projected gradient `R = Pᵀ G Q` (GaLore with fixed
         projections and without a normalisation). It has the same form, with `Pᵀ B_i P` and `Qᵀ C_i Q`.
 
-        `p` P and `q` Q have orthonormal columns; `y0` W₀ is where X = 0. Source: GaLore, Definition 3.6, Theorem 3.8.
+        `p` P and `q` Q have orthonormal columns, else a `ValueError` where they are known; `y0` W₀ is where X = 0.
+        Source: GaLore, Definition 3.6, Theorem 3.8.
         """
+        _check_orthonormal("p", p)
+        _check_orthonormal("q", q)
         a = p.T @ (self.a - self.b @ y0[None] @ self.c) @ q
         return ReversibleGradient(a, p.T @ self.b @ p, q.T @ self.c @ q)
 
@@ -125,9 +138,44 @@ class ReversibleGradient(Flow):
         return jnp.mean(jnp.linalg.eigvalsh(self.b)[:, 0] * jnp.linalg.eigvalsh(self.c)[:, 0])
 
 
+def _check_orthonormal(name: str, x: Float[Array, "rows columns"]) -> None:
+    if concrete(x):
+        values = np.asarray(x, float)
+        off = np.max(np.abs(values.T @ values - np.eye(values.shape[1])), initial=0)
+        if not off < 1e-3:
+            raise ValueError(
+                f"{name} must have orthonormal columns, got {name}ᵀ{name} that is {off:.2g} off the identity."
+            )
+
+
+def _slow(values: Float[Array, " modes"], tolerance: Float[Array, ""]) -> Bool[Array, " modes"]:
+    return values <= values[0] + tolerance * values[-1]
+
+
+@jax.custom_jvp
+def _slow_part(operator: Float[Array, "modes modes"], tolerance: Float[Array, ""]) -> Float[Array, "modes modes"]:
+    """The projection onto the eigenspace of the smallest eigenvalue."""
+    values, vectors = jnp.linalg.eigh(operator)
+    vectors = jnp.where(_slow(values, tolerance), vectors, 0.0)
+    return vectors @ vectors.T
+
+
+@_slow_part.defjvp
+def _slow_part_jvp(primals, tangents):
+    """The derivative of a function f of a symmetric matrix needs `(f(λ_i) − f(λ_j))/(λ_i − λ_j)` only (Daleckii and
+    Krein), which is zero within the slow modes and within the others, where JAX's own of `eigh` divides by zero."""
+    values, vectors = jnp.linalg.eigh(primals[0])
+    slow = _slow(values, primals[1])
+    across = slow[:, None] != slow[None, :]
+    apart = jnp.where(across, -jnp.abs(values[:, None] - values[None, :]), 1.0)
+    moved = (tangents[0] + tangents[0].T) / 2
+    change = jnp.where(across, vectors.T @ moved @ vectors / apart, 0.0)
+    return _slow_part(*primals), vectors @ change @ vectors.T
+
+
 @checked
 def stable_rank_bound(
-    split: Split, learning_rate: Float[ArrayLike, ""], steps: Float[ArrayLike, " times"]
+    split: Split, learning_rate: Real[ArrayLike, ""], steps: Real[ArrayLike, " times"]
 ) -> Float[Array, " times"]:
     """What the stable rank of G cannot exceed `steps` steps after it was `split`:
 
@@ -138,8 +186,15 @@ def stable_rank_bound(
     orthogonal, and whose spectral norms differ by no more than that of the sum.
 
     Source: GaLore, Lemma 3.3, whose printed bound `sr(G∥) + q^{2s} ‖G⊥‖_F²/‖G∥‖₂²` takes ‖G_t‖₂ for at least
-    `(1 − ηλ₁)^s ‖G∥‖₂`, which it need not be.
+    `(1 − ηλ₁)^s ‖G∥‖₂`, which it need not be. **Raises** `ValueError` for a rate that is negative or so large that
+    `ηλ_max ≥ 1`, and for a negative number of steps, where they are known: not inside `jit`.
     """
+    real("learning_rate", learning_rate, least=0)
+    real("steps", steps, least=0)
+    if concrete((learning_rate, split.largest)) and not float(learning_rate) * float(split.largest) < 1:
+        raise ValueError(
+            f"learning_rate must be below 1/λ_max = {1 / float(split.largest):.4g} for the bound, got {learning_rate}."
+        )
     shrunk = split.ratio(learning_rate) ** jnp.asarray(steps, split.parallel.dtype)
     square = lambda x: jnp.sum(x**2)
     top = square(split.parallel) + shrunk**2 * square(split.rest)

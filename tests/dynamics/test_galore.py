@@ -96,6 +96,26 @@ def test_split_separates_the_smallest_eigenvalue():
     np.testing.assert_allclose(alone.parallel, jnp.eye(2), atol=1e-15)
 
 
+def test_split_has_first_derivatives_where_eigenvalues_coincide():
+    # S has the eigenvalues 1, 1, 2, 2, 3, 6: of one slow eigenspace and a fast one, in which they stay together as C
+    # changes; central differences, and a change of B that parts no slow modes.
+    b, c, g = jnp.diag(jnp.array([1.0, 2.0])), jnp.diag(jnp.array([1.0, 1.0, 3.0])), _normal(2, 3)
+    turn = jnp.array([[0.0, 0.7], [0.7, 0.0]])
+    part = lambda s: ReversibleGradient(jnp.zeros((1, 2, 3)), (b + s * turn)[None], c[None]).split(g, 1e-6).parallel
+    slope = jax.jit(jax.jacfwd(part))(0.0)
+    numeric = (part(1e-5) - part(-1e-5)) / 2e-5
+    assert jnp.max(jnp.abs(slope)) > 0.1
+    np.testing.assert_allclose(slope, numeric, rtol=1e-8, atol=1e-9)
+    by_b = jax.grad(lambda b: ReversibleGradient(jnp.zeros((1, 2, 3)), b[None], c[None]).split(g).parallel.sum())(b)
+    np.testing.assert_allclose(jnp.sum(by_b * turn), slope.sum(), rtol=1e-12)
+
+
+def test_integers_are_the_numbers_they_mean():
+    eye = np.eye(2, dtype=int)[None]
+    moved = ReversibleGradient(np.ones((1, 2, 2), int), eye, eye).exact(1, np.zeros((2, 2), int))
+    np.testing.assert_allclose(moved, 1 - 1 / np.e, rtol=1e-14)
+
+
 def test_descent_shrinks_each_mode_by_its_own_factor():
     flow, w = _flow(), _normal(3, 4)
     values, modes = flow.modes()
@@ -177,3 +197,31 @@ def test_works_under_vmap_and_jit_over_everything_and_keeps_float32():
 def test_bad_input_is_named(as_users, a, b, c, message):
     with pytest.raises(ValueError, match=message):
         ReversibleGradient(a, b, c)
+
+
+ONE = np.ones((1, 1, 1))
+SPLIT = Split(jnp.eye(2), jnp.eye(2), jnp.array(1.0), jnp.array(2.0), jnp.array(2.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    (
+        (lambda: ReversibleGradient(ONE, -ONE, ONE), "b must be positive semidefinite, got an eigenvalue of -1"),
+        (lambda: ReversibleGradient(ONE, ONE, ONE * np.nan), "c must be finite, got nan"),
+        (lambda: ReversibleGradient(ONE[:0], ONE[:0], ONE[:0]), "a must have at least one sample"),
+        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(1e30, jnp.zeros((1, 1))), "t must be at most 4.295e"),
+        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(np.inf, jnp.zeros((1, 1))), "t must be finite, got inf"),
+        (lambda: ReversibleGradient(ONE, ONE, ONE).split(jnp.zeros((1, 1)), -1.0), "tolerance must be at least 0"),
+        (
+            lambda: ReversibleGradient(ONE, ONE, ONE).within(2 * ONE[0], ONE[0], jnp.zeros((1, 1))),
+            "p must have orthonormal columns, got pᵀp that is 3 off the identity",
+        ),
+        (lambda: stable_rank_bound(SPLIT, 0.5, jnp.arange(2.0)), "learning_rate must be below 1/λ_max = 0.5"),
+        (lambda: stable_rank_bound(SPLIT, -0.1, jnp.arange(2.0)), "learning_rate must be at least 0, got -0.1"),
+        (lambda: stable_rank_bound(SPLIT, 0.1, -jnp.ones(2)), "steps must be at least 0, got -1.0"),
+    ),
+)
+@pytest.mark.usefixtures("as_users")
+def test_what_lies_outside_the_domain_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
