@@ -9,18 +9,26 @@ import numpy as np
 from jaxtyping import ArrayLike, Complex, Int
 
 from .._checked import checked
+from .._checks import concrete, describe, integer
 
 
 @checked
 class Group(eqx.Module):
     """A finite group by its multiplication table, `rows[g][h] = g·h`. Nothing in it is traced.
 
-    Made by `from_table`, which checks the axioms, `dihedral`, `dicyclic`, `metacyclic`, `symmetric`, `alternating`,
-    `direct`, and for Abelian groups `cyclic` and `product`.
+    Made by `from_table`, `dihedral`, `dicyclic`, `metacyclic`, `symmetric`, `alternating`, `direct`, and for Abelian
+    groups `cyclic` and `product`. **Raises** `ValueError` for a table that is no group, as `from_table`.
     """
 
     name: str = eqx.field(static=True)
     rows: tuple[tuple[int, ...], ...] = eqx.field(static=True, repr=False)
+
+    def __init__(self, name: str, rows: Int[ArrayLike, "order order"]):
+        if not concrete(rows):
+            raise ValueError(f"rows must be known outside jit and vmap, got {describe(rows)}.")
+        table = np.asarray(rows)
+        _check_axioms(table)
+        self.name, self.rows = name, tuple(map(tuple, table.tolist()))
 
     @property
     def order(self) -> int:
@@ -48,9 +56,9 @@ class Abelian(Group):
     factors: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, factors: Sequence[int]):
-        self.factors = tuple(int(n) for n in factors)
-        if not self.factors or min(self.factors) < 2:
-            raise ValueError(f"factors must each be at least 2, got {self.factors}.")
+        if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
+            raise ValueError(f"factors must be a sequence of integers of at least 2, got {describe(factors)}.")
+        self.factors = tuple(integer("factors", n, least=2) for n in factors)
         self.name = "×".join(f"Z{n}" for n in self.factors)
         x = self.coordinates
         place = np.cumprod([1, *self.factors[:-1]])
@@ -79,9 +87,7 @@ class Abelian(Group):
 @checked
 def cyclic(d: int) -> Abelian:
     """`Z_d`. **Raises** `ValueError` for `d` below two."""
-    if d < 2:
-        raise ValueError(f"d must be at least 2, got {d}.")
-    return Abelian((d,))
+    return Abelian((integer("d", d, least=2),))
 
 
 def product(*factors: int) -> Abelian:
@@ -93,33 +99,34 @@ def product(*factors: int) -> Abelian:
 def from_table(table: Int[ArrayLike, "order order"], name: str = "group") -> Group:
     """A group from the numbers of the products of each two elements. **Raises** `ValueError` for a table that is no
     group, saying which axiom fails and where; the identity must be element 0."""
-    t = np.asarray(table)
+    return Group(name, table)
+
+
+def _check_axioms(t: Int[np.ndarray, "order order"]) -> None:
     n = len(t)
-    if t.ndim != 2 or t.shape != (n, n) or n < 1:
-        raise ValueError(f"table must have shape (order, order), got {t.shape}.")
+    if not n:
+        raise ValueError("table must have at least one element, got none.")
     if t.min() < 0 or t.max() >= n:
         g, h = np.argwhere((t < 0) | (t >= n))[0]
-        raise ValueError(f"table is not closed: the product of {g} and {h} is {t[g, h]}, which is no element.")
+        raise ValueError(f"table must be closed: the product of {g} and {h} must lie from 0 to {n - 1}, got {t[g, h]}.")
     if (t[0] != np.arange(n)).any() or (t[:, 0] != np.arange(n)).any():
         raise ValueError("table must have the identity as element 0: its first row and column must count 0, 1, 2, ….")
     for g in range(n):
         if 0 not in t[g] or 0 not in t[:, g]:
-            raise ValueError(f"table leaves element {g} without an inverse.")
+            raise ValueError(f"table must have an inverse of each element, got none of {g}.")
     for g in range(n):  # (g h) k against g (h k), one g at a time
         wrong = np.argwhere(t[t[g]] != t[g][t])
         if wrong.size:
             h, k = wrong[0]
             left, right = t[t[g, h], k], t[g, t[h, k]]
-            raise ValueError(f"table is not associative: ({g}·{h})·{k} = {left}, {g}·({h}·{k}) = {right}.")
-    return Group(name, tuple(map(tuple, t.tolist())))
+            raise ValueError(f"table must be associative, got ({g}·{h})·{k} = {left} and {g}·({h}·{k}) = {right}.")
 
 
 @checked
 def dihedral(n: int) -> Group:
     """The symmetries of a regular n-gon, of order 2n: rotations 0 … n−1, then reflections. **Raises** `ValueError`
     for `n` below one."""
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}.")
+    integer("n", n, least=1)
     flip, turn = np.divmod(np.arange(2 * n), n)
     turns = (turn[:, None] + np.where(flip[:, None] == 1, -1, 1) * turn[None]) % n
     return from_table((flip[:, None] ^ flip[None]) * n + turns, f"D{n}")
@@ -129,8 +136,7 @@ def dihedral(n: int) -> Group:
 def dicyclic(n: int) -> Group:
     """`⟨a, x : a²ⁿ = 1, x² = aⁿ, x a x⁻¹ = a⁻¹⟩`, of order 4n; the quaternion group for n = 2. **Raises** `ValueError`
     for `n` below two."""
-    if n < 2:
-        raise ValueError(f"n must be at least 2, got {n}.")
+    integer("n", n, least=2)
     flip, turn = np.divmod(np.arange(4 * n), 2 * n)
     both = flip[:, None] & flip[None]
     turns = (turn[:, None] + np.where(flip[:, None] == 1, -1, 1) * turn[None] + n * both) % (2 * n)
@@ -141,8 +147,7 @@ def dicyclic(n: int) -> Group:
 def metacyclic(n: int, m: int, r: int) -> Group:
     """`Z_n ⋊ Z_m`, where the generator of Z_m multiplies Z_n by r: of order nm, and not Abelian unless r = 1.
     **Raises** `ValueError` for sizes below two, or unless `r^m = 1` modulo n."""
-    if min(n, m) < 2:
-        raise ValueError(f"n and m must be at least 2, got {n} and {m}.")
+    integer("n", n, least=2), integer("m", m, least=2)
     if pow(r, m, n) != 1:
         raise ValueError(f"r^m must be 1 modulo n for Z_m to act on Z_n, got {r}^{m} = {pow(r, m, n)} modulo {n}.")
     y, x = np.divmod(np.arange(n * m), n)
@@ -162,16 +167,14 @@ def direct(first: Group, second: Group) -> Group:
 @checked
 def symmetric(n: int) -> Group:
     """All permutations of n things, of order n!. **Raises** `ValueError` for `n` outside 1 … 6."""
-    if not 1 <= n <= 6:
-        raise ValueError(f"n must lie in 1 … 6 (the table has (n!)² entries), got {n}.")
+    integer("n", n, least=1, most=6)  # the table has (n!)² entries
     return _of_permutations(list(itertools.permutations(range(n))), f"S{n}")
 
 
 @checked
 def alternating(n: int) -> Group:
     """The even permutations of n things, of order n!/2. **Raises** `ValueError` for `n` outside 3 … 6."""
-    if not 3 <= n <= 6:
-        raise ValueError(f"n must lie in 3 … 6 (the table has (n!/2)² entries), got {n}.")
+    integer("n", n, least=3, most=6)
     inversions = lambda p: sum(p[i] > p[j] for i, j in itertools.combinations(range(n), 2))
     return _of_permutations([p for p in itertools.permutations(range(n)) if inversions(p) % 2 == 0], f"A{n}")
 

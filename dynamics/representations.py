@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Inexact, Int
 
 from .._checked import checked
+from .._checks import check_shape, integer
 from .groups import Group
 
 Kind = Literal["real", "complex", "quaternionic"]
@@ -32,6 +33,13 @@ class Irrep(eqx.Module):
     matrices: Inexact[np.ndarray, "order dim dim"]
     multiplicity: int = eqx.field(static=True)
     kind: Kind = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_shape("matrices", self.matrices, (self.group.order, "dim", "dim"))
+        integer("multiplicity", self.multiplicity, least=1)
+        squares = self.matrices @ self.matrices.conj().swapaxes(1, 2)
+        if not np.allclose(squares, np.eye(self.dim), atol=1e-6):
+            raise ValueError("matrices must be orthogonal (over C: unitary), got some that are not.")
 
     @property
     def dim(self) -> int:
@@ -81,8 +89,6 @@ def irreps(group: Group, *, over: Literal["reals", "complex"] = "reals") -> tupl
 
     **Raises** `ValueError` for another field; `RuntimeError` if five random draws fail the checks.
     """
-    if over not in ("reals", "complex"):
-        raise ValueError(f"over must be 'reals' or 'complex', got {over!r}.")
     for seed in range(5):  # two eigenvalues of a draw may come too close
         found = _draw(group, over == "complex", np.random.default_rng(seed))
         if found is not None:
@@ -107,14 +113,14 @@ def _draw(group: Group, over_c: bool, rng: np.random.Generator) -> tuple[Irrep, 
             first.append(matrices)
             characters.append(character)
         copies[same] = copies.get(same, 0) + 1
-    found = [_checked(group, matrices, copies[i], over_c) for i, matrices in enumerate(first)]
+    found = [_sound(group, matrices, copies[i], over_c) for i, matrices in enumerate(first)]
     sound = [irrep for irrep in found if irrep is not None]
     if len(sound) < len(found) or sum(irrep.dim * irrep.multiplicity for irrep in sound) != order:
         return None
     return tuple(sorted(sound, key=lambda irrep: (not irrep.trivial, irrep.dim, irrep.units)))
 
 
-def _checked(group: Group, matrices: np.ndarray, copies: int, over_c: bool) -> Irrep | None:
+def _sound(group: Group, matrices: np.ndarray, copies: int, over_c: bool) -> Irrep | None:
     table, character = group.table, np.trace(matrices, axis1=1, axis2=2)
     wrong = max(np.abs(matrices[g] @ matrices - matrices[table[g]]).max() for g in range(group.order))
     norm = float(np.mean(np.abs(character) ** 2))
@@ -137,7 +143,8 @@ def fourier(f: Inexact[Array, "*batch order"], irrep: Irrep) -> Inexact[Array, "
     """`f̂ = Σ_h f(h) R(h)`.
 
     A convolution `(u∗w)(h) = Σ_g u(g) w(g⁻¹h)` becomes the product `û ŵ`, and over all `irreps` of one field
-    `‖f‖² = (1/M) Σ m ‖f̂‖_F²`, m the multiplicities.
+    `‖f‖² = (1/M) Σ m ‖f̂‖_F²`, m the multiplicities. **Raises** `ValueError` for an f of another length.
     """
+    check_shape("f", f, (*f.shape[:-1], irrep.group.order))
     dtype = np.result_type(f.dtype, np.complex64) if np.iscomplexobj(irrep.matrices) else f.dtype
     return jnp.einsum("...h,hij->...ij", f.astype(dtype), jnp.asarray(irrep.matrices, dtype))

@@ -1,9 +1,11 @@
 """Groups as tables: the axioms, the characters, and what is refused."""
 
+import jax
 import numpy as np
 import pytest
 
 from traindyn.dynamics.groups import (
+    Group,
     alternating,
     cyclic,
     dicyclic,
@@ -99,32 +101,44 @@ def test_groups_compare_and_hash_by_value():
     assert hash(product(2, 3)) == hash(product(2, 3))
 
 
-def test_refused(as_users):
-    for wrong in (lambda: cyclic(1), lambda: product(3, 1), lambda: product()):
-        with pytest.raises(ValueError, match="at least 2"):
-            wrong()
-    with pytest.raises(ValueError, match="at least 1"):
-        dihedral(0)
-    with pytest.raises(ValueError, match="1 … 6"):
-        symmetric(7)
-    with pytest.raises(ValueError, match="3 … 6"):
-        alternating(2)
-    with pytest.raises(ValueError, match="n must be at least 2, got 1"):
-        dicyclic(1)
-    with pytest.raises(ValueError, match=r"got 3\^3 = 6 modulo 7"):
-        metacyclic(7, 3, 3)
-    with pytest.raises(ValueError, match="n and m must be at least 2, got 1 and 3"):
-        metacyclic(1, 3, 1)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cyclic(1), "d must be an integer of at least 2, got 1"),
+        (lambda: cyclic(2.5), "d must be an integer.*, got 2.5"),
+        (lambda: cyclic("7"), "d must be an integer.*, got '7'"),
+        (lambda: cyclic(None), "d must be an integer.*, got None"),
+        (lambda: product(3, 1), "factors must be an integer of at least 2, got 1"),
+        (lambda: product(3, 2.7), "factors must be an integer of at least 2, got 2.7"),
+        (lambda: product(), "factors must be a sequence of integers"),
+        (lambda: dihedral(0), "n must be an integer of at least 1, got 0"),
+        (lambda: symmetric(7), "n must be an integer of at least 1 and at most 6, got 7"),
+        (lambda: alternating(2), "n must be an integer of at least 3 and at most 6, got 2"),
+        (lambda: dicyclic(1), "n must be an integer of at least 2, got 1"),
+        (lambda: metacyclic(7, 3, 3), r"got 3\^3 = 6 modulo 7"),
+        (lambda: metacyclic(1, 3, 1), "n must be an integer of at least 2, got 1"),
+        (lambda: Group("pair", ((0, 1), (1, 1))), "table must have an inverse of each element, got none of 1"),
+        (lambda: from_table(np.array([[0.0, 1.0], [1.0, 0.0]])), "table must be integers"),
+        (lambda: from_table([[0, 1], [1]]), "table must be a number or an array of numbers"),
+    ],
+)
+def test_refused(as_users, call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_groups_are_made_inside_jit_too():
+    jax.jit(lambda x: (symmetric(3), from_table(cyclic(4).table)) and x)(1.0)
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
         ([[0, 1, 2]], "shape"),
-        ([[0, 1], [1, 2]], "not closed"),
+        ([[0, 1], [1, 2]], "must be closed"),
         ([[1, 0], [0, 1]], "identity as element 0"),
-        ([[0, 1, 2], [1, 1, 1], [2, 1, 0]], "without an inverse"),
-        ([[0, 1, 2, 3, 4], [1, 0, 3, 4, 2], [2, 4, 0, 1, 3], [3, 2, 4, 0, 1], [4, 3, 1, 2, 0]], "not associative"),
+        ([[0, 1, 2], [1, 1, 1], [2, 1, 0]], "an inverse of each element, got none of 1"),
+        ([[0, 1, 2, 3, 4], [1, 0, 3, 4, 2], [2, 4, 0, 1, 3], [3, 2, 4, 0, 1], [4, 3, 1, 2, 0]], "must be associative"),
     ],
 )
 def test_tables_that_are_no_group_are_refused(table, message, as_users):
