@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,10 @@ import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from jaxtyping import config as jaxtyping_config
 
+from traindyn._files import locked
+from traindyn.validate import pretrain
 from traindyn.validate.__main__ import main
 from traindyn.validate.pretrain import _evenly
 
@@ -190,6 +195,13 @@ def test_a_diverged_run_says_where_keeps_everything_and_fails(text, tmp_path, as
         (("--optimiser", "galore", "--rank", "65"), ("--rank", "at most 64", "got 65")),
         (("--steps", "10", "--warmup", "10"), ("--warmup", "below --steps 10", "got 10")),
         (("--learning-rate", "0"), ("--learning-rate", "0")),
+        (("--learning-rate", "nan"), ("--learning-rate", "nan is not a finite number")),
+        (("--learning-rate", "inf"), ("--learning-rate", "inf is not a finite number")),
+        (("--clip", "nan"), ("--clip", "nan is not a finite number")),
+        (("--optimiser", "galore", "--scale", "nan"), ("--scale", "nan is not a finite number")),
+        (("--optimiser", "adamw", "--weight-decay", "nan"), ("--weight-decay", "nan is not a finite number")),
+        (("--seed", str(2**70)), ("--seed", "0<=x<=9223372036854775807")),
+        (("--out", "/proc/run"), ("--out", "must be a folder that can be written, got '/proc/run'")),
         (("--length", "10000000"), ("--corpus", "--length 10000000 needs 10000001")),
         (("--mesh", "2"), ("--mesh", "2x4", "'2'")),
         (("--mesh", "0x2"), ("--mesh", "at least 1", "'0x2'")),
@@ -212,6 +224,169 @@ def test_a_resumed_run_must_have_the_same_options(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     result = CliRunner().invoke(main, [*base, "--resume"])
     assert result.exit_code == 2 and "--accumulate: must be as in the run" in " ".join(result.output.split())
+
+
+# A finished run of four steps, its folder then spoiled in one way or another.
+
+FOUR = ("--length", "8", "--batch", "2", "--steps", "4", "--eval-every", "1", "--checkpoint-every", "1")
+
+
+def _train(text, out, *more):
+    try:
+        return CliRunner().invoke(main, ["train", "--corpus", str(text), "--out", str(out), *FOUR, *more])
+    finally:
+        jax.config.update("jax_enable_x64", True)  # the command computes in float32
+
+
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    jaxtyping_config.update("jaxtyping_disable", True)  # the schedule is called with float32 under strict promotion
+    result = _train(text, out)
+    jaxtyping_config.update("jaxtyping_disable", False)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def _flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _largest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def _without(path, number):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:number] + lines[number + 1 :]))
+
+
+MENDED = {
+    "one bit of the newest checkpoint": (lambda run: _flip_a_bit(_largest(run / "checkpoints/4")), "its digest does"),
+    "a checkpoint without its files": (lambda run: shutil.rmtree(run / "checkpoints/4/default"), "can't be read"),
+    "an empty checkpoint": (lambda run: _largest(run / "checkpoints/4").write_bytes(b""), "can't be read"),
+    "the end of the metrics": (
+        lambda run: (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes()[:-20]),
+        "metrics.jsonl is not as it was written",
+    ),
+    "a line of the last step": (lambda run: _without(run / "metrics.jsonl", 6), "can be read to step 3 only"),
+    "what is no line at the end": (
+        lambda run: (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + b"\0\0\n"),
+        "can't be read after line 8: the rest is dropped",
+    ),
+    "an empty config": (lambda run: (run / "config.json").write_text(""), "config.json is damaged (Expecting value"),
+    "a config of a list": (lambda run: (run / "config.json").write_text("[]"), "is damaged (it holds no options)"),
+    "no config": (lambda run: (run / "config.json").unlink(), "config.json is missing; the options given are those"),
+    "no checkpoint": (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoint: the run begins again"),
+    "a half checkpoint": (lambda run: (run / "checkpoints/3.orbax-checkpoint-tmp-1").mkdir(), ""),
+}
+
+
+@pytest.mark.parametrize(("spoil", "warning"), MENDED.values(), ids=MENDED)
+def test_what_is_damaged_is_done_again(text, finished, run, spoil, warning, as_users):
+    spoil(run)
+    result = _train(text, run, "--resume")
+    assert result.exit_code == 0 and warning in " ".join(result.output.split()), result.output
+    for name in ("metrics.jsonl", "config.json"):
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
+    assert {"3", "4"} <= {path.name for path in (run / "checkpoints").iterdir()}
+
+
+REFUSED = {
+    "a hole in the metrics": (lambda run: _without(run / "metrics.jsonl", 2), "has step 3 where step 2 should be"),
+    "a number in the metrics": (
+        lambda run: (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text().replace("5.", "4.", 1)),
+        "metrics.jsonl is not as it was written",
+    ),
+    "no metrics": (lambda run: (run / "metrics.jsonl").unlink(), "can be read to step 0 only"),
+    "both checkpoints": (
+        lambda run: [_flip_a_bit(_largest(run / f"checkpoints/{step}")) for step in (3, 4)],
+        "step 4: its digest does not fit its arrays; step 3: its digest",
+    ),
+    "another run's checkpoints": (
+        lambda run: (run / "config.json").write_text(
+            (run / "config.json").read_text().replace('"seed": 0', '"seed": 7')
+        ),
+        "seed was 7, got 0",
+    ),
+    "no config and no checkpoints": (
+        lambda run: [(run / "config.json").unlink(), shutil.rmtree(run / "checkpoints")],
+        "needs config.json, which is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_nothing_can_mend_is_refused_and_left_as_it_is(text, run, spoil, message, as_users):
+    spoil(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = _train(text, run, "--resume")
+    assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_checkpoints_of_other_options_are_not_taken(text, run, as_users):
+    (run / "config.json").unlink()
+    result = _train(text, run, "--resume", "--seed", "7")
+    assert result.exit_code == 2 and "it is of a run with other options" in " ".join(result.output.split())
+    assert not (run / "config.json").exists()
+
+
+def test_a_run_without_its_config_is_not_taken_over(text, run):
+    (run / "config.json").unlink()
+    result = _train(text, run)
+    assert result.exit_code == 2 and "holds metrics.jsonl and checkpoints of a run" in " ".join(result.output.split())
+
+
+def test_one_process_at_a_time_trains_in_a_folder(text, run):
+    with locked(run):
+        result = _train(text, run, "--resume")
+    assert result.exit_code == 2 and "in use by another process" in " ".join(result.output.split())
+
+
+def test_what_ended_before_its_first_step_starts_anew(text, finished, tmp_path, as_users):
+    with locked(tmp_path / "run"):  # all that such a process leaves
+        pass
+    assert _train(text, tmp_path / "run", "--resume").exit_code == 0
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_a_start_that_fails_leaves_the_folder_to_the_next(text, tmp_path, monkeypatch, as_users):
+    def fails(*_):
+        raise MemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain._Run, "_advance", fails)
+        assert isinstance(_train(text, tmp_path / "run").exception, SystemExit | MemoryError)
+    assert _train(text, tmp_path / "run", "--seed", "1").exit_code == 0
+
+
+def test_files_that_cannot_be_written_are_named_and_the_run_goes_on_later(text, finished, tmp_path, as_users):
+    """A limit on the size of files stands for a full disk."""
+    out, limits = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        result = _train(text, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.exit_code == 3 and f"Error: {out / 'checkpoints/1'}: " in result.output, result.output
+    assert "Traceback" not in result.output
+    result = _train(text, out, "--resume")
+    assert result.exit_code == 0, result.output
+    assert (out / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_a_seed_counts_in_all_its_bits():
+    keys = {tuple(jax.random.key_data(pretrain._key(seed)).tolist()) for seed in (0, 1, 2**32, 2**33, 2**33 + 1)}
+    assert len(keys) == 5
+    np.testing.assert_array_equal(jax.random.key_data(pretrain._key(3)), jax.random.key_data(jax.random.key(3)))
 
 
 def test_evaluation_windows_are_spread_over_the_text_without_overlap():
