@@ -144,7 +144,9 @@ class _Filled:
         return self.fn({**self.fixed, **point})
 
 
-def sweep_claim(claim: Claim, seeds: Sequence[int], setting: Setting, *, out: Path, on_seed=lambda: None) -> xr.Dataset:
+def sweep_claim(
+    claim: Claim, seeds: Sequence[int | float], setting: Setting, *, out: Path, on_seed=lambda: None
+) -> xr.Dataset:
     """Checks a claim at several seeds, one after another in this process; finished seeds are kept in `out`.
 
     **Returns** a dataset over `seed` and, by name, the rows of the claim's evidence: `measured`, `bound`, `holds`; and
@@ -175,7 +177,7 @@ def sweep_claim(claim: Claim, seeds: Sequence[int], setting: Setting, *, out: Pa
 
 def save(found: xr.Dataset, picture: Figure, out: Path) -> None:
     """Writes `sweep.nc` and `figure.png`, each whole or not at all."""
-    content = found.to_netcdf(engine="h5netcdf")  # into memory
+    content = bytes(found.to_netcdf(engine="h5netcdf"))  # pyright: ignore[reportArgumentType]
     write(out / "sweep.nc", content)
     write(out / "figure.png", lambda file: picture.savefig(file, dpi=120))
 

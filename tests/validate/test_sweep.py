@@ -23,8 +23,8 @@ from traindyn._files import locked
 from traindyn.dynamics import joma, solve
 from traindyn.nets import joma as nets
 from traindyn.nets import train
-from traindyn.validate import SweepError, named_sweep, sweep
-from traindyn.validate.__main__ import main
+from traindyn.validate import Subject, SweepError, named_sweep, sweep
+from traindyn.validate.__main__ import SUBJECTS, main
 
 RATES = jnp.array([0.1, 0.2, 0.4])
 HERE = Path(__file__).parent
@@ -433,9 +433,42 @@ def test_command_line(tmp_path):
         (("joma.no_attention",), "one axis: --axis seed=0:8"),
         (("joma.LinearAttention", "--process", "0"), "needs --coordinator"),
         (("joma.LinearAttention", "--axis", "z0=0.1,0.2"), "another sweep"),
+        (("joma.LinearAttention", "--axis", "z0=1", "--axis", "z0=2"), "each axis must be given once, got z0 twice"),
+        (("joma.LinearAttention", "--axis", "time=-1,1"), "time must be above 0, got -1 at [0]"),
+        (("joma.LinearAttention", "--axis", "seed=0.5,1.5"), "seed must be integers, got 0.5"),
+        (("joma.LinearAttention", "--axis", "seed=0:1000000", "--axis", "time=1:2:11"), "at most 10,000,000 points"),
+        (("composing.occam_norm", "--axis", "seed=0.5,1.5"), "seed must be integers, got 0.5"),
+        (("composing.occam_norm", "--axis", "seed=-2:0"), "seed must be at least 0, got -2"),
     ):
         result = invoke(*words)
         assert result.exit_code == 2 and message in result.output, result.output
+    (tmp_path / "file").write_text("")
+    result = CliRunner().invoke(main, ["sweep", "joma.LinearAttention", "--out", str(tmp_path / "file" / "below")])
+    assert result.exit_code == 2 and "out must be a folder that can be written" in result.output, result.output
+
+
+def test_seeds_beyond_32_bits():
+    seeds = np.array([2**31, 5])
+    with jax.enable_x64(False), pytest.raises(ValueError, match="seed must be at most 2147483647"):
+        next(subject for subject in SUBJECTS if subject.name == "joma.LogGap").values("seed", seeds)
+    assert SUBJECTS[0].values("seed", seeds.astype(float)).tolist() == [2**31, 5]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"axes": {"b": [1.0]}}, "axes must be among the parameters a, got 'b'"),
+        ({"domains": {"b": {"least": 0}}}, "domains must be among the parameters a, got 'b'"),
+        ({"domains": {"a": {"lest": 0}}}, "must have above, least, below or most"),
+        ({"domains": {"a": {"least": 2}}}, "a must be at least 2, got 1.0"),
+        ({"defaults": {"a": float("nan")}}, "a must be finite, got nan"),
+        ({"axes": {"a": np.ones((1, 2))}}, r"a must have shape \(values,\), got \(1, 2\)"),
+    ],
+)
+def test_bad_subjects(fields, message):
+    given = {"name": "x", "statement": "", "fn": lambda p: p["a"], "defaults": {"a": 1.0}, "axes": {}} | fields
+    with pytest.raises(ValueError, match=message):
+        Subject(**given)
 
 
 def test_claims_over_seeds(tmp_path):
