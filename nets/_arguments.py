@@ -60,11 +60,12 @@ def inside(label: Int[Array, "*batch"], classes: int) -> Int[Array, "*batch"]:
     return jnp.where(label < 0, jnp.asarray(classes, label.dtype), label)
 
 
-def context(x: Float[Array, " tokens"], query: Any, z: Float[Array, "queries tokens"], *, counts: bool) -> None:
-    """**Raises** `ValueError` for a query without logits, and with `counts` for frequencies below zero, where known."""
-    indices("query", query, z.shape[0])
+def check_contexts(x: Any, query: Any, z: Float[Array, "queries tokens"], *, counts: bool, of: str = "") -> None:
+    """**Raises** `ValueError` for a query without logits, and with `counts` for frequencies below zero, where known.
+    `of` stands before the names."""
+    indices(f"{of}query", query, z.shape[0])
     if counts and concrete(x) and not np.all(np.asarray(x) >= 0):
-        raise ValueError(f"x must be frequencies, none negative or NaN, got {describe(x)}.")
+        raise ValueError(f"{of}x must be frequencies, none negative or NaN, got {describe(x)}.")
 
 
 def chosen(mask: Any, order: int) -> Bool[np.ndarray, "order order"]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Real
 
 from .._checked import checked
 from .._checks import check_shape, choice, concrete, describe, indices, integer, real
+from ._accuracy import right
 from ._arguments import check_rates, check_sizes, chosen, elements_of, floating, schedule, seed_numbers
 from .pairs import TwoLayer as TwoLayer
 from .pairs import _centred, initial, split
@@ -102,11 +103,9 @@ def loss(model: TwoLayer, sample: Sample) -> Float[Array, ""]:
 
 @checked
 def accuracy(model: TwoLayer, sample: Sample) -> Float[Array, ""]:
-    """The part of the pairs of which the largest output is that of the label."""
+    """The part of the pairs of which the largest output is that of the label; NaN where an output is."""
     _check_sample(model, sample)
-    outputs = _outputs(model, sample)
-    right = (jnp.argmax(outputs, axis=1).astype(sample.label.dtype) == sample.label) & sample.used
-    return jnp.sum(right, dtype=outputs.dtype) / jnp.sum(sample.used, dtype=outputs.dtype)
+    return right(_outputs(model, sample), sample.label, sample.used)
 
 
 def _hidden(model: TwoLayer, sample: Sample) -> Float[Array, "n nodes"]:
@@ -220,8 +219,8 @@ def _squares(model: TwoLayer) -> Float[Array, " nodes"]:
 
 
 def _over(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x/y, and 0 where y is."""
-    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+    """x/y, and 0 where y is. NaN stays NaN."""
+    return jnp.where(y == 0, 0, x / jnp.where(y == 0, 1, y))
 
 
 def _cosine(x: Float[Array, "n nodes"], y: Float[Array, "n nodes"]) -> Float[Array, ""]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from .._checked import checked
 from .._checks import as_float, check_range, check_shape, choice, concrete, describe, indices, real
-from ._arguments import check_sizes, context, floating, inside
+from ._arguments import check_contexts, check_sizes, floating, inside
 from ._attention import softmax_attention
 from .train import AnyKey
 
@@ -143,7 +143,7 @@ class JomaBlock(eqx.Module):
         return self.activation(h + _row(self.beta, query))
 
     def _check(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""]) -> None:
-        context(x, query, self.z, counts=self.attention == "softmax")
+        check_contexts(x, query, self.z, counts=self.attention == "softmax")
 
     def _attend(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""]) -> Float[Array, " tokens"]:
         if self.attention == "softmax":
@@ -199,12 +199,14 @@ class Contexts(NamedTuple):
 def cross_entropy(model: Callable[[Array, Array], Array], batch: Contexts) -> Float[Array, ""]:
     """Mean cross-entropy of `model(x, query)` against the labels, in nats: of the block, or any network of contexts.
 
-    **Raises** `ValueError` for labels that the model has no output for, and for queries that it has no logits `z` of.
+    **Raises** `ValueError` for labels that the model has no output for, queries that it has no logits `z` of, and, for
+    softmax attention, frequencies below zero.
     Inside `jit` such a label makes it NaN, and such a query is taken for the nearest there is.
     """
     z = getattr(model, "z", None)
     if z is not None and jnp.ndim(z) == 2:
-        indices("batch.query", batch.query, z.shape[0])
+        counts = getattr(model, "attention", "softmax") == "softmax"
+        check_contexts(batch.x, batch.query, z, counts=counts, of="batch.")
     logits = jax.vmap(model)(batch.x, batch.query)
     indices("batch.label", batch.label, logits.shape[-1])
     label = inside(batch.label, logits.shape[-1])

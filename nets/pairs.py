@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from .._checked import checked
 from .._checks import check_shape, indices, integer, real
+from ._accuracy import right
 from ._arguments import check_rates, check_sizes, chosen, elements_of, floating
 from .train import AnyKey
 
@@ -178,7 +179,7 @@ def training_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
 
 @checked
 def accuracy(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
-    """The part of the pairs used of which the largest output is that of the label."""
+    """The part of the pairs used of which the largest output is that of the label; NaN where an output is."""
     _check_pairs(model, pairs)
     return _accuracy(model.outputs(), pairs)
 
@@ -210,8 +211,7 @@ def _mean_square(centred: Float[Array, "order order order"], pairs: Pairs) -> Fl
 
 
 def _accuracy(outputs: Float[Array, "order order order"], pairs: Pairs) -> Float[Array, ""]:
-    right = (jnp.argmax(outputs, axis=2).astype(pairs.label.dtype) == pairs.label) & pairs.mask
-    return jnp.sum(right, dtype=outputs.dtype) / jnp.sum(pairs.mask, dtype=outputs.dtype)
+    return right(outputs, pairs.label, pairs.mask)
 
 
 def _closed_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:

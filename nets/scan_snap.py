@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from .._checked import checked
 from .._checks import concrete, describe, indices, integer, real
-from ._arguments import check_sizes, context, floating, inside
+from ._arguments import check_contexts, check_sizes, floating, inside
 from ._attention import softmax_attention
 from .joma import Contexts as Contexts
 from .joma import cross_entropy as cross_entropy
@@ -75,7 +75,7 @@ class YZTransformer(eqx.Module):
     @checked
     def attend(self, x: Float[Array, " tokens"], query: Int[ArrayLike, ""] = 0) -> Float[Array, " tokens"]:
         """The attention c that `query` pays to all positions of each token, for frequencies or counts `x`."""
-        context(x, query, self.z, counts=True)
+        check_contexts(x, query, self.z, counts=True)
         return softmax_attention(self.z[query], x)
 
     @checked
@@ -197,7 +197,15 @@ def sgd(
 @checked
 def precondition(contexts: Contexts) -> optax.GradientTransformation:
     """Turns the gradient of Y, `F R` for the features F of `contexts`, one a class, into `F (FᵀF)⁻¹ R`: chained before
-    `sgd`, it trains the decoder that the paper's theory assumes, in which classes do not mix."""
+    `sgd`, it trains the decoder that the paper's theory assumes, in which classes do not mix.
+
+    **Raises** `ValueError` for two equal contexts, whose features have no inverse, and frequencies below zero.
+    """
+    real("contexts.x", contexts.x, least=0), indices("contexts.query", contexts.query, 2**31)
+    if concrete(contexts):
+        rows = np.column_stack([np.asarray(contexts.x), np.asarray(contexts.query)])
+        if len(np.unique(rows, axis=0)) < len(rows):
+            raise ValueError("contexts must all differ, got two that are equal.")
 
     def update(updates, state, params=None):
         f = jax.vmap(params.features)(contexts.x, contexts.query)
@@ -260,7 +268,7 @@ class SequenceClasses(eqx.Module):
         own = np.flatnonzero(p[np.arange(classes), psi] > 0)
         if own.size:
             raise ValueError(
-                f"query is among its own keys: token {psi[own[0]]} is the query of class {own[0]} and has "
+                f"query must not be among its own keys: token {psi[own[0]]} is the query of class {own[0]} and has "
                 f"probability {p[own[0], psi[own[0]]]:.3g} in its context."
             )
         keys = np.flatnonzero((p > 0).any(axis=0))
@@ -387,7 +395,7 @@ def _check_distributions(p: np.ndarray) -> None:
         raise ValueError(f"probability must not be negative or NaN, got {p[n, token]} for class {n}, token {token}.")
     sums = p.sum(axis=1)
     if np.any(sums == 0):
-        raise ValueError(f"probability leaves class {np.argmin(sums)} empty: all its entries are zero.")
+        raise ValueError(f"probability must leave each class a token, got zeros alone for class {np.argmin(sums)}.")
     worst = int(np.argmax(np.abs(sums - 1)))
     if abs(sums[worst] - 1) > 1e-5:
         raise ValueError(f"each row of probability must sum to one, got {sums[worst]:.6g} for class {worst}.")

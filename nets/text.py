@@ -101,7 +101,7 @@ def contexts(tokens: Tokens, queries: str | Sequence[str], *, length: int = 16, 
         ends = ends[ends >= length - 1]
         if len(ends) < least:
             raise ValueError(
-                f"the text has {len(ends)} windows of {length} words ending in {word!r}; at least {least} are needed."
+                f"queries must each end at least {least} windows of {length} words, got {len(ends)} for {word!r}."
             )
         words = tokens.ids[ends[:, None] - np.arange(length - 1, 0, -1)]
         x = np.zeros((len(ends), size))

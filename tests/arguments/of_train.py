@@ -77,9 +77,9 @@ CALLS = {
     ),
     # Tokens are known to the compiled step as a trace only: those beyond the vocabulary make the loss NaN.
     "nets.pretrain.Step.__call__": Call(
-        _stepped, UPDATED, accepts={"model": "*", "batch": ("negative", "too large")}, bad={"state": [{}, ()]}
+        _stepped, UPDATED, accepts={"batch": ("negative", "too large")}, bad={"state": [{}, ()]}
     ),
-    "nets.pretrain.Step.update": Call(STEP.update, UPDATED, accepts={"model": "*"}),
+    "nets.pretrain.Step.update": Call(STEP.update, UPDATED),
     "nets.pretrain.warmup_cosine": Call(
         pretrain.warmup_cosine, {"learning_rate": 0.1, "steps": 10, "warmup": 2}, bad={"warmup": [10], "steps": [0, 2]}
     ),

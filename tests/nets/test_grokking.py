@@ -1,5 +1,6 @@
 """Samples and their loss, what theory speaks of, each by its definition; the optimisers; many runs in one program."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -368,3 +369,12 @@ def test_sample_of_zeros_and_ones_is_that_of_truth_values():
     used = pairs.split(5, train=0.5, seed=1)
     for x, y in zip(grokking.sample(_cyclic(5), used), grokking.sample(_cyclic(5), used.astype(int)), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_weights_that_are_nan_are_seen_in_all_that_is_recorded():
+    sample, model = _whole(5), _model(5)
+    sick = eqx.tree_at(lambda m: m.c, model, model.c.at[0, 0].set(jnp.nan))
+    assert all(jnp.isnan(f(sick, sample)) for f in (grokking.loss, grokking.accuracy, grokking.alignment))
+    assert jnp.isnan(pairs.accuracy(sick, pairs.pairs(_cyclic(5))))
+    sick = eqx.tree_at(lambda m: m.a, model, model.a.at[0, 0].set(jnp.nan))
+    assert jnp.isnan(grokking.energies(sick, sample)[0]) and jnp.isnan(grokking.contents(sick, _projectors(5))[0, 0])

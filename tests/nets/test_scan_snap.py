@@ -153,7 +153,7 @@ HALF = np.full((2, 6), 0.25) * np.array([0, 0, 1, 1, 1, 1])
 BAD = {
     "sum to one, got 0.9": (HALF * 0.9, [0, 1], None),
     "negative or NaN, got -0.25 for class 0, token 2": (HALF * np.array([1, 1, -1, 1, 1, 1]), [0, 1], None),
-    "leaves class 1 empty": (HALF * np.array([[1], [0]]), [0, 1], None),
+    "leave each class a token, got zeros alone for class 1": (HALF * np.array([[1], [0]]), [0, 1], None),
     "query must lie from 0 to 5, got 6": (HALF, [0, 6], None),
     "next_token must lie from 0 to 5, got -1": (HALF, [0, 1], [0, -1]),
     r"more next tokens \(7 classes\) than tokens \(6\)": (np.full((7, 6), 1 / 6), np.zeros(7, int), None),

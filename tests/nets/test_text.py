@@ -109,7 +109,7 @@ def test_frequencies_of_a_window_sum_to_one_and_counts_are_whole(words, size, le
         (lambda: text.contexts(text.tokenise(WORDS, 5), ("the",), length=1), "length must be an integer of at least 2"),
         (
             lambda: text.contexts(text.tokenise(WORDS, 5), ("the",), length=3, least=4),
-            "the text has 3 windows of 3 words ending in 'the'; at least 4 are needed",
+            "queries must each end at least 4 windows of 3 words, got 3 for 'the'",
         ),
         (lambda: text.contexts(text.tokenise(WORDS, 5), ()), "queries must"),
     ),
