@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, ArrayLike, Key, Real
+from jaxtyping import Array, ArrayLike, Key, Num, Real
 from scipy.special import stdtrit
 
 from .._checked import checked
@@ -73,7 +73,7 @@ class Row:
 
 
 @checked
-def identity(error: Real[ArrayLike, "..."], at_most: Real[ArrayLike, ""]) -> Row:
+def identity(error: Num[ArrayLike, "..."], at_most: Real[ArrayLike, ""]) -> Row:
     """The largest absolute entry of an error must not exceed a bound derived from the tolerances. An infinite error is
     refuted; NaN is undecided, because nothing was measured.
 
@@ -83,7 +83,9 @@ def identity(error: Real[ArrayLike, "..."], at_most: Real[ArrayLike, ""]) -> Row
     if error.size == 0:
         raise ValueError(f"error must have at least one entry, got shape {error.shape}.")
     check_range("at_most", at_most, least=0, finite=False)
-    measured = float(np.max(np.abs(error.astype(float))))  # the smallest integer has no absolute value of its own type
+    measured = float(
+        np.max(np.abs(error.astype(complex if np.iscomplexobj(error) else float)))
+    )  # the smallest integer has no absolute value of its own type
     return Row(measured, (measured, measured), at_most, (0.0, at_most), f"{measured:.2g}", f"≤ {at_most:.3g}")
 
 
@@ -213,6 +215,8 @@ class Evidence:
     def decisive(self) -> Row:
         """The row that stands for all in the table: the first that does not hold, else the first."""
         rows = list(self.rows.values())
+        if not rows:
+            raise ValueError("rows must hold at least one row, got none.")
         return next((row for row in rows if row.verdict is not Verdict.HOLDS), rows[0])
 
 
@@ -243,6 +247,8 @@ def panel(
     roles = {"predicted": predicted, "observed": observed, "control": control}
     for role, label, curve in ((r, k, v) for r, group in roles.items() for k, v in (group or {}).items()):
         array = _numbers(f"{role}[{label!r}]", curve)
+        if name == f"{role}: {label}":
+            raise ValueError(f"x must have another label than the curve {name!r}.")
         if array.ndim not in (1, 2) or len(array) != len(values):
             raise ValueError(
                 f"{role}[{label!r}] must have shape ({len(values)},) or ({len(values)}, lines), got {array.shape}."
@@ -353,6 +359,12 @@ class Setting:
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\.[A-Za-z_][A-Za-z0-9_]{0,99}")  # a folder has it, too
 
 
+def _check_name_and_kind(name: str, kind: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"name must read paper.claim, two identifiers as in joma.exp_invariant, got {describe(name)}.")
+    choice("kind", kind, ("identity", "limit", "statistic"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """A theorem turned into something that can fail. Made by the decorator `claim`."""
@@ -367,11 +379,7 @@ class Claim:
     check: Callable[[Setting], Evidence]
 
     def __post_init__(self):
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise ValueError(
-                f"name must read paper.claim, two identifiers as in joma.exp_invariant, got {describe(self.name)}."
-            )
-        choice("kind", self.kind, ("identity", "limit", "statistic"))
+        _check_name_and_kind(self.name, self.kind)
         check_callable("check", self.check)
         object.__setattr__(self, "assumptions", strings("assumptions", self.assumptions))
         for name in ("paper", "statement", "source", "control"):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from .._checks import describe
+
 
 def read_corpus(path: Path | str | None = None) -> tuple[str, str]:
     """The text of a file, without a byte-order mark, and its name. Without a file: the English reference text that
@@ -13,6 +15,8 @@ def read_corpus(path: Path | str | None = None) -> tuple[str, str]:
         from pydoc_data.topics import topics
 
         return "\n\n".join(topics[name] for name in sorted(topics)), "pydoc_data.topics"
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise ValueError(f"path must be the path of a file, got {describe(path)}.")
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
     except OSError as error:

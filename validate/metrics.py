@@ -70,14 +70,21 @@ def attention_entropy(
 @checked
 def rebound(curve: Float[Array, "times *batch"]) -> Float[Array, "*batch"]:
     """How far a curve ends above its lowest point: zero for one that never rises in the end."""
+    _check_times(curve)
     return curve[-1] - jnp.min(curve, axis=0)
 
 
 @checked
 def largest_rise(curve: Float[Array, "times *batch"]) -> Float[Array, "*batch"]:
     """The largest increase between any time and any later one: at most rounding for a curve that never rises."""
+    _check_times(curve)
     lowest = jax.lax.cummin(curve, axis=0)
     return jnp.max(curve - lowest, axis=0)
+
+
+def _check_times(curve: Float[Array, "times *batch"]) -> None:
+    if curve.shape[0] == 0:
+        raise ValueError(f"curve must have at least one time, got shape {curve.shape}.")
 
 
 class Order(NamedTuple):
@@ -100,6 +107,8 @@ def fit_order(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"]) ->
         x, y = np.log(np.asarray(parameter, float)), np.log(np.asarray(error, float))
     if x.shape != y.shape or x.ndim != 1 or x.size < 3:
         raise ValueError(f"parameter and error must have one common shape (n,), n ≥ 3, got {x.shape} and {y.shape}.")
+    if np.ptp(x) == 0:
+        raise ValueError(f"parameter must take more than one value, got {np.exp(x[0]):g} only.")
     if not np.all(np.isfinite(y)):
         return Order(float("nan"), float("nan"))
     dx = x - x.mean()
