@@ -8,10 +8,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Complex, Float
+from jaxtyping import Array, ArrayLike, Complex, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape
+from ..._checks import as_float, check_shape, integer, real
 from ..flow import Flow
 from .ring import target
 
@@ -30,22 +30,31 @@ class TruncatedFlow(Flow):
 
     order: int = eqx.field(static=True)
 
+    def __check_init__(self):
+        integer("order", self.order, least=2)
+
+    def _check(self, z: Complex[Array, "3 k nodes"]) -> None:
+        check_shape("z", z, (3, self.order - 1, "nodes"))
+
     @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "2 3 k nodes"], args: Any = None) -> Float[Array, "2 3 k nodes"]:
-        check_shape("z", y, (2, 3, self.order - 1, "nodes"))
+        check_shape("y", y, (2, 3, self.order - 1, "nodes"))
         return self.pack(self.descent(self.unpack(y)))
 
     @checked
     def pack(self, z: Complex[Array, "3 k nodes"]) -> Float[Array, "2 3 k nodes"]:
+        self._check(z)
         return jnp.stack([z.real, z.imag])
 
     @checked
     def unpack(self, y: Float[Array, "2 3 k nodes"]) -> Complex[Array, "3 k nodes"]:
+        check_shape("y", y, (2, 3, self.order - 1, "nodes"))
         return jax.lax.complex(y[0], y[1])
 
     @checked
     def potentials(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "k k k"]:
         """`r_{k1k2k}` at the frequencies without zero."""
+        self._check(z)
         return jnp.einsum("ij,kj,lj->ikl", *z)
 
     @checked
@@ -80,6 +89,7 @@ class TruncatedFlow(Flow):
     @checked
     def gram(self, z: Complex[Array, "3 k nodes"]) -> Complex[Array, "kkk kkk"]:
         """The matrix JJ*, of order (d−1)³: for small d."""
+        self._check(z)
         k = self.order - 1
         a, b, c = z
         eye = jnp.eye(k, dtype=z.dtype)
@@ -100,26 +110,32 @@ class InfiniteWidth(Flow):
     **Fields:** `order` d; `rate`. **State:** r, shape `(d−1, d−1, d−1)` (its real part, as the flow keeps both apart).
     **Assumptions:** JJ* stays what it is at the start; the theorem says so of the start alone.
 
-    **Closed form:** `r(t) = δ + e^{−rate t} (r(0) − δ)`.
+    **Closed form:** `r(t) = δ + e^{−rate t} (r(0) − δ)`. **Raises** `ValueError` for a negative rate.
     """
 
     order: int = eqx.field(static=True)
     rate: Float[Array, ""] = eqx.field(converter=as_float)
 
+    def __check_init__(self):
+        integer("order", self.order, least=2)
+        real("rate", self.rate, (), least=0)
+
     @classmethod
     @checked
-    def of(cls, order: int, nodes: int, variance: ArrayLike) -> "InfiniteWidth":
+    def of(cls, order: int, nodes: int, variance: Float[ArrayLike, ""]) -> "InfiniteWidth":
         """For `nodes` hidden nodes whose weights have this variance."""
-        sigma2 = jnp.asarray(variance, float) / order
+        integer("order", order, least=2), integer("nodes", nodes, least=1)
+        sigma2 = real("variance", variance, (), least=0) / order
         return cls(order, 6 * nodes * sigma2**2 / order**2)
 
     @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "k k k"], args: Any = None) -> Float[Array, "k k k"]:
-        check_shape("r", y, (self.order - 1,) * 3)
+        check_shape("y", y, (self.order - 1,) * 3)
         return self.rate * (target(self.order - 1).astype(y.dtype) - y)
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[Array, "k k k"]) -> Float[Array, "k k k"]:
-        """The state at time `t`."""
-        delta = target(self.order - 1).astype(y0.dtype)
-        return delta + jnp.exp(-self.rate * jnp.asarray(t, y0.dtype)) * (y0 - delta)
+    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, "k k k"]) -> Float[Array, "k k k"]:
+        """The state at time `t`, which may be infinite."""
+        check_shape("y0", y0, (self.order - 1,) * 3)
+        delta, t = target(self.order - 1).astype(y0.dtype), jnp.asarray(t, y0.dtype)
+        return delta + jnp.exp(-jnp.where(self.rate == 0, 0.0, self.rate * t)) * (y0 - delta)

@@ -8,7 +8,7 @@ Source: Composing Global Optimisers (Tian, arXiv 2410.01779), Theorems 1 to 3. T
 2π, the 1/d and the opposite sign for c; the loss as printed holds for `z_a0 = z_b0 = 0`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float, Inexact
 
 from ..._checked import checked
-from ..._checks import concrete, require
+from ..._checks import check_shape, concrete, describe, integer, real
 from ..groups import Abelian, Group, require_abelian
 
 
@@ -48,7 +48,8 @@ class Solution(eqx.Module):
 
     **Fields:** `z`, shape `(3, order, nodes)`: the rows of a, b and c; `group`.
     **Raises** `ValueError` for another shape, for a group that is not Abelian, for weights that would not be real
-    (no Hermitian symmetry), and in `+` and `*` for different groups.
+    (no Hermitian symmetry; inside `jit` z is NaN then), and in `+` and `*` for different groups and for factors that
+    are not real numbers.
     """
 
     z: Complex[Array, "3 order nodes"]
@@ -58,17 +59,10 @@ class Solution(eqx.Module):
         self.group = require_abelian(group, "Solution")
         z = jnp.asarray(z)
         z = z if jnp.iscomplexobj(z) else z.astype(np.result_type(z.dtype, np.complex64))
-        if z.ndim != 3 or z.shape[:2] != (3, group.order):
-            raise ValueError(f"z must have shape (3, {group.order}, nodes) for {group.name}, got {z.shape}.")
-        if concrete(z):
-            host = np.asarray(z)  # each new number of nodes would compile there
-            worst = float(np.max(np.abs(host[:, self.group.inverse] - host.conj()), initial=0.0))
-            size = float(np.max(np.abs(host), initial=0.0))
-            require(
-                z,
-                np.asarray(worst <= 100 * jnp.finfo(z.dtype).eps * max(size, 1.0)),
-                f"z must be Hermitian, z[:, −k] = conj z[:, k], for its weights to be real: off by {worst:.3g}.",
-            )
+        check_hermitian(z, self.group)
+        if not concrete(z):
+            off, allowed = _asymmetry(z, self.group, jnp)
+            z = jnp.where(off <= allowed, z, jnp.nan)
         self.z = z
 
     @property
@@ -81,13 +75,15 @@ class Solution(eqx.Module):
 
     def __mul__(self, other: "Solution | ArrayLike") -> "Solution":
         if not isinstance(other, Solution):
-            return Solution(self.z * jnp.asarray(other, self.z.real.dtype).astype(self.z.dtype), self.group)
+            return Solution(self.z * real("factor", other, ()).astype(self.z.dtype), self.group)
         pairs = self.z[:, :, :, None] * self._like(other, "*").z[:, :, None, :]
         return Solution(pairs.reshape(3, self.group.order, -1), self.group)
 
     __rmul__ = __mul__
 
     def _like(self, other: "Solution", operation: str) -> "Solution":
+        if not isinstance(other, Solution):
+            raise ValueError(f"z1 {operation} z2 needs two solutions, got {describe(other)}.")
         if other.group != self.group:
             raise ValueError(f"z1 {operation} z2 needs one group, got {self.group.name} and {other.group.name}.")
         return other
@@ -114,16 +110,34 @@ class Solution(eqx.Module):
         return to_weights(self.z, self.group)
 
 
+def check_hermitian(z: Complex[Array, "3 order nodes"], group: Abelian) -> None:
+    """Raises `ValueError` unless z is of the group's order, and if its values are known finite and Hermitian."""
+    check_shape("z", z, (3, group.order, "nodes"))
+    if concrete(z):
+        off, allowed = _asymmetry(np.asarray(z), group, np)  # each new number of nodes would compile elsewhere
+        if not off <= allowed:
+            raise ValueError(
+                f"z must be finite and Hermitian, z[:, −k] = conj z[:, k], for its weights to be real, got a difference"
+                f" of {off:.3g}."
+            )
+
+
+def _asymmetry(z: Any, group: Abelian, xp: Any) -> tuple[Any, Any]:
+    """By how much z fails to be Hermitian, and what rounding may make of it."""
+    off = xp.max(xp.abs(z[:, group.inverse] - z.conj()), initial=0.0)
+    return off, 100 * jnp.finfo(z.dtype).eps * xp.maximum(xp.max(xp.abs(z), initial=0.0), 1.0)
+
+
 @checked
 def one(group: Group) -> Solution:
     """The identity of `*`: one node, all entries one."""
-    return Solution(jnp.ones((3, group.order, 1)), group)
+    return Solution(np.ones((3, group.order, 1)), group)
 
 
 @checked
 def zero(group: Group) -> Solution:
     """The identity of `+`: no node."""
-    return Solution(jnp.zeros((3, group.order, 0)), group)
+    return Solution(np.zeros((3, group.order, 0)), group)
 
 
 @checked
@@ -135,6 +149,7 @@ def from_weights(
 ) -> Solution:
     """The Fourier transform of real weights: `z_akj = (1/d) Σ_m w_amj conj φ_k(m)`, b alike, c with `φ_k(m)`."""
     group = require_abelian(group, "from_weights")
+    check_shape("a", a, (group.order, "nodes"))
     w = jnp.stack([jnp.asarray(x) for x in (a, b, c)])
     phi = jnp.asarray(group.characters, np.result_type(w.dtype, np.complex64)) / group.order
     z = jnp.concatenate([jnp.conj(phi)[None] @ w[:2].astype(phi.dtype), phi[None] @ w[2:].astype(phi.dtype)])
@@ -143,7 +158,9 @@ def from_weights(
 
 @checked
 def to_weights(z: Complex[Array, "3 order nodes"], group: Abelian) -> Weights:
-    """The inverse of `from_weights`."""
+    """The inverse of `from_weights`. **Raises** `ValueError` for a z that is not Hermitian; inside `jit` only the real
+    part of its weights is returned then."""
+    check_hermitian(z, group)
     phi = jnp.asarray(group.characters, z.dtype)
     w = jnp.real(jnp.concatenate([phi.T[None] @ z[:2], jnp.conj(phi.T)[None] @ z[2:]]))
     return Weights(w[0], w[1], w[2])
@@ -168,8 +185,10 @@ def loss_terms(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Arra
         terms[k] = (1/d) ‖M_k‖_F²,   M_k = r_{··k} − 1 at (k, k), + ½ A^a_{mk} at (m, 0), + ½ A^b_{mk} at (0, m),
         A^p_{mk} = Σ_{k'} r_{p, k', m−k', k}
 
-    The general form of Theorem 1: `z_a0` and `z_b0` need not vanish.
+    The general form of Theorem 1: `z_a0` and `z_b0` need not vanish. **Raises** `ValueError` for a z that is not
+    Hermitian, which inside `jit` is not looked at.
     """
+    check_hermitian(z, group)
     r, a, b = potentials(z)
     m = r - target(group.order).astype(r.dtype)
     m = m.at[:, 0].add(_sums(a, group) / 2).at[0, :].add(_sums(b, group) / 2)
@@ -179,6 +198,7 @@ def loss_terms(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Arra
 @checked
 def target(order: int) -> Float[Array, "order order order"]:
     """δ: one at (k, k, k), zero elsewhere."""
+    integer("order", order, least=1)
     k = jnp.arange(order)
     return jnp.zeros((order, order, order)).at[k, k, k].set(1.0)
 
@@ -202,6 +222,7 @@ def printed_loss(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Ar
     ℓ = 1 − 1/d + (1/d) Σ_{k≠0} ℓ_k,
     ℓ_k = −2 r_kkk + Σ |r_{k1k2k}|² + ¼ |A^a_0k + A^b_0k|² + ¼ Σ_{m≠0} |A^a_mk|² + |A^b_mk|²
     """
+    check_hermitian(z, group)
     d = group.order
     r, a, b = potentials(z)
     sum_a, sum_b = _sums(a, group), _sums(b, group)
@@ -215,6 +236,7 @@ def printed_loss(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Ar
 def direct_loss(weights: Weights, group: Group) -> Float[Array, ""]:
     """The same loss by its definition, from the real matrices: the network at all d² pairs. For checks."""
     d = group.order
+    check_shape("weights.a", weights.a, (d, "nodes"))
     h = (weights.a[:, None] + weights.b[None]) ** 2
     o = h @ weights.c.T / (2 * d)
     error = o - jax.nn.one_hot(jnp.asarray(group.table), d, dtype=o.dtype)

@@ -6,13 +6,15 @@ explicit ŝ of Theorem 4, the hat of z_F4/6, the solution with a bias node, even
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Complex, Float
 
 from ..._checked import checked
-from ..groups import Group, require_abelian
+from ..._checks import check_shape, concrete, describe, integer, real
+from ..groups import Abelian, Group, require_abelian
 from .ring import Solution, one, zero
 
 OMEGA = np.exp(2j * np.pi / 3)
@@ -27,12 +29,11 @@ def at_frequency(group: Group, k: int, columns: Complex[ArrayLike, "3 nodes"]) -
     **Raises** `ValueError` for k = 0 or outside the dual group, and where 2k = 0 for entries that are not real.
     """
     group = require_abelian(group, "at_frequency")
-    columns = np.asarray(columns, complex)
-    if not 0 < k < group.order:
-        raise ValueError(f"k must lie in 1 … {group.order - 1}, got {k}.")
+    integer("k", k, least=1, most=group.order - 1)
+    columns = _known("columns", columns)
     minus = group.inverse[k]
     if minus == k and np.abs(np.imag(columns)).max(initial=0) > 1e-12:
-        raise ValueError(f"k = {k} is its own conjugate in {group.name}: its entries must be real.")
+        raise ValueError(f"columns must be real where k is its own conjugate, got complex ones at {k} in {group.name}.")
     z = np.zeros((3, group.order, columns.shape[1]), complex)
     z[:, minus], z[:, k] = columns.conj(), columns
     return Solution(z, group)
@@ -42,13 +43,34 @@ def _columns(*nodes: Sequence[Number]) -> Columns:
     return np.array(nodes, complex).T
 
 
+def _known(name: str, x: Any) -> Complex[np.ndarray, "..."]:
+    """`x` as finite complex numbers on the host, in double precision where JAX has single."""
+    if not concrete(x):
+        raise ValueError(f"{name} must be known outside jit and vmap, got {describe(x)}.")
+    try:
+        x = np.asarray(x, complex)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers, got {describe(x)}.") from error
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got {describe(x)}.")
+    return x
+
+
+def _unit(name: str, x: Any) -> complex:
+    """A complex number of modulus one, to 1e-6."""
+    x = _known(name, x)
+    if x.shape or abs(abs(x) - 1) > 1e-6:
+        raise ValueError(f"{name} must be a number of modulus one, got {describe(x)}.")
+    return complex(x)
+
+
 # Building blocks: the columns (a, b, c) of each node, entries of modulus one.
 
 
 @checked
 def syn(alpha: Number = 1.0, beta: Number = 1.0) -> Columns:
     """`1 + u + u²` with u = (ω, ω, ω); with α, β of modulus one `z_syn,αβ`."""
-    w = OMEGA
+    w, alpha, beta = OMEGA, _unit("alpha", alpha), _unit("beta", beta)
     first = (alpha * w, np.conj(alpha) * w, w)
     return _columns((1, 1, 1), first, (beta * w**2, np.conj(beta) * w**2, w**2))
 
@@ -56,12 +78,14 @@ def syn(alpha: Number = 1.0, beta: Number = 1.0) -> Columns:
 @checked
 def nu(value: Number) -> Columns:
     """`1 + (ν, −ν, −ν̄²)`, |ν| = 1; `nu(1j)` is z_{ν=i}."""
+    value = _unit("value", value)
     return _columns((1, 1, 1), (value, -value, -(np.conj(value) ** 2)))
 
 
 @checked
 def xi(value: Number) -> Columns:
     """`1 + (ξ, −iξ̄, i)`, |ξ| = 1."""
+    value = _unit("value", value)
     return _columns((1, 1, 1), (value, -1j * np.conj(value), 1j))
 
 
@@ -74,6 +98,7 @@ def cube() -> Columns:
 @checked
 def phase(theta1: float = 0.0, theta2: float = 0.0) -> Columns:
     """`y`: one node that turns the phases and keeps abc = 1."""
+    theta1, theta2 = (float(real(name, x, ())) for name, x in (("theta1", theta1), ("theta2", theta2)))
     return _columns((np.exp(1j * theta1), np.exp(1j * theta2), np.exp(-1j * (theta1 + theta2))))
 
 
@@ -81,6 +106,8 @@ def times(*blocks: Complex[np.ndarray, "3 _"]) -> Columns:
     """The product of blocks of one frequency."""
     result = np.ones((3, 1), complex)
     for block in blocks:
+        block = _known("blocks", block)
+        check_shape("blocks", block, (3, "nodes"))
         result = (result[:, :, None] * block[:, None, :]).reshape(3, -1)
     return result
 
@@ -90,11 +117,12 @@ def real_pair() -> Columns:
     return _columns((1, 1, 1), (1, -1, -1))
 
 
-@checked
 def polynomial(u: Complex[ArrayLike, "3"]) -> Columns:
     """Theorem 4, `ρ(u) = Π_{s∈S} (u + ŝ)`: S holds the values of the eight potentials of one frequency at the generator
     u, which must be of abc = 1; `ŝ = (1, 1, −s)`. **Raises** `ValueError` if abc ≠ 1, or if 1 is among S."""
-    a, b, c = np.asarray(u, complex)
+    u = _known("u", u)
+    check_shape("u", u, (3,))
+    a, b, c = u
     if abs(a * b * c - 1) > 1e-12:
         raise ValueError(f"u must have a·b·c = 1, got {a * b * c:.6g}.")
     ca, cb = np.conj(a), np.conj(b)
@@ -104,7 +132,7 @@ def polynomial(u: Complex[ArrayLike, "3"]) -> Columns:
         if all(abs(s - other) > 1e-9 for other in distinct):
             distinct.append(s)
     if any(abs(s - 1) < 1e-9 for s in distinct):
-        raise ValueError("u gives 1 to a potential that must vanish: ρ(u) would have r_kkk = 0.")
+        raise ValueError(f"u must not give 1 to a potential that is to vanish, for then r_kkk = 0, got {describe(u)}.")
     coefficients = np.poly(distinct)[::-1]  # of x^0, x^1, …, of Π (x − s)
     powers = np.arange(len(coefficients))
     return np.stack([a**powers, b**powers, c**powers * coefficients])
@@ -116,17 +144,37 @@ def polynomial(u: Complex[ArrayLike, "3"]) -> Columns:
 @checked
 def from_blocks(group: Group, block: Callable[[int], Columns], only: Sequence[int] | None = None) -> Solution:
     """The sum over the frequencies k (one of each k, −k; by default all) of `block(k)`, scaled to `r_kkk = 1`. A
-    frequency that is its own conjugate gets `real_pair` instead."""
+    frequency that is its own conjugate gets `real_pair` instead.
+
+    **Raises** `ValueError` for frequencies outside the dual group or twice in `only`, as themselves or as −k, and for a
+    block whose nodes sum to `abc = 0`.
+    """
     group = require_abelian(group, "from_blocks")
     parts = [zero(group)]
-    for k in group.frequencies if only is None else only:
-        columns = real_pair() if group.inverse[k] == k else block(k)
+    for k in _once(group, group.frequencies if only is None else only):
+        columns = real_pair() if group.inverse[k] == k else _known("block(k)", block(k))
+        check_shape("block(k)", columns, (3, "nodes"))
         value = np.prod(columns, axis=0).sum()
+        if abs(value) < 1e-12:
+            raise ValueError(f"block(k) must have Σ abc ≠ 0 for r_kkk = 1, got {value:.3g} at k = {k}.")
         size, turn = abs(value) ** (1 / 3), value / abs(value)
         columns = columns / size * np.array([1, 1, np.conj(turn)])[:, None]
         parts.append(at_frequency(group, k, columns))
     # At once and on the host: each number of nodes on the way would compile anew.
     return Solution(np.concatenate([np.asarray(part.z) for part in parts], axis=2), group)
+
+
+def _once(group: Abelian, only: Sequence[int]) -> list[int]:
+    """Frequencies, none of which stands there twice."""
+    found: list[int] = []
+    for k in only:
+        k = integer("only", k, least=1, most=group.order - 1)
+        if k in found or group.inverse[k] in found:
+            raise ValueError(
+                f"only must hold one of each k, −k, got {k} after {k if k in found else group.inverse[k]}."
+            )
+        found.append(k)
+    return found
 
 
 @checked
@@ -173,12 +221,14 @@ def f4_6(
     """`z_F4/6`: four nodes a frequency, `z_{ν=i} * z_ξ`, but for six at `k0` (by default the first), whose nodes carry
     in row c a constant for each other frequency that cancels what order 4 leaves of `Σ_p r_{p,k',−k',k}`.
 
-    **Raises** `ValueError` for a group whose `k0` is its own conjugate, and for a `k0` that is not in
-    `group.frequencies`.
+    **Raises** `ValueError` for a group without, or a `k0` that is not among, those `group.frequencies` that are not
+    their own conjugates.
     """
     group = require_abelian(group, "f4_6")
     pairs = [k for k in group.frequencies if group.inverse[k] != k]
-    k0 = (pairs[0] if pairs else None) if k0 is None else k0
+    if not pairs:
+        raise ValueError(f"group must have a frequency that is not its own conjugate, got {group.name}.")
+    k0 = pairs[0] if k0 is None else k0
     if k0 not in pairs:
         raise ValueError(f"k0 must be one of {pairs}, got {k0}.")
     number = _numbering(group, xis=xis, phases=phases)
@@ -197,7 +247,7 @@ def f4_biased(group: Group, *, sigma: float | None = None) -> Solution:
     leaves. `σ = n^{1/6}` for n frequencies has the least norm. Not in the paper."""
     group = require_abelian(group, "f4_biased")
     four = from_blocks(group, lambda k: times(nu(1j), xi(1.0)))
-    size = len(group.frequencies) ** (1 / 6) if sigma is None else sigma
+    size = len(group.frequencies) ** (1 / 6) if sigma is None else float(real("sigma", sigma, (), above=0))
     bias = jnp.zeros((3, group.order, 1), four.z.dtype).at[:2, 0].set(size)
     return four + Solution(bias.at[2, 1:, 0].set(-four.leftover()[1:] / (2 * size) ** 2), group)
 
@@ -223,15 +273,18 @@ def memorisation(group: Group) -> Solution:
 def _numbering(group: Group, **options: Sequence | None) -> dict[int, int]:
     frequencies = require_abelian(group, "this solution").frequencies
     for name, values in options.items():
-        if values is not None and len(values) != len(frequencies):
+        if values is not None and (isinstance(values, str) or np.shape(values)[:1] != (len(frequencies),)):
             raise ValueError(
-                f"{name} must have an entry for each of {len(frequencies)} frequencies, got {len(values)}."
+                f"{name} must have an entry for each of {len(frequencies)} frequencies, got {describe(values)}."
             )
     return {k: i for i, k in enumerate(frequencies)}
 
 
 def _turn(phases: Sequence[tuple[float, float]] | None, i: int) -> Columns:
-    return phase() if phases is None else phase(*phases[i])
+    if phases is None:
+        return phase()
+    check_shape("phases", phases, (len(phases), 2))
+    return phase(*phases[i])
 
 
 # Paths
@@ -240,6 +293,7 @@ def _turn(phases: Sequence[tuple[float, float]] | None, i: int) -> Columns:
 @checked
 def pseudo_identity(group: Group, nodes: int) -> Solution:
     """`e = (1, 0, …, 0)`: `e * z` is z with nodes that are dead."""
+    integer("nodes", nodes, least=1)
     first = one(group)
     return Solution(jnp.concatenate([first.z, jnp.zeros((3, group.order, nodes - 1), first.z.dtype)], axis=2), group)
 
@@ -251,11 +305,19 @@ def occam_path(y: Solution, t: Float[ArrayLike, ""]) -> Solution:
 
     Four straight pieces: c to one other node j; a and b to that node and to the first; c to the first; a and b too. The
     norm may rise on the way. The theorem's `‖e*z'‖ ≤ ‖y*z'‖` needs a z' with rows a, b and c of equal length.
+
+    **Raises** `ValueError` for a t outside 0 … 4, which inside `jit` is clipped, for fewer than two nodes, and for a y
+    whose r_kkk are not 1.
     """
     a, b, c = y.z
-    q = y.nodes
+    q, t = y.nodes, real("t", t, (), least=0, most=4)
     if q < 2:
         raise ValueError(f"y must have at least 2 nodes, got {q}.")
+    if concrete(y.z):
+        found = np.sum(np.prod(np.asarray(y.z), axis=0), axis=1)
+        worst = int(np.argmax(np.abs(found - 1)))
+        if abs(found[worst] - 1) > 1e-3:
+            raise ValueError(f"y must have r_kkk = 1 at every k, got {found[worst]:.3g} at k = {worst}.")
     j = 1 + jnp.argmax(jnp.abs(a * b)[:, 1:], axis=1)
     other = jnp.arange(q)[None] == j[:, None]
     first = jnp.broadcast_to(jnp.arange(q)[None] == 0, other.shape).astype(y.z.dtype)
@@ -278,13 +340,15 @@ def occam_path(y: Solution, t: Float[ArrayLike, ""]) -> Solution:
 @checked
 def optimum_path(first: Solution, second: Solution, t: Float[ArrayLike, ""]) -> Solution:
     """`(1−t)^{1/3} z1 + t^{1/3} z2`: zero loss all the way between any two zero-loss solutions, for potentials, and so
-    the output, interpolate linearly. Not in the paper."""
-    t = jnp.asarray(t, first.z.real.dtype)
+    the output, interpolate linearly, also beyond t = 0 and 1. Not in the paper."""
+    t = jnp.asarray(real("t", t, ()), first.z.real.dtype)
     return first * jnp.cbrt(1 - t) + second * jnp.cbrt(t)
 
 
 @checked
 def least_norm(order4: float | int, order6: float | int) -> float:
     """The predicted `‖z‖²` of n4 order-4 and n6 order-6 frequencies, biases spread over all of order 6:
-    `N = 6·6^{1/3} n6 + 6·4^{1/3} n4 + 6^{1/3} n4/n6`. Not in the paper. Needs `n6 ≥ 1`."""
+    `N = 6·6^{1/3} n6 + 6·4^{1/3} n4 + 6^{1/3} n4/n6`. Not in the paper. **Raises** `ValueError` unless `n4 ≥ 0` and
+    `n6 ≥ 1`."""
+    order4, order6 = float(real("order4", order4, (), least=0)), float(real("order6", order6, (), least=1))
     return 6 * math.cbrt(6) * order6 + 6 * math.cbrt(4) * order4 + math.cbrt(6) * order4 / order6

@@ -176,7 +176,8 @@ def _array(name: str, value: Any, sizes: Sizes, annotation: Any, *, scalars: boo
         return value if is_key else _refuse(name, "a key, as jax.random.key(0)", value)
     array = _of_kind(name, value, annotation)
     if annotation.array_type is np.ndarray and not isinstance(array, Tracer):
-        array = np.asarray(array)
+        host = np.asarray(value)  # whose float64 JAX may have narrowed
+        array = host if host.dtype.kind == array.dtype.kind else np.asarray(array)
     letters = annotation.dim_str.split()
     if not _fits(letters, array.shape, sizes):
         form = ", ".join(str(sizes.get(letter, letter)) for letter in letters) + ("," if len(letters) == 1 else "")
