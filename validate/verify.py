@@ -85,6 +85,8 @@ def verify(
 
 
 def _all_claims(claims: Iterable[Claim]) -> list[Claim]:
+    if not isinstance(claims, Iterable):
+        raise ValueError(f"claims must be a sequence of claims, got {describe(claims)}.")
     claims = list(claims)
     for claim in claims:
         if not isinstance(claim, Claim):
@@ -165,11 +167,9 @@ def _checked_records(
 
 def _check(claim: Claim, setting: Setting, place: Path | None) -> Record:
     """Whatever a claim does wrong is in its record; only an interrupt goes on."""
-    start, x64 = time.perf_counter(), jax.config.jax_enable_x64
+    start = time.perf_counter()
     try:
-        evidence = claim.check(setting)
-        if not isinstance(evidence, Evidence):
-            raise TypeError(f"a check must return Evidence(rows=..., control=...), got {describe(evidence)}.")
+        evidence = _measured(claim, setting)
         record = record_of(claim, evidence, setting, time.perf_counter() - start)
         json.dumps(record, allow_nan=False, ensure_ascii=False).encode()
         if place is not None:
@@ -188,8 +188,17 @@ def _check(claim: Claim, setting: Setting, place: Path | None) -> Record:
         summary = "".join(traceback.format_exception_only(error))
         failure = f"{summary}{traceback.format_exc()}"
         return record_of(claim, Evidence({}, {}), setting, time.perf_counter() - start, failure)
+
+
+def _measured(claim: Claim, setting: Setting) -> Evidence:
+    x64 = jax.config.jax_enable_x64
+    try:
+        evidence = claim.check(setting)
     finally:
-        jax.config.update("jax_enable_x64", x64)
+        jax.config.update("jax_enable_x64", x64)  # the record, and the claims after it, are in the precision asked for
+    if not isinstance(evidence, Evidence):
+        raise TypeError(f"a check must return Evidence(rows=..., control=...), got {describe(evidence)}.")
+    return evidence
 
 
 def _out_of(place: Path, claim: Claim) -> Path:
