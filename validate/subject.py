@@ -72,7 +72,7 @@ class Subject:
         precision of the moment cannot hold.
         """
         if name not in self.defaults:
-            raise ValueError(f"{self.name} has no parameter {name!r}: it has {', '.join(self.defaults)}.")
+            raise ValueError(f"{self.name} has no parameter {name!r}: it must be one of {', '.join(self.defaults)}.")
         try:
             found = np.asarray(given)
         except ValueError as error:  # a ragged list

@@ -298,9 +298,7 @@ class _Own(eqx.Module):
         """Raises `ValueError` for names that would clash in the dataset, or would be ignored, before anything runs."""
         names = {name for name, _ in variables}
         for unknown in {name for name, _ in self.dims} - names:
-            raise ValueError(
-                f"dims names {unknown!r}, which fn does not return: it returns {', '.join(sorted(names))}."
-            )
+            raise ValueError(f"dims must name variables that fn returns ({', '.join(sorted(names))}), got {unknown!r}.")
         sizes: dict[str, int] = {}
         for (name, leading), x in variables.items():
             if name in labels or name == "status":

@@ -191,7 +191,7 @@ def test_an_error_keeps_what_was_computed(tmp_path, monkeypatch):
         ({"value": RATES}, {}, "'value', which is the name of an axis"),
         ({"rate": RATES}, {"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"rate": RATES}, {"dims": {"value": ["a"]}}, "dims must name the 0 axes of value"),
-        ({"rate": RATES}, {"dims": {"velue": ["a"]}}, "'velue', which fn does not return"),
+        ({"rate": RATES}, {"dims": {"velue": ["a"]}}, r"dims must name variables that fn returns .value., got 'velue'"),
         ({"rate": RATES}, {"cost": lambda p: jnp.ones(2)}, "cost must return a scalar"),
     ],
 )
@@ -428,7 +428,7 @@ def test_command_line(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
     for words, message in (
         (("joma.nothing",), "nothing is named"),
-        (("joma.LinearAttention", "--axis", "mu=1,2"), "has no parameter 'mu': it has learning_rate"),
+        (("joma.LinearAttention", "--axis", "mu=1,2"), "has no parameter 'mu': it must be one of learning_rate"),
         (("joma.LinearAttention", "--axis", "mu=1:"), "needs NAME="),
         (("joma.no_attention",), "one axis: --axis seed=0:8"),
         (("joma.LinearAttention", "--process", "0"), "needs --coordinator"),
