@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import config as jaxtyping_config
 
 from traindyn._files import locked
@@ -21,6 +22,11 @@ from traindyn.validate import pretrain
 from traindyn.validate.__main__ import main
 from traindyn.validate.pretrain import _evenly
 
+CACHE = (
+    "jax_enable_compilation_cache",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+)
 SHORT = ("--length", "16", "--batch", "4", "--eval-every", "4", "--checkpoint-every", "2")
 GALORE = ("--optimiser", "galore", "--rank", "8", "--gap", "3")
 
@@ -43,6 +49,22 @@ def text(tmp_path_factory):
     words = random.Random(0).choices(["one", "two", "three", "four", "fire", "water", "earth", "air"], k=1200)
     path.write_text(" ".join(words))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(text):
+    """Runs in this process find again what others compiled, in a folder of this module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(text.parent / "cache in here"))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        old = [(name, getattr(jax.config, name)) for name in CACHE]
+        for name, value in zip(CACHE, (True, os.environ["JAX_COMPILATION_CACHE_DIR"], 0.1), strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        yield
+        for name, value in old:
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
