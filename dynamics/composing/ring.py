@@ -131,13 +131,13 @@ def _asymmetry(z: Any, group: Abelian, xp: Any) -> tuple[Any, Any]:
 @checked
 def one(group: Group) -> Solution:
     """The identity of `*`: one node, all entries one."""
-    return Solution(np.ones((3, group.order, 1)), group)
+    return Solution(np.ones((3, group.order, 1), complex), group)
 
 
 @checked
 def zero(group: Group) -> Solution:
     """The identity of `+`: no node."""
-    return Solution(np.zeros((3, group.order, 0)), group)
+    return Solution(np.zeros((3, group.order, 0), complex), group)
 
 
 @checked

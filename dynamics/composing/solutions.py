@@ -186,7 +186,7 @@ def f6(
 ) -> Solution:
     """`z_F6 = 6^{-1/3} Σ_k z_syn * z_ν * y`: six nodes a frequency. `nus`, of modulus one (by default i), and `phases`
     (θ1, θ2) in the order of `group.frequencies`."""
-    number = _numbering(group, nus=nus, phases=phases)
+    number, nus = _numbering(group, nus=nus, phases=phases), _units("nus", nus)
     return from_blocks(
         group, lambda k: times(syn(), nu(1j if nus is None else nus[number[k]]), _turn(phases, number[k]))
     )
@@ -202,6 +202,7 @@ def f6_variant(
 ) -> Solution:
     """`z_syn,αβ * z_{ν=i} * y`: any α, β of modulus one, but ν = i only."""
     number = _numbering(group, alphas=alphas, betas=betas, phases=phases)
+    alphas, betas = _units("alphas", alphas), _units("betas", betas)
 
     def block(k):
         alpha, beta = (1.0 if x is None else x[number[k]] for x in (alphas, betas))
@@ -231,7 +232,7 @@ def f4_6(
     k0 = pairs[0] if k0 is None else k0
     if k0 not in pairs:
         raise ValueError(f"k0 must be one of {pairs}, got {k0}.")
-    number = _numbering(group, xis=xis, phases=phases)
+    number, xis = _numbering(group, xis=xis, phases=phases), _units("xis", xis)
     block = lambda k: times(nu(1j), xi(1.0 if xis is None else xis[number[k]]), _turn(phases, number[k]))
     four = from_blocks(group, block, [k for k in group.frequencies if k != k0])
     six = from_blocks(group, lambda k: times(syn(), nu(1j), _turn(phases, number[k0])), [k0])
@@ -280,6 +281,10 @@ def _numbering(group: Group, **options: Sequence | None) -> dict[int, int]:
     return {k: i for i, k in enumerate(frequencies)}
 
 
+def _units(name: str, values: Sequence[Number] | None) -> list[complex] | None:
+    return None if values is None else [_unit(name, value) for value in values]
+
+
 def _turn(phases: Sequence[tuple[float, float]] | None, i: int) -> Columns:
     if phases is None:
         return phase()
@@ -316,7 +321,7 @@ def occam_path(y: Solution, t: Float[ArrayLike, ""]) -> Solution:
     if concrete(y.z):
         found = np.sum(np.prod(np.asarray(y.z), axis=0), axis=1)
         worst = int(np.argmax(np.abs(found - 1)))
-        if abs(found[worst] - 1) > 1e-3:
+        if not abs(found[worst] - 1) <= 1e-3:
             raise ValueError(f"y must have r_kkk = 1 at every k, got {found[worst]:.3g} at k = {worst}.")
     j = 1 + jnp.argmax(jnp.abs(a * b)[:, 1:], axis=1)
     other = jnp.arange(q)[None] == j[:, None]

@@ -46,7 +46,7 @@ CALLS = {
     "dynamics.representations.fourier": Call(
         representations.fourier,
         {"f": jnp.arange(6.0), "irrep": TWO},
-        # The transform is linear. Leaves of an irrep that are exchanged have passed by its constructor, which checks them.
+        # The transform is linear. Leaves that are exchanged pass by the constructor of an irrep, which checks them.
         accepts={"f": "complex", "irrep": ("leaf 0 complex", "leaf 0 longer")},
         bad={"f": [jnp.ones(5)]},
     ),
