@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from ..._checked import checked
-from ..._checks import check_shape, concrete, indices, or_nan, real
+from ..._checks import check_shape, concrete, indices, integer, or_nan, real
 from ..flow import Flow
 
 Attention = Literal["linear", "exp", "softmax"]
@@ -83,9 +83,12 @@ class Joint(Flow):
         queries: int | None = None,
     ):
         self.x = real("x", x, least=0)
-        self.query = jnp.zeros(len(self.x), int) if query is None else indices("query", query, queries or 2**31)
-        known = len(self.x) > 0 and concrete(self.query)
-        self.queries = queries or (int(np.max(self.query)) + 1 if known else 0)
+        if queries is not None:
+            integer("queries", queries, least=1)
+        query = jnp.zeros(len(self.x), int) if query is None else query
+        self.query = indices("query", query, 2**31 if queries is None else queries)
+        asked = int(np.max(self.query, initial=-1)) + 1 if concrete(self.query) else 0
+        self.queries = asked if queries is None else queries
         self.g = g if callable(g) else real("g", g)
         self.eta_w, self.eta_z = real("eta_w", eta_w, least=0), real("eta_z", eta_z, least=0)
         self.temperature = real("temperature", temperature, above=0)

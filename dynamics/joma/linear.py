@@ -8,6 +8,7 @@ import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf, erfc, erfinv, ndtri
 from jaxtyping import Array, ArrayLike, Float, Int, Real
@@ -66,7 +67,7 @@ class LinearActivation(Flow):
     def winner(self, y0: Float[Array, " tokens"]) -> Int[Array, ""]:
         """The token that diverges first. It has the largest |Δ| if `v(0) = 0`, and need not otherwise. Raises
         `ValueError` where every Δ is zero and none diverges; inside `jit` that is token 0."""
-        times = self.blow_up_time(y0)
+        times = self.blow_up_time(real("y0", y0))
         if concrete(times) and not jnp.any(jnp.isfinite(times)):
             raise ValueError("delta must have an entry that is not 0: no token diverges, so there is no winner.")
         return jnp.argmin(times)
@@ -219,6 +220,7 @@ def _exp(x: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.exp(jnp.minimum(x, math.log(float(jnp.finfo(x.dtype).max)) - 1))
 
 
+@jax.jit
 def _quantile_law(a0: Float[Array, " n"], rate: Float[Array, " n"], t: ArrayLike) -> Float[Array, " n"]:
     """`a(t)` of `ȧ = rate exp(a²/2)`. Near zero by erf, which keeps small values; further out by the tail of the normal
     distribution, which keeps `1 − erf`; as it was where it stands still so far out that the tail underflows. NaN once

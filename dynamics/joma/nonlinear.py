@@ -178,8 +178,14 @@ def _time(s: Float[Array, " n"], mu: Float[Array, " n"], gap: Float[Array, " n"]
 
 
 def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Inverts `_elapsed`: by the coarse rule to the end, and where that is not exact, mostly one step by the fine."""
+    """The progress that a time makes."""
     _check_near(mu, mu - gap)
+    return _inverted(t, mu, gap)
+
+
+@jax.jit
+def _inverted(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Inverts `_elapsed`: by the coarse rule to the end, and where that is not exact, mostly one step by the fine."""
     scaled = t * jnp.exp(mu**2 / 2)
 
     def residual(s, rule=_FINE):
