@@ -87,7 +87,8 @@ class ScanSnap(Flow):
         xp = np if concrete(self.query) else jnp
         numbers = xp.asarray(self.query)
         if queries is None:
-            queries = int(numbers.max()) + 1 if concrete(self.query) else classes
+            known = 1 if query is None else classes  # inside `jit` even the default is traced
+            queries = int(numbers.max()) + 1 if concrete(self.query) else known
         inside = (numbers >= 0) & (numbers < queries)
         p = require(p, xp.all(inside), f"query must be below queries = {queries} and not negative, got {numbers}.")
         self.outputs, self.queries = classes if outputs is None else outputs, integer("queries", queries, least=1)
