@@ -10,18 +10,22 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import NoReturn
 
 import click
 import jax
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .._files import check_writable
 from ..nets.pretrain import OPTIMISERS
 from . import composing, flows, galore, grokking, joma, named_sweep, report, reversal, scan_snap
+from ._signals import ends_promptly
 from .claim import Claim, Setting
 from .corpus import read_corpus
 from .papers import BIBTEX
@@ -48,6 +52,8 @@ class _Program(click.Group):
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"Error: {where}{error.strerror or error}. What was finished before is kept.", err=True)
+        except KeyboardInterrupt as error:  # click would say "Aborted!" and end with 1
+            stopped(error, "Nothing had begun.")
         except Exception:
             traceback.print_exc()
         sys.exit(CRASHED)
@@ -84,6 +90,16 @@ def stopped(error: KeyboardInterrupt, advice: str) -> NoReturn:
     """Ends the program after an interrupt with the status that shells expect."""
     click.echo(f"{'Terminated' if isinstance(error, Terminated) else 'Interrupted'}. {advice}", err=True)
     sys.exit(getattr(error, "status", 130))
+
+
+@contextlib.contextmanager
+def _interruptible(advice: str) -> Iterator[None]:
+    """For work that keeps all that is finished, whatever ends it."""
+    try:
+        with ends_promptly(advice):
+            yield
+    except KeyboardInterrupt as error:
+        stopped(error, advice)
 
 
 def _keep_compiled() -> None:
@@ -219,34 +235,39 @@ def sweep(name, axes, out, batch_size, devices, scale, corpus, x32, coordinator,
     elif coordinator is not None:
         jax.distributed.initialize(coordinator, processes, process)
     first = jax.process_index() == 0
-    try:
-        if first:
-            check_writable(out, "sweep.nc", "figure.png", "sweep.json")
-        if isinstance(thing, Claim):
-            if {*axes} - {"seed"} or not axes:
-                raise ValueError(f"{name} is a claim, which has one axis: --axis seed=0:8.")
-            setting = Setting(scale, 0, *read_corpus(corpus))
-            with tqdm(total=len(axes["seed"]), unit="seed", disable=not sys.stderr.isatty()) as bar:
-                found = named_sweep.sweep_claim(thing, axes["seed"].tolist(), setting, out=out, on_seed=bar.update)
-            picture = named_sweep.claim_figure(found)
-        else:
-            assert isinstance(thing, Subject)
-            mesh = named_sweep.all_devices()
-            progress = first and sys.stderr.isatty()
-            found = named_sweep.sweep_subject(thing, axes, out=out, batch_size=batch_size, mesh=mesh, progress=progress)
-            picture = named_sweep.figure(found, [*(axes or thing.axes)])
-        if first:
-            named_sweep.save(found, picture, out)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    except SweepError as error:
-        click.echo(f"Error: {error}. The same command goes on from what is in {out}.", err=True)
-        sys.exit(CRASHED)
-    except KeyboardInterrupt as error:
-        stopped(error, f"The same command goes on from what is in {out}.")
+    with _interruptible(f"The same command goes on from what is in {out}."):
+        try:
+            if first:
+                check_writable(out, "sweep.nc", "figure.png", "sweep.json")
+            if isinstance(thing, Claim):
+                found, picture = _sweep_claim(thing, axes, Setting(scale, 0, *read_corpus(corpus)), out)
+            else:
+                assert isinstance(thing, Subject)
+                progress = first and sys.stderr.isatty()
+                found = named_sweep.sweep_subject(
+                    thing, axes, out=out, batch_size=batch_size, mesh=named_sweep.all_devices(), progress=progress
+                )
+                picture = named_sweep.figure(found, [*(axes or thing.axes)])
+            if first:
+                named_sweep.save(found, picture, out)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        except SweepError as error:
+            click.echo(f"Error: {error}. The same command goes on from what is in {out}.", err=True)
+            sys.exit(CRASHED)
     if first:
         well = int((found["status"] == 0).sum())
         click.echo(f"{found}\n\n{well} of {found['status'].size} lanes are well. {out / 'sweep.nc'}, figure.png")
+
+
+def _sweep_claim(
+    claim: Claim, axes: Mapping[str, np.ndarray], setting: Setting, out: Path
+) -> tuple[xr.Dataset, Figure]:
+    if {*axes} != {"seed"}:
+        raise ValueError(f"{claim.name} is a claim, which has one axis: --axis seed=0:8.")
+    with tqdm(total=len(axes["seed"]), unit="seed", disable=not sys.stderr.isatty()) as bar:
+        found = named_sweep.sweep_claim(claim, axes["seed"].tolist(), setting, out=out, on_seed=bar.update)
+    return found, named_sweep.claim_figure(found)
 
 
 @main.command()
@@ -315,10 +336,8 @@ def train(out, resume, corpus, **options) -> None:
     status: 0, 1 when the loss diverged, 2 on bad arguments, 3 when a file can't be written or the program fails, 130
     and 143 when it is interrupted or terminated.
     """
-    try:
+    with _interruptible(f"--resume goes on from the newest checkpoint in {out}."):
         sys.exit(0 if pretrain(out, resume, corpus, **options) else 1)
-    except KeyboardInterrupt as error:
-        stopped(error, f"--resume goes on from the newest checkpoint in {out}.")
 
 
 def _choose(claims: Sequence[Claim], names: Iterable[str]) -> list[Claim]:
