@@ -21,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Key, Num, Real
 from scipy.special import stdtrit
 
 from .._checked import checked
-from .._checks import as_array, check_callable, check_range, choice, describe, integer, strings
+from .._checks import check_callable, check_range, choice, describe, integer, strings
 from .metrics import fit_order
 
 Kind = Literal["identity", "limit", "statistic"]
@@ -72,20 +72,18 @@ class Row:
         return Verdict.REFUTED if high < least or low > most else Verdict.UNDECIDED
 
 
-@checked
-def identity(error: Num[ArrayLike, "..."], at_most: Real[ArrayLike, ""]) -> Row:
+def identity(error: Num[ArrayLike, "..."] | Sequence[Any], at_most: Real[ArrayLike, ""]) -> Row:
     """The largest absolute entry of an error must not exceed a bound derived from the tolerances. An infinite error is
     refuted; NaN is undecided, because nothing was measured.
 
     **Raises** `ValueError` for an error without entries and a bound that is negative or NaN.
     """
-    error, at_most = np.asarray(error), float(at_most)
+    error, at_most = _numbers("error", error, "biufc"), _number("at_most", at_most)
     if error.size == 0:
         raise ValueError(f"error must have at least one entry, got shape {error.shape}.")
     check_range("at_most", at_most, least=0, finite=False)
-    measured = float(
-        np.max(np.abs(error.astype(complex if np.iscomplexobj(error) else float)))
-    )  # the smallest integer has no absolute value of its own type
+    wide = error.astype(np.result_type(error, float))  # the smallest integer has no absolute value of its own type
+    measured = float(np.max(np.abs(wide)))
     return Row(measured, (measured, measured), at_most, (0.0, at_most), f"{measured:.2g}", f"≤ {at_most:.3g}")
 
 
@@ -120,9 +118,8 @@ def limit(
     )
 
 
-@checked
 def statistic(
-    samples: Real[ArrayLike, "..."],
+    samples: Real[ArrayLike, "..."] | Sequence[Any],
     *,
     at_least: Real[ArrayLike, ""] | None = None,
     at_most: Real[ArrayLike, ""] | None = None,
@@ -138,14 +135,16 @@ def statistic(
     """
     from scipy import stats  # takes half a second, which the other kinds need not wait for
 
-    values = np.ravel(np.asarray(samples, float))
+    values = np.ravel(_numbers("samples", samples).astype(float))
     if values.size < 3:
         raise ValueError(f"a statistic needs at least three samples, got {values.size}.")
     if (at_least is None) == (at_most is None):
         raise ValueError("exactly one of at_least and at_most must be given.")
-    bound = float(at_most if at_least is None else at_least)  # pyright: ignore[reportArgumentType]
-    check_range("at_most" if at_least is None else "at_least", bound, finite=False)
+    side, bound = ("at_most", at_most) if at_least is None else ("at_least", at_least)
+    bound = _number(side, bound)
+    check_range(side, bound, finite=False)
     if quantile is not None:
+        quantile = _number("quantile", quantile)
         check_range("quantile", quantile, above=0, below=1)
     if np.isnan(values).any():
         measured = low = high = math.nan  # which a quantile would pass over
@@ -193,7 +192,8 @@ class Evidence:
 
     def __post_init__(self):
         for name, rows in (("rows", self.rows), ("control", self.control)):
-            wrong = [row for row in rows.values() if not isinstance(row, Row)] if isinstance(rows, Mapping) else [rows]
+            pairs = rows.items() if isinstance(rows, Mapping) else [("", rows)]
+            wrong = [row if isinstance(key, str) else key for key, row in pairs if (type(key), type(row)) != (str, Row)]
             if wrong:
                 made = "identity, limit or statistic"
                 raise ValueError(f"{name} must map names to rows made by {made}, got {describe(wrong[0])}.")
@@ -222,12 +222,12 @@ class Evidence:
 
 def panel(
     title: str,
-    x: tuple[str, Real[ArrayLike, " n"]],
+    x: tuple[str, ArrayLike | Sequence[float]],
     *,
     y: str = "",
-    predicted: Mapping[str, ArrayLike] | None = None,
-    observed: Mapping[str, ArrayLike] | None = None,
-    control: Mapping[str, ArrayLike] | None = None,
+    predicted: Mapping[str, ArrayLike | Sequence[Any]] | None = None,
+    observed: Mapping[str, ArrayLike | Sequence[Any]] | None = None,
+    control: Mapping[str, ArrayLike | Sequence[Any]] | None = None,
     marks: Mapping[str, float] | None = None,
     log: str = "",
 ) -> xr.Dataset:
@@ -270,12 +270,26 @@ def _axis(argument: str, axis: Any, words: bool = False) -> tuple[str, np.ndarra
     return label, values
 
 
-def _numbers(argument: str, values: Any) -> np.ndarray:
-    """Real numbers, on the host."""
-    array = np.asarray(as_array(argument, values))
-    if array.dtype.kind == "c":
-        raise ValueError(f"{argument} must be real, got {describe(array)}.")
+def _numbers(argument: str, values: Any, kinds: str = "biuf") -> np.ndarray:
+    """Numbers of these kinds as they are: on the host, where float32 as JAX's default narrows nothing."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, jax.errors.JAXTypeError):
+            raise
+        raise ValueError(f"{argument} must be a number or an array of numbers, got {describe(values)}.") from error
+    if jnp.issubdtype(array.dtype, jnp.bfloat16):  # which NumPy and its files do not know
+        array = array.astype(np.float32)
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"{argument} must be {'real ' * ('c' not in kinds)}numbers, got {describe(values)}.")
     return array
+
+
+def _number(argument: str, value: Any) -> float:
+    array = _numbers(argument, value)
+    if array.ndim:
+        raise ValueError(f"{argument} must be a number, got {describe(array)}.")
+    return float(array)
 
 
 def heatmap(

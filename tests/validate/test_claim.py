@@ -1,5 +1,6 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -116,6 +117,14 @@ def test_a_nan_is_undecided_in_every_kind():
     assert [row.verdict for row in rows] == ["undecided"] * 4
 
 
+def test_rows_are_of_the_numbers_given_in_float32_too():
+    with jax.enable_x64(False):
+        assert identity(np.array([2**40]), 1.0).measured == 2**40
+        assert identity(np.array([1e300]), 1.0).measured == 1e300
+        assert statistic(np.array([2**40, 2**40 + 1, 2**40 + 2]), at_least=0).measured == 2**40 + 1
+        assert panel("t", ("x", np.array([2**40])), observed={"o": np.array([1 / 3])})["observed: o"] == 1 / 3
+
+
 def test_the_smallest_integer_has_an_absolute_value():
     assert identity(np.array([np.iinfo(np.int64).min]), 1e30).measured == 2.0**63
 
@@ -134,7 +143,7 @@ def test_the_smallest_integer_has_an_absolute_value():
         (lambda: panel("t", ("x", [0, 1])), "must have at least one curve, got none"),
         (
             lambda: panel("t", ("x", [0, 1]), observed={"o": np.array([None, 1], object)}),
-            "must be a number or an array",
+            "must be real numbers, got object",
         ),
         (lambda: Setting("huge"), "scale must be one of 'smoke', 'laptop', 'paper', got 'huge'"),
         (lambda: Setting(seed=2**70), "seed must be an integer of at least 0"),

@@ -1,5 +1,6 @@
 """Running claims, the files they leave, and the command line, on small claims made here."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -110,6 +111,21 @@ def test_results_of_other_code_corpora_and_versions_are_not_resumed(tmp_path, mo
     assert seen == [5, 13, 5]
 
 
+def test_a_change_in_what_a_claims_file_imports_is_a_change(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_numbers.py").write_text("import own_deeper\nTARGET = own_deeper.TARGET\n")
+    (tmp_path / "own_deeper.py").write_text("TARGET = 1\n")
+    (tmp_path / "own_unused.py").write_text("OTHER = 1\n")
+    body = OWN.format(target="own_numbers.TARGET").replace("    return", "    import own_numbers\n    return")
+    (tmp_path / "own_keyed.py").write_text(body)
+    half = importlib.import_module("own_keyed").half
+    key = _records.key_of(half, Setting())
+    (tmp_path / "own_unused.py").write_text("OTHER = 2\n")
+    assert _records.key_of(half, Setting()) == key == _records.key_of(half, Setting()), "loaded or not yet"
+    (tmp_path / "own_deeper.py").write_text("TARGET = 2\n")
+    assert _records.key_of(half, Setting()) != key
+
+
 def test_a_folder_keeps_what_other_calls_found(tmp_path):
     names = lambda: sorted((r["name"], r["seed"]) for r in json.loads((tmp_path / "results.json").read_text()))
     verify([make("x.a"), make("x.b")], out=tmp_path)
@@ -121,19 +137,39 @@ def test_a_folder_keeps_what_other_calls_found(tmp_path):
     assert len(list((tmp_path / "x.a").rglob("figure.png"))) == 2, "each seed has its own figure"
 
 
-@pytest.mark.parametrize("fault", ["exit", "nothing", "figure", "surrogate", "x64"])
-def test_whatever_a_claim_does_wrong_is_its_own_affair(fault, tmp_path):
+class Unusual(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("exit", "SystemExit: 0"),
+        ("unusual", "Unusual"),
+        ("nothing", "TypeError: a check must return Evidence"),
+        ("figure", "ParseFatalException"),
+        ("surrogate", "ValueError: ?"),
+        ("remark", "UnicodeEncodeError"),
+        ("row name", "ValueError: rows must map names to rows"),
+        ("rows", "ValueError: rows must map names to rows"),
+        ("x64", ""),
+    ],
+)
+def test_whatever_a_claim_does_wrong_is_its_own_affair(fault, reason, tmp_path, as_users):
     @claim("x.fault", **HEADER)
     def check(setting):
+        if fault == "unusual":
+            raise Unusual
         if fault == "exit":
             raise SystemExit(0)
         if fault == "surrogate":
             raise ValueError("\udc80")
         title = r"$\foo{$" if fault == "figure" else "t"
         found = Evidence(
-            {"row": identity(0.1, 1.0)},
+            {b"\x80" if fault == "row name" else "row": 0.1 if fault == "rows" else identity(0.1, 1.0)},
             {"c": identity(5.0, 1.0)},
-            [panel(title, ("x", [0, 1]), observed={"o": [1, 2]})],
+            [panel(title, ("x", np.arange(2)), observed={"o": np.arange(2)})],
+            ["\udc80" if fault == "remark" else "a remark"],
         )
         if fault == "x64":
             jax.config.update("jax_enable_x64", False)
@@ -142,8 +178,8 @@ def test_whatever_a_claim_does_wrong_is_its_own_affair(fault, tmp_path):
     record, good = verify([check, make("x.good")], out=tmp_path)
     assert good["passed"] and jax.config.jax_enable_x64
     assert record["verdict"] == ("holds" if fault == "x64" else "undecided")
-    assert bool(record["failure"]) == (fault != "x64")
-    json.loads((tmp_path / "results.json").read_text())
+    assert reason in record["failure"].partition("Traceback")[0] and bool(record["failure"]) == (fault != "x64")
+    assert record["dtype"] == "float64" and json.loads((tmp_path / "results.json").read_text())[0] == record
 
 
 def test_an_out_that_cannot_be_written_is_found_before_any_check(tmp_path):
