@@ -138,6 +138,8 @@ def _check_data(data: Any, key: AnyKey | None) -> None:
         check_callable("data", data)
         if key is None:
             raise ValueError("key must be given: data is a sampler, which draws with it.")
+        if key.ndim != (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1):
+            raise ValueError(f"key must be one key, got an array of shape {key.shape}: take one run a key by vmap.")
         return
     if key is not None:
         raise ValueError("key would be ignored: data is fixed, so that nothing is drawn.")
@@ -179,7 +181,11 @@ class _Loop(eqx.Module):
     every: int
 
     def record(self, carry: _Carry) -> PyTree:
-        seen = jax.tree.map(jnp.asarray, self.observe(eqx.combine(carry.params, self.static)))
+        seen = self.observe(eqx.combine(carry.params, self.static))
+        for leaf in jax.tree.leaves(seen):
+            if not eqx.is_array_like(leaf):
+                raise ValueError(f"observe must return arrays, got {describe(leaf)}.")
+        seen = jax.tree.map(jnp.asarray, seen)
         ok = carry.diverged_at < 0
         return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan if eqx.is_inexact_array(x) else jnp.zeros_like(x)), seen)
 

@@ -250,6 +250,8 @@ def test_trainable_may_be_a_tree_prefix():
         ({"data": _draw}, "key must be given: data is a sampler"),
         ({"key": jax.random.key(0)}, "key would be ignored: data is fixed"),
         ({"data": _draw, "key": 0}, "key must be a key"),
+        ({"data": _draw, "key": jax.random.split(jax.random.key(0))}, "key must be one key, got an array of shape"),
+        ({"observe": lambda m: "x"}, "observe must return arrays, got 'x'"),
         ({"optimiser": 0.1}, "optimiser must be a GradientTransformation, got 0.1"),
         ({"optimiser": optax.sgd}, "optimiser must be a GradientTransformation, got <function sgd"),
         ({"loss": lambda m, b: m["w"]}, "loss must return one real number"),
