@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..._checked import checked
-from ..._checks import check_shape
+from ..._checks import check_shape, concrete, describe
 from ..flow import Flow
 from ..groups import Group
 from ..representations import Irrep, fourier, quotients
@@ -42,9 +42,12 @@ def task(group: Group, used: Bool[ArrayLike, "order order"] | None = None) -> Ta
 def _check_used(group: Group, used: Bool[ArrayLike, "order order"] | None) -> Bool[np.ndarray, "order order"]:
     if group.order < 3:
         raise ValueError(f"group must have order 3 or more for its labels to differ, got {group.name}.")
-    used = np.ones((group.order,) * 2, bool) if used is None else np.asarray(used, bool)
-    if used.shape != (group.order,) * 2:
-        raise ValueError(f"used must have shape {(group.order,) * 2} for {group.name}, got {used.shape}.")
+    if used is None:
+        return np.ones((group.order,) * 2, bool)
+    if not concrete(used):
+        raise ValueError(f"used must be known outside jit and vmap, got {describe(used)}.")
+    check_shape("used", used, (group.order,) * 2)
+    used = np.asarray(used, bool)
     if not used.any():
         raise ValueError("used must leave at least one pair.")
     return used
@@ -85,7 +88,6 @@ class Energy(eqx.Module):
 
     @checked
     def __call__(self, w: Float[Array, "2 order"]) -> Float[Array, ""]:
-        check_shape("w", w, (2, len(self.quotient)))
         u, v = w[0][:, None], w[1][self.quotient]
         hidden = self.activation(u + v)
         if self.interaction:
@@ -98,12 +100,14 @@ class Energy(eqx.Module):
 @checked
 def convolution(u: Float[Array, " order"], v: Float[Array, " order"], group: Group) -> Float[Array, " order"]:
     """`(u∗v)(h) = Σ_g u(g) v(g⁻¹h)`."""
+    check_shape("u", u, (group.order,))
     return u @ v[quotients(group)]
 
 
 @checked
 def convolution_energy(w: Float[Array, "2 order"], group: Group) -> Float[Array, ""]:
     """The energy on all pairs with x²: `E = 2 ‖u∗w₂ − mean‖²`, for the squares of the halves sum to constants."""
+    check_shape("w", w, (2, group.order))
     both = convolution(w[0], w[1], group)
     return 2 * jnp.sum((both - jnp.mean(both)) ** 2)
 
@@ -111,11 +115,33 @@ def convolution_energy(w: Float[Array, "2 order"], group: Group) -> Float[Array,
 @checked
 def plancherel_energy(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Float[Array, ""]:
     """The same by representations, real or complex: `E = (2/M) Σ m ‖û ŵ₂‖_F²` over those that are given, without the
-    trivial one; m the multiplicities."""
+    trivial one; m the multiplicities. **Raises** `ValueError` for irreps of another group."""
+    check_irreps(irreps)
+    for r in irreps:
+        check_shape("w", w, (2, r.group.order))
     parts = [
         r.multiplicity * jnp.sum(jnp.abs(fourier(w[0], r) @ fourier(w[1], r)) ** 2) for r in irreps if not r.trivial
     ]
     return 2 / w.shape[1] * sum(parts, jnp.zeros((), w.dtype))
+
+
+def check_irreps(irreps: Sequence[Irrep], *, real: bool = False) -> None:
+    """Raises `ValueError` unless these are representations of one group, and with `real` over the reals."""
+    if not isinstance(irreps, Sequence) or not all(isinstance(r, Irrep) for r in irreps):
+        raise ValueError(
+            f"irreps must be a sequence of representations, as from irreps(group), got {describe(irreps)}."
+        )
+    names = sorted({r.group.name for r in irreps})
+    if len({r.group for r in irreps}) > 1:
+        raise ValueError(f"irreps must be of one group, got {', '.join(names)}.")
+    for r in irreps if real else ():
+        check_real(r)
+
+
+def check_real(irrep: Irrep) -> None:
+    """Raises `ValueError` for a representation over the complex numbers."""
+    if np.iscomplexobj(irrep.matrices):
+        raise ValueError(f"irrep must be real, as from irreps(group), got a complex one of {irrep.group.name}.")
 
 
 @checked

@@ -11,15 +11,21 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from ..._checked import checked
-from ..._checks import concrete
+from ..._checks import concrete, describe, indices, integer, real
 from ..representations import Irrep
-from .energy import plancherel_energy
+from .energy import check_irreps, plancherel_energy
 
 
 @checked
 def inverse_gram(features: Float[Array, "pairs nodes"], decay: Float[ArrayLike, ""]) -> Float[Array, "nodes nodes"]:
-    """`B = (F̃ᵀF̃ + ηI)⁻¹` of centred features: a node is pushed along `Σ_k b_jk f_k`."""
-    nodes = features.shape[1]
+    """`B = (F̃ᵀF̃ + ηI)⁻¹` of centred features: a node is pushed along `Σ_k b_jk f_k`. **Raises** `ValueError` for a
+    negative decay, and without one for features whose rank is below the number of nodes."""
+    nodes, decay = features.shape[1], real("decay", decay, (), least=0)
+    if concrete((features, decay)) and decay == 0:
+        values = np.linalg.svd(np.asarray(features), compute_uv=False)
+        rank = int(np.sum(values > max(features.shape) * jnp.finfo(features.dtype).eps * values.max(initial=0)))
+        if rank < nodes and np.isfinite(values).all():
+            raise ValueError(f"decay must be above 0 for {nodes} nodes whose features have rank {rank}, got 0.")
     return jnp.linalg.inv(
         features.T @ features + jnp.asarray(decay, features.dtype) * jnp.eye(nodes, dtype=features.dtype)
     )
@@ -31,18 +37,21 @@ def repulsion(
 ) -> Float[Array, ""]:
     """`b_jk = −β/(αγ − β²)`, with `α = η + f_jᵀPf_j`, `γ = η + f_kᵀPf_k`, `β = f_jᵀPf_k` and
     `P = I − F_r(F_rᵀF_r + ηI)⁻¹F_rᵀ`, F_r the other nodes: alike nodes (β > 0), once the others are accounted for, push
-    each other away. `features` are centred; j and k may be traced. Theorem 6. **Raises** `ValueError` for the same node
-    twice."""
+    each other away. `features` are centred. Theorem 6. **Raises** `ValueError` for the same node twice, for nodes that
+    do not exist and for a negative decay; for traced j and k the result is NaN then."""
+    count = features.shape[1]
+    j, k = indices("j", j, count, ()), indices("k", k, count, ())
     if concrete((j, k)) and j == k:
         raise ValueError(f"j and k must be two nodes, got {j} for both.")
-    decay = jnp.asarray(decay, features.dtype)
-    nodes, both = jnp.arange(features.shape[1]), jnp.stack([jnp.asarray(j), jnp.asarray(k)])
+    decay = jnp.asarray(real("decay", decay, (), least=0), features.dtype)
+    nodes, both = jnp.arange(count), jnp.stack([j, k])
     two = features[:, both]
     rest = jnp.where(jnp.isin(nodes, both)[None], 0.0, features)  # columns of zeros count for nothing in P
     gram = rest.T @ rest + decay * jnp.eye(rest.shape[1], dtype=rest.dtype)
     p = two - rest @ jnp.linalg.solve(gram, rest.T @ two)
     (a, b), (_, c) = two.T @ p + decay * jnp.eye(2, dtype=two.dtype)
-    return -b / (a * c - b**2)
+    there = (j != k) & jnp.all((both >= 0) & (both < count))
+    return jnp.where(there, -b / (a * c - b**2), jnp.nan)
 
 
 @checked
@@ -50,17 +59,25 @@ def missing(irreps: Sequence[Irrep], learned: Collection[int]) -> Float[np.ndarr
     """`Π_miss`, onto the non-trivial representations, all `irreps` of a group, whose number is not among the `learned`:
     what hidden nodes that know those leave of the labels, `Ỹ − Ŷ` at a pair with product h is the row h of it.
 
-    Theorem 7. **Raises** `ValueError` for a number that is none of them.
+    Theorem 7. **Raises** `ValueError` for a number that is none of them, and unless they are all of a group's.
     """
-    for number in learned:
-        if not 0 <= number < len(irreps):
-            raise ValueError(f"learned must hold numbers from 0 to {len(irreps) - 1}, got {number}.")
-    left = [np.real(r.projector) for i, r in enumerate(irreps) if i not in learned and not r.trivial]
+    known = _known(irreps, learned)
+    if not irreps or sum(r.dim * r.multiplicity for r in irreps) != irreps[0].group.order:
+        raise ValueError("irreps must be all representations of a group, as from irreps(group), got fewer or more.")
+    left = [np.real(r.projector) for i, r in enumerate(irreps) if i not in known and not r.trivial]
     return sum(left, np.zeros((irreps[0].group.order,) * 2))
 
 
 @checked
 def remaining_energy(w: Float[Array, "2 order"], irreps: Sequence[Irrep], learned: Collection[int]) -> Float[Array, ""]:
     """`E_S(w) = ½ ‖Π_miss z‖² = (2/M) Σ_missing m ‖û ŵ₂‖_F²`: for new nodes the energy has maxima at the missing
-    representations, and no others. x² and all pairs; Theorem 7."""
-    return plancherel_energy(w, [r for i, r in enumerate(irreps) if i not in learned])
+    representations, and no others. x² and all pairs; Theorem 7. **Raises** `ValueError` as `missing`."""
+    known = _known(irreps, learned)
+    return plancherel_energy(w, [r for i, r in enumerate(irreps) if i not in known])
+
+
+def _known(irreps: Sequence[Irrep], learned: Collection[int]) -> set[int]:
+    check_irreps(irreps)
+    if not isinstance(learned, Collection):
+        raise ValueError(f"learned must hold numbers of irreps, got {describe(learned)}.")
+    return {integer("learned", number, least=0, most=len(irreps) - 1) for number in learned}

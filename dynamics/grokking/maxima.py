@@ -16,15 +16,29 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
 from ..._checked import checked
-from ..._checks import check_shape
+from ..._checks import check_shape, concrete, describe, integer
 from ..groups import Group
 from ..representations import Irrep, fourier
-from .energy import task
+from .energy import check_irreps, check_real, task
+
+
+def _check_climbed(irrep: Irrep) -> None:
+    check_real(irrep)
+    if irrep.trivial:
+        raise ValueError("irrep must not be trivial: of constants the energy is zero.")
+
+
+def _check_some(irreps: Sequence[Irrep], *, real: bool = True, besides_trivial: bool = False) -> None:
+    check_irreps(irreps, real=real)
+    if all(besides_trivial and r.trivial for r in irreps):
+        raise ValueError(f"irreps must hold a representation{' besides the trivial one' * besides_trivial}, got none.")
 
 
 @checked
 def peak(irrep: Irrep) -> float:
-    """`E* = M/(2D)`, the value of the maxima in a real representation. The paper's M/8d, M/16d are those for x²/2."""
+    """`E* = M/(2D)`, the value of the maxima in a real representation. The paper's M/8d, M/16d are those for x²/2.
+    **Raises** `ValueError` for a complex representation, and for the trivial one, which has no maxima."""
+    _check_climbed(irrep)
     return irrep.group.order / (2 * irrep.dim)
 
 
@@ -33,9 +47,13 @@ def maximum(
     irrep: Irrep, a: Float[Array, " dim"], x: Float[Array, " dim"], b: Float[Array, " dim"]
 ) -> Float[Array, "2 order"]:
     """A maximum: `u(h) ∝ aᵀ R(h) x`, `w₂(h) ∝ xᵀ R(h) b`, each of norm 1/√2. Every maximum in this representation is
-    one of these; a and b are free, so that `w₂ = ±Pu` (the paper's) is a slice."""
+    one of these; a and b are free, so that `w₂ = ±Pu` (the paper's) is a slice. **Raises** `ValueError` as `peak`, and
+    for vectors of zeros."""
+    _check_climbed(irrep)
     for name, vector in {"a": a, "x": x, "b": b}.items():
         check_shape(name, vector, (irrep.dim,))
+        if concrete(vector) and not np.any(vector):
+            raise ValueError(f"{name} must not be zero, got {describe(vector)}.")
     matrices = jnp.asarray(irrep.matrices, a.dtype)
     w = jnp.stack([jnp.einsum("i,hij,j->h", a, matrices, x), jnp.einsum("i,hij,j->h", x, matrices, b)])
     return w / (jnp.sqrt(2.0).astype(w.dtype) * jnp.linalg.norm(w, axis=1, keepdims=True))
@@ -52,7 +70,8 @@ class Spectrum(NamedTuple):
 @checked
 def spectrum(irrep: Irrep) -> Spectrum:
     """`flat = 3(D − 1) − (δ − 1)`: the directions of a, x and b less the units that they share; `1 + δ(m − 1)` are
-    steep. Corollary 1 (all maxima are flat) fails where D = 1, which has none."""
+    steep. Corollary 1 (all maxima are flat) fails where D = 1, which has none. **Raises** `ValueError` as `peak`."""
+    _check_climbed(irrep)
     flat = 3 * (irrep.dim - 1) - (irrep.units - 1)
     steep = 1 + irrep.units * (irrep.multiplicity - 1)
     return Spectrum(flat, 2 * irrep.group.order - 1 - flat - steep, steep)
@@ -60,12 +79,16 @@ def spectrum(irrep: Irrep) -> Spectrum:
 
 @checked
 def curvatures(energy: Callable[[Array], Array], w: Float[Array, "2 order"]) -> Float[Array, " tangents"]:
-    """The eigenvalues, ascending, of the Hessian of an energy on the unit sphere at `w`, shape `(2 order − 1,)`."""
+    """The eigenvalues, ascending, of the Hessian of an energy on the sphere through `w`, shape `(2 order − 1,)`: the
+    unit sphere for a w of norm one. Not differentiable. **Raises** `ValueError` for w = 0."""
+    if concrete(w) and not np.any(w):
+        raise ValueError("w must not be zero, which lies on no sphere.")
     flat = w.ravel()
     slope = jax.grad(energy)(w).ravel()
     hessian = jax.hessian(lambda v: energy(v.reshape(w.shape)))(flat)
     tangents = jnp.linalg.svd(flat[None])[2][1:]  # orthonormal, across w
-    return jnp.linalg.eigvalsh(tangents @ hessian @ tangents.T - jnp.vdot(flat, slope) * jnp.eye(len(tangents)))
+    eye = jnp.eye(len(tangents), dtype=w.dtype)
+    return jnp.linalg.eigvalsh(tangents @ hessian @ tangents.T - jnp.vdot(flat, slope) / jnp.vdot(flat, flat) * eye)
 
 
 class Content(NamedTuple):
@@ -73,7 +96,7 @@ class Content(NamedTuple):
 
     - `share`, shape `(irreps,)`: of ‖w‖², both halves.
     - `rank`, shape `(irreps, 2)`: for each half the largest singular value beyond rank one (over the numbers of its
-      kind), over the first.
+      kind), over the first. NaN where a half holds nothing of a representation.
     """
 
     share: Float[Array, " irreps"]
@@ -82,7 +105,12 @@ class Content(NamedTuple):
 
 @checked
 def content(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Content:
-    """The content of a node by real representations. Shares sum to one over all of them."""
+    """The content of a node by real representations. Shares sum to one over all of them. **Raises** `ValueError` for
+    complex ones, none, those of another group, and a node of zeros."""
+    _check_some(irreps)
+    check_shape("w", w, (2, irreps[0].group.order))
+    if concrete(w) and not np.any(w):
+        raise ValueError("w must not be zero, which holds no representation.")
     shares, ranks = [], []
     for r in irreps:
         values = jnp.linalg.svd(fourier(w, r), compute_uv=False)  # each as often as there are units
@@ -102,8 +130,10 @@ def real_nodes(irreps: Sequence[Irrep]) -> Float[np.ndarray, "2 order nodes"]:
 
     For each: `[u; ±w₂]` with `u = aᵀRx`, `w₂ = xᵀRb`, a from a basis over the numbers of its kind, x and b from the
     standard one. The difference of the two signs is `4 u(h₁) w₂(h₂)`, and the sum over x of that `4 aᵀR(h₁h₂)b`.
-    Derived here: the paper's real pairs `[u; ±Pu]` do not suffice, however many.
+    Derived here: the paper's real pairs `[u; ±Pu]` do not suffice, however many. **Raises** `ValueError` for complex
+    representations and unless there is one that is not trivial.
     """
+    _check_some(irreps, besides_trivial=True)
     nodes = []
     for r in irreps:
         if not r.trivial:
@@ -133,7 +163,9 @@ def _basis(irrep: Irrep) -> Float[np.ndarray, "multiplicity dim"]:
 def complex_nodes(irreps: Sequence[Irrep], seed: int = 0) -> Complex[np.ndarray, "2 order nodes"]:
     """The nodes of Theorem 3: for each non-trivial complex representation `m²d²` pairs `[u; ±Pū]`, u random in its
     isotypic space and `(Pf)(h) = f(h⁻¹)`: `2 Σ m²d²` nodes, 2M − 2 for an Abelian group. Their activation is the square
-    of a complex number, without a modulus."""
+    of a complex number, without a modulus. **Raises** `ValueError` unless a representation is not trivial."""
+    _check_some(irreps, real=False, besides_trivial=True)
+    integer("seed", seed, least=0)
     rng, nodes = np.random.default_rng(seed), []
     for r in irreps:
         if not r.trivial:
@@ -147,7 +179,11 @@ def complex_nodes(irreps: Sequence[Irrep], seed: int = 0) -> Complex[np.ndarray,
 
 @checked
 def left_over(nodes: Inexact[np.ndarray, "2 order nodes"], group: Group) -> Inexact[np.ndarray, "pairs order"]:
-    """What least squares on these nodes leaves of the centred labels of all pairs, `Ỹ − F̃V`."""
+    """What least squares on these nodes leaves of the centred labels of all pairs, `Ỹ − F̃V`. **Raises** `ValueError`
+    for nodes of another group, none, or NaN among them."""
+    check_shape("nodes", nodes, (2, group.order, "nodes"))
+    if not nodes.size or not np.isfinite(nodes).all():
+        raise ValueError(f"nodes must be at least one, and finite, got {describe(nodes)}.")
     pairs = task(group)
     features = (nodes[0][pairs.first] + nodes[1][pairs.second]) ** 2
     features = features - features.mean(axis=0)

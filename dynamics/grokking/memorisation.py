@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape, concrete
+from ..._checks import check_shape, concrete, describe, integer, or_nan
 from ..groups import Group
 from ..representations import quotients
 from .race import check_probabilities
@@ -51,7 +51,8 @@ class Activation(NamedTuple):
 
         ends = jnp.zeros_like(y), jnp.full_like(y, _MOST)
         lower, upper = jax.lax.fori_loop(0, 64, halve, ends)
-        return jnp.where(y < self.limit, (lower + upper) / 2, 0.0)
+        found = jnp.where(y < self.limit, (lower + upper) / 2, 0.0)
+        return jnp.where(jnp.isnan(y), y, found)
 
 
 def _log_cosh(x):
@@ -91,7 +92,7 @@ class SingleTarget(eqx.Module):
 
     Source: Li2, Theorem 5. **Raises** `ValueError` for a group of order below three, a target outside, probabilities of
     another shape, negative, that do not sum to one or (where focused) have two largest entries, and for an activation
-    that Theorem 5 does not cover.
+    that Theorem 5 does not cover. Inside `jit` probabilities that are none are NaN.
     """
 
     partners: Int[Array, " order"]  # g⁻¹h, for each g
@@ -101,20 +102,18 @@ class SingleTarget(eqx.Module):
     def __init__(self, group: Group, target: int, probabilities: Float[Array, " order"], activation: str):
         if group.order < 3:
             raise ValueError(f"group must have order 3 or more, got {group.name}.")
-        if not 0 <= target < group.order:
-            raise ValueError(f"target must lie in 0 … {group.order - 1} for {group.name}, got {target}.")
+        integer("target", target, least=0, most=group.order - 1)
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}: Theorem 5 needs σ'(x)/x to be"
                 " monotone for x > 0."
             )
-        p = as_float(probabilities)
-        check_shape("probabilities", p, (group.order,))
-        p = check_probabilities(p)
-        if ACTIVATIONS[activation].focused and concrete(p):
-            first, second = np.sort(np.asarray(p))[:-3:-1]
-            if first == second:
-                raise ValueError(f"probabilities must have one largest entry for {activation}, got {first:.6g} twice.")
+        check_shape("probabilities", probabilities, (group.order,))
+        p = check_probabilities(probabilities)
+        if ACTIVATIONS[activation].focused:
+            first, second = (np if concrete(p) else jnp).sort(p)[:-3:-1]
+            message = f"probabilities must have one largest entry for {activation}, got {describe(first)} twice."
+            p = or_nan(p, first != second, message)
         self.partners = jnp.asarray(quotients(group)[:, target])
         self.probabilities, self.activation = p, activation
 
@@ -126,20 +125,19 @@ class SingleTarget(eqx.Module):
     @checked
     def sums(self, w: Float[Array, "2 order"]) -> Float[Array, " order"]:
         """s, the node before its activation at each of the pairs."""
-        check_shape("w", w, (2, len(self.partners)))
         return w[0] + w[1][self.partners]
 
     @checked
     def node(self, s: Float[Array, " order"]) -> Float[Array, "2 order"]:
         """`w = ½ Σ_g s_g [e_g; e_{g⁻¹h}]`: the shortest node with these s, `‖w‖² = ½ Σ s²`."""
-        check_shape("s", s, self.partners.shape)
         return jnp.stack([s, s[jnp.argsort(self.partners)]]) / 2
 
     def profile(self) -> Float[Array, " order"]:
         """s at the maximum, `Σ s² = 2`. Differentiable in p: the gradient is that of the conditions for a maximum."""
         sigma, p = ACTIVATIONS[self.activation], self.probabilities
         if sigma.focused:
-            return jnp.where(jnp.arange(len(p)) == jnp.argmax(p), _MOST, 0.0).astype(p.dtype)
+            first = jnp.where(jnp.arange(len(p)) == jnp.argmax(p), _MOST, 0.0).astype(p.dtype)
+            return jnp.where(jnp.isnan(p), p, first)
 
         def conditions(unknown):  # p σ'(s) = 2λ s and Σ s² = 2
             s, multiplier = unknown[:-1], unknown[-1]

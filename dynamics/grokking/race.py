@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
 from ..._checked import checked
-from ..._checks import as_float, concrete, or_nan, require
+from ..._checks import as_float, concrete, describe, integer, or_nan, real, require
 from ..flow import Flow, check_blow_up
 from .spectral import unit_factor
 
@@ -40,33 +40,43 @@ class ModeRace(Flow):
 
     mu: Float[Array, " modes"] = eqx.field(converter=as_float)
 
+    def __check_init__(self):
+        real("mu", self.mu)
+
     @checked
     def __call__(self, t: ArrayLike, y: Float[Array, " modes"], args: Any = None) -> Float[Array, " modes"]:
         return self.mu * y**2
 
     @checked
-    def exact(self, t: ArrayLike, y0: Float[Array, " modes"]) -> Float[Array, " modes"]:
+    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " modes"]) -> Float[Array, " modes"]:
         """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
         check_blow_up(self, y0, t)
-        left = 1 - self.mu * y0 * jnp.asarray(t, y0.dtype)
+        speed = self.mu * y0
+        left = 1 - jnp.where(speed == 0, 0.0, speed * jnp.asarray(t, y0.dtype))
         return jnp.where(left > 0, y0 / jnp.where(left > 0, left, 1.0), jnp.nan)
 
     @checked
     def blow_up_time(self, y0: Float[Array, " modes"]) -> Float[Array, " modes"]:
         """When each mode alone would diverge, `1/(μ_l α_l(0))`; never unless that is positive."""
         speed = self.mu * y0
-        return jnp.where(speed > 0, 1 / jnp.where(speed > 0, speed, 1.0), jnp.inf)
+        never = speed <= 0  # in this direction, lest NaN be never
+        return jnp.where(never, jnp.inf, 1 / jnp.where(never, 1.0, speed))
 
     @checked
     def winner(self, y0: Float[Array, " modes"]) -> Int[Array, ""]:
-        """The mode that diverges first: the largest `μ_l α_l(0)`. Lemma 8."""
+        """The mode that diverges first: the largest `μ_l α_l(0)`. Lemma 8. **Raises** `ValueError` for NaN; inside
+        `jit` it counts as the largest."""
+        real("y0", y0)
         return jnp.argmax(self.mu * y0)
 
 
 @checked
 def frechet(key: Key[Array, ""], shape: tuple[int, ...], exponent: Real[ArrayLike, ""]) -> Float[Array, "*shape"]:
     """Draws with the distribution function `exp(−x^{−a})`, x > 0, a the `exponent`: the initial α of Theorem 8.
-    **Raises** `ValueError` for an exponent that is not positive."""
+    **Raises** `ValueError` for an exponent that is not positive, and for a shape that is no tuple of sizes."""
+    if not isinstance(shape, tuple | list):
+        raise ValueError(f"shape must be a tuple of sizes, got {describe(shape)}.")
+    shape = tuple(integer("shape", size, least=0) for size in shape)
     gumbel = jax.random.gumbel(key, shape)  # the logarithm of a Fréchet number, but for the scale
     return jnp.exp(gumbel / _exponent(exponent, gumbel.dtype))
 
@@ -78,7 +88,7 @@ def winner_probabilities(mu: Float[ArrayLike, " modes"], exponent: Real[ArrayLik
     **Raises** `ValueError` unless μ and the exponent are positive.
     """
     mu = as_float(mu)
-    mu = or_nan(mu, _all(mu > 0), "mu must be positive.")
+    mu = or_nan(mu, _all(mu > 0), f"mu must be positive, got {describe(mu)}.")
     return jax.nn.softmax(_exponent(exponent, mu.dtype) * jnp.log(mu))
 
 
@@ -131,7 +141,7 @@ def distinct(p: Float[ArrayLike, " modes"], draws: Real[ArrayLike, ""]) -> Float
     positive and sums to one, and for a negative number of draws."""
     p = _positive(p)
     draws = jnp.asarray(draws, p.dtype)
-    draws = or_nan(draws, _all(draws >= 0), "draws must not be negative.")
+    draws = or_nan(draws, _all(draws >= 0), f"draws must not be negative, got {describe(draws)}.")
     return jnp.sum(1 - (1 - p) ** draws)
 
 
@@ -156,7 +166,8 @@ def polar_last_column(q: Float[Array, "rows columns"], v: Float[Array, " rows"])
     up to the order ‖v_∥‖², with v_∥ the part of v that Q spans and v_⊥ the rest, which must not vanish.
 
     A gradient keeps of what others have already a part `1/(1 + ‖v_⊥‖)`, and all of what is new. Lemma 9, which has
-    `1 + ‖v_⊥‖²` there. **Raises** `ValueError` for shapes that do not fit or a Q that is not orthonormal.
+    `1 + ‖v_⊥‖²` there. **Raises** `ValueError` for a Q that is not orthonormal, and for a v that it spans, which
+    inside `jit` is divided by zero.
     """
     if concrete(q):
         off = float(np.max(np.abs(np.asarray(q).T @ np.asarray(q) - np.eye(q.shape[1]))))
@@ -164,24 +175,29 @@ def polar_last_column(q: Float[Array, "rows columns"], v: Float[Array, " rows"])
     inside = q @ (q.T @ v)
     outside = v - inside
     size = jnp.linalg.norm(outside)
+    if concrete((q, v)) and size <= 100 * jnp.finfo(v.dtype).eps * np.linalg.norm(v):
+        raise ValueError(f"v must not lie in the span of the columns of q, got {describe(v)}.")
     return outside / size + inside / (1 + size)
 
 
 @checked
 def check_probabilities(p: Float[Array, " n"]) -> Float[Array, " n"]:
     """Returns `p`. Raises `ValueError` unless it is a distribution; inside `jit` it is NaN then."""
-    p = or_nan(p, _all(p >= 0), "p must not be negative.")
-    return or_nan(p, _all(jnp.abs(jnp.sum(p) - 1) < 1e-5), "p must sum to one.")
+    p = or_nan(p, _all(p >= 0), f"p must not be negative, got {describe(p)}.")
+    return or_nan(p, _all(jnp.abs(jnp.sum(p) - 1) < 1e-5), f"p must sum to one, got {describe(jnp.sum(p))}.")
 
 
 def _positive(p: Float[ArrayLike, " modes"]) -> Float[Array, " modes"]:
     p = as_float(p)
-    return check_probabilities(or_nan(p, _all(p > 0), "p must be positive: a mode of p = 0 is never found."))
+    return check_probabilities(
+        or_nan(p, _all(p > 0), f"p must be positive, or a mode is never found, got {describe(p)}.")
+    )
 
 
 def _exponent(exponent: Real[ArrayLike, ""], dtype: Any) -> Float[Array, ""]:
     exponent = jnp.asarray(exponent, dtype)
-    return or_nan(exponent, _all(exponent > 0), "exponent must be positive.")
+    proper = (exponent > 0) & (exponent < jnp.inf)
+    return or_nan(exponent, _all(proper), f"exponent must be positive and finite, got {describe(exponent)}.")
 
 
 def _all(ok):

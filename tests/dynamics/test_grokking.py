@@ -324,14 +324,14 @@ def test_repulsion_is_the_entry_of_the_inverse():
     ("call", "message"),
     (
         (lambda: gk.Energy(groups.cyclic(2)), "order 3 or more for its labels to differ, got Z2"),
-        (lambda: gk.task(Z5, np.ones((3, 3), bool)), r"used must have shape \(5, 5\) for Z5, got \(3, 3\)"),
+        (lambda: gk.task(Z5, np.ones((3, 3), bool)), r"used must have shape \(5, 5\), got \(3, 3\)"),
         (lambda: gk.task(Z5, np.zeros((5, 5), bool)), "used must leave at least one pair"),
         (lambda: gk.Energy(Z5)(jnp.ones((2, 4))), r"w must have shape \(2, 5\), got \(2, 4\)"),
         (lambda: gk.maximum(irreps(Z5)[1], *jnp.ones((3, 3))), r"a must have shape \(2,\), got \(3,\)"),
         (lambda: gk.OutputLayer(jnp.ones((4, 2)), jnp.ones((3, 5)), 1.0), r"labels must have shape \(4, classes\)"),
         (lambda: gk.OutputLayer(jnp.ones((4, 2)), jnp.ones((4, 5)), -1.0), "decay must be at least 0, got -1.0"),
         (lambda: gk.repulsion(jnp.ones((4, 3)), 1.0, 1, 1), "j and k must be two nodes, got 1 for both"),
-        (lambda: gk.missing(irreps(S3), [3]), "numbers from 0 to 2, got 3"),
+        (lambda: gk.missing(irreps(S3), [3]), "learned must be an integer of at least 0 and at most 2, got 3"),
     ),
 )
 def test_bad_arguments_are_named(as_users, call, message):

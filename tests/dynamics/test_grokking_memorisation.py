@@ -138,12 +138,18 @@ def test_batches_and_float32():
     (
         (lambda: _problem("gelu"), r"activation must be one of square, cube, .*, got 'gelu': .*monotone for x > 0"),
         (lambda: SingleTarget(cyclic(2), 0, jnp.array([0.4, 0.6]), "relu"), "order 3 or more, got Z2"),
-        (lambda: SingleTarget(GROUP, 6, jnp.asarray(P), "relu"), r"target must lie in 0 … 5 for S3, got 6"),
-        (lambda: SingleTarget(GROUP, -1, jnp.asarray(P), "relu"), r"target must lie in 0 … 5 for S3, got -1"),
+        (
+            lambda: SingleTarget(GROUP, 6, jnp.asarray(P), "relu"),
+            "target must be an integer of at least 0 and at most 5, got 6",
+        ),
+        (
+            lambda: SingleTarget(GROUP, -1, jnp.asarray(P), "relu"),
+            "target must be an integer of at least 0 and at most 5, got -1",
+        ),
         (lambda: _problem("relu", P[:5]), r"probabilities must have shape \(6,\), got \(5,\)"),
         (lambda: _problem("relu", P + 0.1), "p must sum to one"),
         (lambda: _problem("relu", P - 0.1 * np.eye(6)[2] + 0.1 * np.eye(6)[0]), "p must not be negative"),
-        (lambda: _problem("cube", [0.1, 0.3, 0.3, 0.1, 0.1, 0.1]), "one largest entry for cube, got 0.3 twice"),
+        (lambda: _problem("cube", [0.1, 0.3, 0.3, 0.1, 0.1, 0.1]), "one largest entry for cube, got .*0.3 twice"),
         (lambda: _problem("relu")(jnp.ones((2, 5))), r"w must have shape \(2, 6\), got \(2, 5\)"),
         (lambda: _problem("relu").node(jnp.ones(5)), r"s must have shape \(6,\), got \(5,\)"),
     ),
