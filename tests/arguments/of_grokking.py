@@ -27,9 +27,9 @@ PAIRS = gk.task(Z3)
 TIMES = {"t": ("text", "nothing", "NaN", "complex")}  # the flow does not depend on time
 # Only whether numbers are alike counts, not which they are.
 ALIKE = ("leaf 0 NaN", "leaf 1 NaN", "leaf 2 NaN")
-OTHERS = {
-    "irreps": ("leaf 0 complex", "leaf 0 longer")
-}  # leaves of an irrep pass by its constructor, which checks them
+# Leaves that are exchanged pass by the constructor of an irrep, which checks them.
+LEAVES = tuple(f"leaf {i} {kind}" for i in (0, 1) for kind in ("complex", "longer"))
+OTHERS = {"irreps": LEAVES}
 
 
 CALLS = {
@@ -63,13 +63,13 @@ CALLS = {
     "dynamics.grokking.missing": Call(
         gk.missing,
         {"irreps": REAL, "learned": [1]},
-        accepts=OTHERS,
+        accepts={"irreps": (*LEAVES, "leaf 1 NaN")},  # what is learned is left out
         bad={"irreps": [[], REAL[:1]], "learned": [[99], [-1], ["1"], "1", 1, [1.0]]},
     ),
     "dynamics.grokking.remaining_energy": Call(
         gk.remaining_energy,
         {"w": W, "irreps": REAL, "learned": [0]},
-        accepts=OTHERS,
+        accepts={"irreps": (*LEAVES, "leaf 0 NaN")},  # what is learned is left out
         bad={"irreps": [irreps(Z4)], "learned": [[99], [-1], ["1"], "1", 1, [1.0]]},
     ),
     "dynamics.grokking.repulsion": Call(
@@ -137,7 +137,7 @@ CALLS = {
     "dynamics.grokking.SingleTarget.node": Call(TARGET.node, {"s": W[0]}),
     "dynamics.grokking.ModeRace": Call(gk.ModeRace, {"mu": P}, bad={"mu": [jnp.ones((2, 2)), [np.inf]]}),
     "dynamics.grokking.ModeRace.__call__": Call(RACE, {"t": 0.0, "y": E}, accepts=TIMES),
-    "dynamics.grokking.ModeRace.exact": Call(RACE.exact, {"t": 0.1, "y0": E}, bad={"t": [jnp.ones(2), 5.0]}),
+    "dynamics.grokking.ModeRace.exact": Call(RACE.exact, {"t": 0.1, "y0": E}, bad={"t": [jnp.ones(2)]}),
     "dynamics.grokking.ModeRace.blow_up_time": Call(RACE.blow_up_time, {"y0": E}),
     "dynamics.grokking.ModeRace.winner": Call(RACE.winner, {"y0": E}),
     "dynamics.grokking.coupon_bound": Call(gk.coupon_bound, {"p": P}, bad={"p": [2 * P, P - 0.3, []]}),
