@@ -56,7 +56,8 @@ start = nets.JomaBlock(6, 1, attention="exp", init_scale=0.0, embeddings=jnp.eye
 
 
 def trained(point, data):
-    run = train(start, nets.stationary_loss, data, optax.sgd(point["learning_rate"]), steps, key=point.get("seed"))
+    key = point["seed"] if callable(data) else None
+    run = train(start, nets.stationary_loss, data, optax.sgd(point["learning_rate"]), steps, key=key)
     return run.model.v[:, 0]
 
 
