@@ -192,8 +192,9 @@ class Evidence:
 
     def __post_init__(self):
         for name, rows in (("rows", self.rows), ("control", self.control)):
-            pairs = rows.items() if isinstance(rows, Mapping) else [("", rows)]
-            wrong = [row if isinstance(key, str) else key for key, row in pairs if (type(key), type(row)) != (str, Row)]
+            wrong = [rows] if not isinstance(rows, Mapping) else [key for key in rows if not isinstance(key, str)]
+            if not wrong:
+                wrong = [row for row in rows.values() if not isinstance(row, Row)]
             if wrong:
                 made = "identity, limit or statistic"
                 raise ValueError(f"{name} must map names to rows made by {made}, got {describe(wrong[0])}.")
@@ -239,12 +240,16 @@ def panel(
 
     **Raises** `ValueError` for no curve, and for an axis or a curve that are no numbers or do not fit.
     """
+    _check_text("title", title)
     name, values = _axis("x", x)
     choice("log", log, ("", "x", "y", "xy"))
-    if not any((predicted, observed, control)):
-        raise ValueError("predicted, observed or control must have at least one curve, got none.")
     curves = {}
     roles = {"predicted": predicted, "observed": observed, "control": control}
+    for role, group in roles.items():
+        if group is not None and not isinstance(group, Mapping):
+            raise ValueError(f"{role} must map labels to curves, got {describe(group)}.")
+    if not any(roles.values()):
+        raise ValueError("predicted, observed or control must have at least one curve, got none.")
     for role, label, curve in ((r, k, v) for r, group in roles.items() for k, v in (group or {}).items()):
         array = _numbers(f"{role}[{label!r}]", curve)
         if name == f"{role}: {label}":
@@ -309,6 +314,7 @@ def heatmap(
 
     **Raises** `ValueError` for two axes of one label, and for values that are no numbers or do not fit.
     """
+    _check_text("title", title)
     (x_name, x_values), (y_name, y_values) = _axis("x", x, words=True), _axis("y", y, words=True)
     choice("log", log, ("", "z"))
     cells = _numbers("z", z)
