@@ -12,7 +12,6 @@ from .._checked import checked
 from .._checks import concrete, describe, integer
 
 
-@checked
 class Group(eqx.Module):
     """A finite group by its multiplication table, `rows[g][h] = g·h`. Nothing in it is traced.
 
@@ -26,7 +25,16 @@ class Group(eqx.Module):
     def __init__(self, name: str, rows: Int[ArrayLike, "order order"]):
         if not concrete(rows):
             raise ValueError(f"rows must be known outside jit and vmap, got {describe(rows)}.")
-        table = np.asarray(rows)
+        if not isinstance(name, str):
+            raise ValueError(f"name must be a string, got {describe(name)}.")
+        try:
+            table = np.asarray(rows)  # not JAX's, or it would start when claims on groups are imported
+        except ValueError as error:
+            raise ValueError(f"table must be a number or an array of numbers, got {describe(rows)}.") from error
+        if table.dtype.kind not in "iu":
+            raise ValueError(f"table must be integers, got {describe(rows)}.")
+        if table.ndim != 2 or len(table) != table.shape[1]:
+            raise ValueError(f"table must have shape (order, order), got {table.shape}.")
         _check_axioms(table)
         self.name, self.rows = name, tuple(map(tuple, table.tolist()))
 
@@ -95,7 +103,6 @@ def product(*factors: int) -> Abelian:
     return Abelian(factors)
 
 
-@checked
 def from_table(table: Int[ArrayLike, "order order"], name: str = "group") -> Group:
     """A group from the numbers of the products of each two elements. **Raises** `ValueError` for a table that is no
     group, saying which axiom fails and where; the identity must be element 0."""

@@ -5,6 +5,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -42,16 +43,18 @@ class Chunks:
     Each file carries the digest of its sweep and one of its content. A damaged file is set aside, with a
     warning, so that its lanes are computed again.
 
-    **Raises** `ValueError` if the folder holds another sweep: other axes, other arrays in the function, or a function
-    that compiles to something else.
+    **Raises** `ValueError` if the folder holds another sweep: other axes, other arrays in the function, a function that
+    compiles to something else, or another version of JAX, whose compiler may give other numbers.
     """
 
     def __init__(self, folder: Path, same: Mapping[str, str]):
-        self.folder, self.same, self.sweep = folder, dict(same), _digest(json.dumps(same, sort_keys=True).encode())
+        same = {**same, "version of jax": jax.__version__, "version of jaxlib": version("jaxlib")}
+        self.folder, self.same, self.sweep = folder, same, _digest(json.dumps(same, sort_keys=True).encode())
         self.damaged: dict[Path, str] = {}
         try:
             found = json.loads((folder / "sweep.json").read_bytes())
-            before, made_with = dict(found["same"]), str(found["jax"])
+            if not (before := dict(found["same"])):
+                raise ValueError("it names no sweep")
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
@@ -59,10 +62,9 @@ class Chunks:
             return
         other = sorted(key for key in same.keys() | before.keys() if same.get(key) != before.get(key))
         if other:
-            versions = f" It was made with jax {made_with}, here is {jax.__version__}." * (made_with != jax.__version__)
             raise ValueError(
-                f"out={str(folder)!r} holds another sweep: {', '.join(other)} differs.{versions} Name another folder, "
-                "or delete this one."
+                f"out={str(folder)!r} holds another sweep: {', '.join(other)} differs. Name another folder, or delete "
+                "this one."
             )
 
     def read(self, results: Results) -> None:
@@ -95,7 +97,7 @@ class Chunks:
             warnings.warn(f"{path} is damaged ({reason}): {then}.", stacklevel=5)
             path.replace(path.with_suffix(".damaged"))
         if not index.exists():
-            write(index, json.dumps({"same": self.same, "jax": jax.__version__}, indent=1))
+            write(index, json.dumps({"same": self.same}, indent=1))
 
     def _files(self) -> list[Path]:
         """The chunks, and no other file that looks like one, such as a copy that somebody has made."""

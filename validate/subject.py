@@ -83,7 +83,7 @@ class Subject:
         return whole_numbers(name, found) if isinstance(self.defaults[name], int | np.integer) else found
 
 
-def whole_numbers(name: str, x: ArrayLike | Sequence[float]) -> np.ndarray:
+def whole_numbers(name: str, x: ArrayLike | Sequence[float | int]) -> np.ndarray:
     """`x` as integers. Raises `ValueError` for fractions, and for numbers beyond the integers of the moment."""
     found = np.asarray(x)
     largest = int(jnp.iinfo(jax.dtypes.canonicalize_dtype(int)).max)

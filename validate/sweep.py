@@ -401,7 +401,7 @@ def _in_order(grid: _Grid, cost: Callable[[Point], ArrayLike] | None) -> np.ndar
     lanes = np.arange(grid.number, dtype=np.int32)
     if cost is None:
         return lanes
-    costs = np.asarray(map_lanes(_Cost(cost, grid), lanes, batch_size=4096))
+    costs = np.asarray(map_lanes(_Cost(cost, grid), jnp.asarray(lanes), batch_size=4096))
     if costs.shape != lanes.shape:
         raise ValueError(f"cost must return a scalar for each point, got shape {costs.shape[1:]}.")
     order = np.argsort(-costs, kind="stable").astype(np.int32)
@@ -449,8 +449,9 @@ def _run(lane: Callable, lanes: np.ndarray, batch: int, mesh: Mesh | None):
 
 
 def _computed(lane: Callable, flat: np.ndarray, batch: int, mesh: Mesh | None):
-    lanes = flat
-    if mesh is not None:
+    if mesh is None:
+        lanes = jnp.asarray(flat)
+    else:
         sharding = NamedSharding(Mesh(mesh.devices, mesh.axis_names), PartitionSpec(mesh.axis_names))
         lanes = jax.make_array_from_callback(flat.shape, sharding, lambda index: flat[index])
     out = map_lanes(lane, lanes, batch_size=batch, mesh=mesh)

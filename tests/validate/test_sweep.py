@@ -328,6 +328,13 @@ def test_a_damaged_index_is_written_again(tmp_path, content):
     assert len([*tmp_path.glob("chunk-*.npz")]) == 4
 
 
+def test_another_version_of_jax_is_another_sweep(tmp_path, monkeypatch):
+    sweep(_doubled, EIGHT, out=tmp_path)
+    monkeypatch.setattr(jax, "__version__", "0.0.0")
+    with pytest.raises(ValueError, match="holds another sweep: version of jax differs"):
+        sweep(_doubled, EIGHT, out=tmp_path)
+
+
 def test_chunks_without_an_index_are_those_of_their_sweep(tmp_path):
     found = sweep(_doubled, EIGHT, out=tmp_path, batch_size=2)
     (tmp_path / "sweep.json").unlink()
