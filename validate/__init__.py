@@ -1,5 +1,6 @@
 """Theory against practice: claims, their evidence, metrics, and the report. Calls the other two rooms."""
 
+from . import _start  # noqa: F401 (before the others, whose import takes seconds)
 from . import composing as composing
 from . import galore as galore
 from . import grokking as grokking

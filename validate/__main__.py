@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .._files import check_writable
 from ..nets.pretrain import OPTIMISERS
-from . import composing, flows, galore, grokking, joma, named_sweep, report, reversal, scan_snap
+from . import _start, composing, flows, galore, grokking, joma, named_sweep, report, reversal, scan_snap
 from ._signals import ends_promptly
 from .claim import Claim, Setting
 from .corpus import read_corpus
@@ -68,6 +68,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+        _start.begun()
     warnings.showwarning = _say
     _keep_compiled()
 

@@ -34,3 +34,14 @@ def test_a_long_step_does_not_keep_a_process(number):
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - start < 5
     assert process.returncode == 128 + number and errors.endswith("Go on.\n")
+
+
+def test_an_interrupt_while_a_command_starts_ends_it_at_once():
+    """Before the command has begun, an exception could vanish in a callback of the garbage collector."""
+    command = [sys.executable, "-m", "traindyn.validate", "list"]
+    for after in (0.4, 0.6, 0.8):
+        process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        time.sleep(after)
+        process.send_signal(signal.SIGINT)
+        told, _ = process.communicate(timeout=3)
+        assert process.returncode == -signal.SIGINT and not told
