@@ -10,13 +10,17 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, PyTree
 
+from .._checked import checked
+from .._checks import describe, integer
+from ._compiled import bounded_jit
+
 
 def default_batch_size() -> int:
     """Lanes of a chunk where nobody says: on a CPU what stays in the cache, elsewhere what fills the device."""
     return 32 if jax.default_backend() == "cpu" else 4096
 
 
-@eqx.filter_jit
+@checked
 def map_lanes(
     fn: Callable[[Any], PyTree],
     lanes: PyTree[Array],
@@ -27,7 +31,9 @@ def map_lanes(
     """`jax.vmap(fn)(lanes)`, whatever the number of lanes: a device has at most `batch_size` of them in work at a time.
 
     An adaptive solve takes as many steps as the slowest lane of its chunk, not of all: sort lanes by cost. Works under
-    `jit`, `vmap` and `grad`. Calls with the same `fn` and shapes share a compilation.
+    `jit`, `vmap` and `grad`. Calls with the same `fn` and shapes share a compilation; a `fn` written in the call is a
+    new one each time, and the 64 latest are kept. Data that change should travel as leaves, `jax.tree_util.Partial(fn,
+    data)`.
 
     **Arguments:** `fn`, from one lane to a PyTree; what it returns that is no array must be the same for all lanes;
     `lanes`, a PyTree of arrays with a common leading axis `(lanes, ...)`.
@@ -38,9 +44,20 @@ def map_lanes(
 
     **Raises** `ValueError` for lanes without a common leading axis, no lanes, or a `batch_size` below one.
     """
+    if batch_size is not None:
+        batch_size = integer("batch_size", batch_size, least=1)
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise ValueError(f"mesh must be a jax.sharding.Mesh, got {describe(mesh)}.")
+    lanes = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, lanes)
+    for path, x in jax.tree.leaves_with_path(lanes):
+        if not eqx.is_array(x):
+            raise ValueError(f"lanes{jax.tree_util.keystr(path)} must be an array, got {describe(x)}.")
+    return _map_lanes(fn, lanes, batch_size, mesh)
+
+
+@bounded_jit
+def _map_lanes(fn: Callable, lanes: PyTree[Array], batch_size: int | None, mesh: Mesh | None) -> PyTree:
     number = _common_length(lanes)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     devices = 1 if mesh is None else mesh.size
     batch = min(default_batch_size() if batch_size is None else batch_size, -(-number // devices))
     chunks = -(-number // (batch * devices))

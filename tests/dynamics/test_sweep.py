@@ -70,9 +70,23 @@ def test_one_compilation_for_all_values():
         ({"a": jnp.ones(2), "b": jnp.ones(3)}, None, "common leading axis"),
         (jnp.ones(()), None, "common leading axis"),
         ({}, None, "common leading axis"),
-        (MU, 0, "batch_size must be at least 1, got 0"),
+        (MU, 0, "batch_size must be an integer of at least 1, got 0"),
+        (MU, 1.5, "batch_size must be an integer"),
+        ([1.0, 2.0], None, r"lanes\[0\] must be an array, got 1.0"),
+        (["a", "b"], None, r"lanes\[0\] must be an array, got 'a'"),
     ],
 )
+@pytest.mark.usefixtures("as_users")
 def test_bad_lanes(lanes, batch_size, message):
     with pytest.raises(ValueError, match=message):
         map_lanes(cubes, lanes, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"fn": None}, "fn must be callable, got None"), ({"mesh": "2x1"}, "mesh must be a jax.sharding.Mesh, got '2x1'")],
+)
+@pytest.mark.usefixtures("as_users")
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        map_lanes(**({"fn": cubes, "lanes": MU} | options))
