@@ -88,7 +88,10 @@ class GradientFlow(Flow):
     loss: Callable[[Any], Float[Array, ""]]
     rates: PyTree = eqx.field(converter=_as_rates, default=1.0)
 
-    def __call__(self, t: ArrayLike, y: PyTree, args: Any = None) -> PyTree:
+    @checked
+    def __call__(self, t: Float[ArrayLike, ""], y: PyTree, args: Any = None) -> PyTree:
+        if not any(eqx.is_inexact_array(x) for x in jax.tree.leaves(y)):
+            raise ValueError(f"y must hold floating-point parameters, got {describe(y)}.")
         grads = eqx.filter_grad(self._real_loss)(y)
         try:
             rates = jax.tree.broadcast(self.rates, grads, is_leaf=lambda x: x is None)

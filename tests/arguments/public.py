@@ -12,7 +12,8 @@ def public(room: types.ModuleType) -> dict[str, Any]:
     """Every public function, class and method of a room, by the path at which users find it.
 
     Those are the names that the room's `__init__` and those of its folders import, and what the public modules that
-    they import define. Left out: records without checks of their own (named tuples), exceptions and enumerations.
+    they import define. Left out: abstract classes, records without checks of their own (named tuples), exceptions and
+    enumerations.
     """
     found: dict[str, Any] = {}
     _walk(room, room.__name__.removeprefix("traindyn."), found)
@@ -44,7 +45,9 @@ def _ours(thing: Any) -> bool:
         return False
     if not getattr(thing, "__module__", "").startswith("traindyn."):
         return False
-    return not (isinstance(thing, type) and issubclass(thing, tuple | BaseException | enum.Enum))
+    return not inspect.isabstract(thing) and not (
+        isinstance(thing, type) and issubclass(thing, tuple | BaseException | enum.Enum)
+    )
 
 
 def _methods(cls: type) -> Iterator[tuple[str, Any]]:
