@@ -88,7 +88,7 @@ def _digest(arrays: Mapping[str, Any]) -> bytes:
     for name in sorted(arrays):
         x = np.ascontiguousarray(arrays[name])
         found.update(f"{name} {x.dtype} {x.shape} ".encode())
-        found.update(x.reshape(-1).view(np.uint8))
+        found.update(x.reshape(-1).view(np.uint8).data)
     return found.digest()
 
 

@@ -232,7 +232,7 @@ class _Run:
         self.plan, self.folder = plan, folder
         mesh = None if plan.mesh is None else make_mesh(*plan.mesh)
         self.place = lambda x: x if mesh is None else jax.device_put(x, batch_sharding(mesh))
-        self.sampler = Windows(text, plan.length, plan.batch)
+        self.sampler = Windows(jnp.asarray(text), plan.length, plan.batch)
         self.model_key, self.data_key = jax.random.split(_key(plan.seed))
         self.evaluation = _evenly(held_out, plan.length, plan.batch)
         self.schedule = warmup_cosine(plan.learning_rate, plan.steps, plan.warmup)

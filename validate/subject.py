@@ -79,7 +79,7 @@ class Subject:
             raise ValueError(f"{name} must be numbers, got {describe(given)}.") from error
         if found.dtype.kind not in "iuf":
             raise ValueError(f"{name} must be numbers, got {describe(given)}.")
-        check_range(name, found, **DOMAINS.get(name, {}) | dict(self.domains.get(name, {})))
+        check_range(name, found, **DOMAINS.get(name, {}) | dict(self.domains.get(name, {})))  # pyright: ignore[reportArgumentType]
         return whole_numbers(name, found) if isinstance(self.defaults[name], int | np.integer) else found
 
 
