@@ -90,15 +90,15 @@ class ReversibleGradient(Flow):
         """The state at time `t`. By the exponential of a matrix rather than by the eigenvectors of S: that is
         differentiable where eigenvalues coincide, too. Slow modes lose digits as `‖S‖t` grows: `‖S‖t eps` of what they
         move. Raises `ValueError` for `‖S‖|t|` above 2³², in the 1-norm; inside `jit` the state is NaN there."""
-        real("t", t)
-        if concrete((self, t)):
+        time = jnp.asarray(real("t", t), y0.dtype)
+        if concrete((self, time)):
             norm = float(np.max(np.sum(np.abs(np.asarray(self.operator())), axis=0)))
-            if not norm * abs(float(t)) <= 2.0**32:
+            if not norm * abs(float(time)) <= 2.0**32:
                 raise ValueError(f"t must be at most {2.0**32 / norm:.4g} in size, 2³² over the norm of S, got {t}.")
         start = self(0.0, y0)
         # d/dt (W − W₀, 1) = [[−S, G(0)], [0, 0]] (W − W₀, 1)
         matrix = jnp.pad(-self.operator(), ((0, 1), (0, 1))).at[:-1, -1].set(start.ravel())
-        moved = expm(matrix * jnp.asarray(t, y0.dtype), max_squarings=32)[:-1, -1]
+        moved = expm(matrix * time, max_squarings=32)[:-1, -1]
         return y0 + moved.reshape(y0.shape)
 
     @checked
@@ -108,10 +108,10 @@ class ReversibleGradient(Flow):
         right where eigenvalues coincide; those of an eigenvalue λ₁ or λ₂ that is not simple do not exist."""
         operator = self.operator()
         values = jnp.linalg.eigvalsh(operator)
-        tolerance = float(jnp.finfo(values.dtype).eps) ** (2 / 3) if tolerance is None else tolerance
-        tolerance = jnp.asarray(real("tolerance", tolerance, least=0), values.dtype)
-        parallel = (_slow_part(operator, tolerance) @ gradient.ravel()).reshape(gradient.shape)
-        second = jnp.min(jnp.where(_slow(values, tolerance), jnp.inf, values))
+        near = float(jnp.finfo(values.dtype).eps) ** (2 / 3) if tolerance is None else tolerance
+        near = jnp.asarray(real("tolerance", near, least=0), values.dtype)
+        parallel = (_slow_part(operator, near) @ gradient.ravel()).reshape(gradient.shape)
+        second = jnp.min(jnp.where(_slow(values, near), jnp.inf, values))
         return Split(parallel, gradient - parallel, values[0], second, values[-1])
 
     @checked
@@ -189,9 +189,9 @@ def stable_rank_bound(
     `(1 − ηλ₁)^s ‖G∥‖₂`, which it need not be. **Raises** `ValueError` for a rate that is negative or so large that
     `ηλ_max ≥ 1`, and for a negative number of steps, where they are known: not inside `jit`.
     """
-    real("learning_rate", learning_rate, least=0)
+    rate = real("learning_rate", learning_rate, least=0)
     real("steps", steps, least=0)
-    if concrete((learning_rate, split.largest)) and not float(learning_rate) * float(split.largest) < 1:
+    if concrete((rate, split.largest)) and not float(rate) * float(split.largest) < 1:
         raise ValueError(
             f"learning_rate must be below 1/λ_max = {1 / float(split.largest):.4g} for the bound, got {learning_rate}."
         )

@@ -89,9 +89,8 @@ class NonlinearActivation(Flow):
         return LogGap(self.mu, self.attention)
 
     def _progress(self, t: Real[ArrayLike, ""], gap: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        t = jnp.asarray(t, gap.dtype)
-        t = or_nan(t, t >= 0, "t must be zero or later, and not NaN.")
-        return _progress(t, self.mu, gap) if self.attention else jnp.broadcast_to(t, gap.shape)
+        time = _later(t, gap.dtype)
+        return _progress(time, self.mu, gap) if self.attention else jnp.broadcast_to(time, gap.shape)
 
 
 @checked
@@ -116,9 +115,8 @@ class LogGap(Flow):
     @checked
     def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """The state at time `t ≥ 0`."""
-        t = jnp.asarray(t, y0.dtype)
-        t = or_nan(t, t >= 0, "t must be zero or later, and not NaN.")
-        return y0 + (_progress(t, self.mu, self.mu * jnp.exp(-y0)) if self.attention else t)
+        time = _later(t, y0.dtype)
+        return y0 + (_progress(time, self.mu, self.mu * jnp.exp(-y0)) if self.attention else time)
 
     @checked
     def time_to(self, y: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
@@ -140,6 +138,11 @@ class LogGap(Flow):
     def to_v(self, y: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """`v = μ (1 − e^{−y})`."""
         return -self.mu * jnp.expm1(-y)
+
+
+def _later(t: ArrayLike, dtype: Any) -> Float[Array, ""]:
+    time = jnp.asarray(t, dtype)
+    return or_nan(time, time >= 0, "t must be zero or later, and not NaN.")
 
 
 def _check_near(mu: Float[Array, " n"], v0: Float[Array, " n"]) -> None:

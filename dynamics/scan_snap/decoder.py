@@ -29,8 +29,8 @@ def logit_gap(k: Real[ArrayLike, "..."], others: Real[ArrayLike, "..."]) -> Floa
     """
     if concrete(others):
         check_range("others", others, above=0)
-    k = as_float(k)
-    return gap_of(*jnp.broadcast_arrays(k, jnp.asarray(others, k.dtype)))
+    pushed = as_float(k)
+    return gap_of(*jnp.broadcast_arrays(pushed, jnp.asarray(others, pushed.dtype)))
 
 
 @jax.custom_jvp
@@ -106,9 +106,10 @@ class Decoder(Flow):
     ):
         """Numbers take the dtype of whatever is an array. **Raises** `ValueError` for fewer than two outputs; and for
         fewer classes than one and a rate that is not positive, where they are known."""
-        for name, x, bounds in (("classes", classes, {"least": 1}), ("eta", eta, {"above": 0})):
-            if concrete(x):
-                check_range(name, x, **bounds)
+        if concrete(classes):
+            check_range("classes", classes, least=1)
+        if concrete(eta):
+            check_range("eta", eta, above=0)
         dtype = jnp.result_type(float, outputs, classes, eta)
         self.outputs, self.classes, self.eta = (jnp.asarray(x, dtype) for x in (outputs, classes, eta))
         # By the value given: inside `jit` the array made of a number is traced, and the check would run at every step.
