@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Bool, Float, PyTree, Real
+from jaxtyping import Array, Bool, Float, PyTree
 
 
 def max_norm(tree: PyTree) -> Float[Array, ""]:
@@ -51,7 +51,7 @@ class StepControl(dfx.PIDController):
         small = jnp.where(jnp.isfinite(first) & (first > t0), first, t0 + 1e-6 * (t1 - t0))
         return jnp.where(all_finite(func(terms, t0, y0, args)), small, t0), state  # a step of zero ends at once
 
-    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+    def adapt_step_size(self, t0: Any, t1: Any, y0, y1_candidate, args, y_error, error_order, controller_state):
         adapted = super().adapt_step_size(t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state)
         keep, next_t0, next_t1, made_jump, state, result = adapted
         if self.implicit:
@@ -67,7 +67,7 @@ class StepControl(dfx.PIDController):
         return keep, next_t0, next_t1, made_jump, state, result
 
 
-def resolution(t: Real[Array, ""]) -> Float[Array, ""]:
+def resolution(t: Any) -> Float[Array, ""]:
     """The smallest step that makes sense at the time `t`: two to four times the distance to the next number."""
     info = jnp.finfo(t.dtype)
     return jnp.maximum(2 * info.eps * jnp.abs(t), 4 * info.tiny)
@@ -83,8 +83,8 @@ def controlled(controller: dfx.AbstractStepSizeController) -> dfx.AbstractStepSi
     if isinstance(controller, dfx.ClipStepSizeController):
         return eqx.tree_at(lambda c: c.controller, controller, controlled(controller.controller))
     if type(controller) is dfx.PIDController:
-        fields = {f.name: getattr(controller, f.name) for f in dataclasses.fields(controller)}
-        return StepControl(**(fields | {"norm": NoNaN(controller.norm)}))
+        fields: dict[str, Any] = {f.name: getattr(controller, f.name) for f in dataclasses.fields(controller)}
+        return StepControl(**{**fields, "norm": NoNaN(controller.norm)})
     return controller
 
 

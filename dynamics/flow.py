@@ -18,7 +18,17 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from .._checked import checked
-from .._checks import as_array, as_float, check_callable, check_range, concrete, describe, integer, require
+from .._checks import (
+    as_array,
+    as_float,
+    check_callable,
+    check_precision,
+    check_range,
+    concrete,
+    describe,
+    integer,
+    require,
+)
 from ._compiled import bounded_jit
 from ._steps import (
     StepControl,
@@ -54,6 +64,10 @@ class Flow(eqx.Module):
     """
 
     stiff: ClassVar[bool] = False
+
+    def __check_init__(self):
+        for field in dataclasses.fields(self):
+            check_precision(field.name, getattr(self, field.name, None))
 
     @abc.abstractmethod
     def __call__(self, t: ArrayLike, y: PyTree, args: Any) -> PyTree:
@@ -233,9 +247,9 @@ def solve(
     stiff = getattr(flow, "stiff", False)
     if stepsize_controller is None:
         usual = default_tolerances(ts.dtype)
-        rtol = usual[0] if rtol is None else _tolerance("rtol", rtol, ts.dtype, below=1)
-        atol = usual[1] if atol is None else _tolerance("atol", atol, ts.dtype)
-        stepsize_controller = StepControl(rtol=rtol, atol=atol, implicit=stiff and solver is None)
+        relative = usual[0] if rtol is None else _tolerance("rtol", rtol, ts.dtype, below=1)
+        absolute = usual[1] if atol is None else _tolerance("atol", atol, ts.dtype)
+        stepsize_controller = StepControl(rtol=relative, atol=absolute, implicit=stiff and solver is None)
         if stiff:
             stepsize_controller = dfx.ClipStepSizeController(stepsize_controller, step_ts=ts)
     if solver is None:

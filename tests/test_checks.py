@@ -187,3 +187,11 @@ def test_a_value_is_described_in_a_line():
     assert checks.describe(jnp.zeros((3, 2))) == "float64[3, 2]"
     assert checks.describe(np.arange(2)) == "int64[2] [0 1]"
     assert checks.describe("x" * 200) == "'" + "x" * 76 + "..."
+
+
+def test_floating_point_has_at_least_32_bits():
+    for narrow in (jnp.float16, jnp.bfloat16):
+        with pytest.raises(ValueError, match=r"x must be float32 or float64, got \w+\[2\] .*: cast it"):
+            checks.check_precision("x", jnp.ones(2, narrow))
+    checks.check_precision("x", jnp.ones(2, jnp.complex64))
+    checks.check_precision("x", None)

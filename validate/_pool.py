@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -62,7 +62,7 @@ def can_be_sent(named: Any) -> bool:
 
 def run_apart(
     function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], *, jobs: int, time_limit: float | None = None
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Calls `function(*task)` for each task in one of `jobs` processes: the number of the task and its result, or a
     `Lost`, in the order in which they end.
 

@@ -101,9 +101,9 @@ def limit(
     **Raises** `ValueError` for fewer than four values, parameters that are not positive or all equal, and negative
     errors.
     """
-    order, tolerance = float(order), float(tolerance)
-    check_range("order", order)
-    check_range("tolerance", tolerance, above=0)
+    predicted, within = float(np.asarray(order)), float(np.asarray(tolerance))
+    check_range("order", predicted)
+    check_range("tolerance", within, above=0)
     if np.size(parameter) < 4:
         raise ValueError(f"parameter must have at least four values for a limit, got {np.size(parameter)}.")
     fitted, standard_error = fit_order(parameter, error)
@@ -111,10 +111,10 @@ def limit(
     return Row(
         fitted,
         (fitted - half, fitted + half),
-        order,
-        (order - tolerance, order + tolerance),
+        predicted,
+        (predicted - within, predicted + within),
         f"order {fitted:.3f} ± {half:.3f}",
-        f"order {order:g} ± {tolerance:g}",
+        f"order {predicted:g} ± {within:g}",
     )
 
 

@@ -6,7 +6,7 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import jax
@@ -143,7 +143,7 @@ def _of_setting(folder: Path, setting: Setting) -> list[Record]:
 
 def _checked_records(
     tasks: list[tuple[Claim, Setting, Path | None]], jobs: int, time_limit: float | None
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Each record as it is found."""
     apart = [task for task in tasks if (jobs > 1 or time_limit is not None) and _pool.can_be_sent(task[0])]
     here = [task for task in tasks if not any(task is other for other in apart)]
@@ -191,7 +191,7 @@ def _check(claim: Claim, setting: Setting, place: Path | None) -> Record:
 
 
 def _measured(claim: Claim, setting: Setting) -> Evidence:
-    x64 = jax.config.jax_enable_x64
+    x64 = jax.config.read("jax_enable_x64")
     try:
         evidence = claim.check(setting)
     finally:

@@ -132,7 +132,7 @@ def check_irreps(irreps: Sequence[Irrep], *, real: bool = False) -> None:
             f"irreps must be a sequence of representations, as from irreps(group), got {describe(irreps)}."
         )
     names = sorted({r.group.name for r in irreps})
-    if len({r.group for r in irreps}) > 1:
+    if any(r.group != irreps[0].group for r in irreps):
         raise ValueError(f"irreps must be of one group, got {', '.join(names)}.")
     for r in irreps if real else ():
         check_real(r)

@@ -24,7 +24,8 @@ Output = Float[Array, "nodes classes"]
 @jax.custom_jvp
 def svd(a: Float[Array, "rows columns"]) -> tuple[Array, Array, Array]:
     """The thin decomposition U, S, Vᵀ, which can't be differentiated: an error rather than NaN or a wrong number."""
-    return jnp.linalg.svd(a, full_matrices=False)
+    left, values, right = jnp.linalg.svd(a, full_matrices=False)
+    return left, values, right
 
 
 @svd.defjvp

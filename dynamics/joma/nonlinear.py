@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float, or_nan, real, require
+from ..._checks import as_float, check_precision, or_nan, real, require
 from ..flow import Flow
 
 Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights
@@ -115,6 +115,7 @@ class LogGap(Flow):
     @checked
     def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """The state at time `t ≥ 0`."""
+        check_precision("y0", y0)
         time = _later(t, y0.dtype)
         return y0 + (_progress(time, self.mu, self.mu * jnp.exp(-y0)) if self.attention else time)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape, concrete, integer, real, require
+from ..._checks import as_float, check_precision, check_shape, concrete, integer, real, require
 from ..flow import Flow
 from .frozen import check_independent
 
@@ -76,6 +76,7 @@ class ScanSnap(Flow):
         dependent, where the table is known.
         """
         p = as_float(probability)
+        check_precision("probability", p)
         if 0 in p.shape:
             raise ValueError(f"probability must have shape (classes, tokens), none of them zero, got {p.shape}.")
         classes = p.shape[0]

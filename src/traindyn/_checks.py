@@ -80,6 +80,12 @@ def as_float(x: Any, name: str = "the argument") -> Float[Array, "..."]:
     return x
 
 
+def check_precision(name: str, x: Any) -> None:
+    """Raises `ValueError` for floating point of less than 32 bits, in which linear algebra and solvers fail."""
+    if eqx.is_inexact_array(x) and jnp.finfo(x.dtype).bits < 32:
+        raise ValueError(f"{name} must be float32 or float64, got {describe(x)}: cast it.")
+
+
 def check_shape(name: str, x: Any, shape: Shape, sizes: dict[str, int] | None = None) -> None:
     """Raises `ValueError` unless `x` has the shape. Letters stand for sizes: those in `sizes`, or any size at all."""
     sizes, found = sizes or {}, np.shape(x)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
+from arguments.kinds import as_users
 from hypothesis import strategies as st
 
 from traindyn.dynamics import Flow, GradientFlow, galore, grokking, groups, joma, reversal, scan_snap, solve
@@ -416,3 +417,105 @@ def test_closed_form_is_a_semigroup(name, first, second, scale):
 def _compiled_exact(name: str):
     flow = TABLE[name].flow
     return jax.jit(lambda t, y0: flow.exact(t, y0))
+
+
+# Other kinds of states. Users have no shape checker on, and JAX promotes dtypes.
+
+
+def _questions(name: str) -> dict[str, Callable[[Any, Any], Any]]:
+    """What a flow can be asked about a state: functions of the flow and the state."""
+    case = TABLE[name]
+    t = case.ts[0] / 100  # well before any blow-up, from the states made below too
+    questions: dict[str, Callable[[Any, Any], Any]] = {"derivative": lambda flow, y: flow(0.0, y, None)}
+    if hasattr(case.flow, "exact"):
+        questions["exact"] = lambda flow, y: flow.exact(t, y)
+    if hasattr(case.flow, "invariants"):
+        questions["invariants"] = lambda flow, y: flow.invariants(y)
+    if hasattr(case.flow, "blow_up_time"):
+        questions["blow_up_time"] = lambda flow, y: flow.blow_up_time(y)
+    return questions
+
+
+def _answer(question, flow, y):
+    """What comes of it: an array, or the message of the refusal."""
+    with as_users():
+        try:
+            return question(flow, y)
+        except ValueError as error:
+            assert "must" in str(error)
+            return str(error)
+
+
+def _same(a, b) -> bool:
+    return isinstance(a, str) == isinstance(b, str) and (isinstance(a, str) or bool(eqx.tree_equal(a, b)))
+
+
+@every_flow
+def test_integer_states_are_the_same_numbers_or_refused(name):
+    whole = _map_floats(lambda x: jnp.round(2 * x).astype(int), TABLE[name].y0)
+    for question in _questions(name).values():
+        answer = _answer(question, TABLE[name].flow, whole)
+        if not isinstance(answer, str):
+            assert _same(answer, _answer(question, TABLE[name].flow, jax.tree.map(lambda x: x.astype(float), whole)))
+
+
+@pytest.mark.parametrize("name", [n for n in TABLE if n != "GradientFlow"])  # whose loss says what it takes
+def test_complex_states_are_refused(name):
+    for question in _questions(name).values():
+        answer = _answer(question, TABLE[name].flow, _map_floats(lambda x: jax.lax.complex(x, x), TABLE[name].y0))
+        assert isinstance(answer, str) and "real" in answer
+
+
+@every_flow
+@pytest.mark.parametrize("dtype", (jnp.float16, jnp.bfloat16))
+def test_narrow_states_are_right_or_refused(name, dtype):
+    narrow = _map_floats(lambda x: x.astype(dtype), TABLE[name].y0)
+    wide = _map_floats(lambda x: x.astype(jnp.float64), narrow)
+    for question in _questions(name).values():
+        answer = _answer(question, TABLE[name].flow, narrow)
+        if not isinstance(answer, str):
+            expected = _answer(question, TABLE[name].flow, wide)
+            for got, right in zip(*map(jax.tree.leaves, (answer, expected)), strict=True):
+                # What a flow computes from the state alone has the state's precision: sums of some dozen terms.
+                error = 16 * float(jnp.finfo(dtype).eps)
+                scale = float(jnp.max(jnp.where(jnp.isfinite(right), jnp.abs(right), 0)))
+                np.testing.assert_allclose(np.asarray(got, float), right, rtol=error, atol=error * scale)
+
+
+@pytest.mark.parametrize("dtype", (jnp.float16, jnp.bfloat16))
+@every_flow
+def test_narrow_parameters_are_refused_or_widened(name, dtype):
+    flow = TABLE[name].flow
+    fields = [f.name for f in dataclasses.fields(flow) if f.init and eqx.is_inexact_array(getattr(flow, f.name))]
+    for field in fields:
+        with as_users():
+            try:
+                made = dataclasses.replace(flow, **{field: getattr(flow, field).astype(dtype)})
+            except ValueError as error:
+                assert "must" in str(error)
+            else:
+                assert getattr(made, field).dtype in (jnp.float32, jnp.float64)
+
+
+def _strided(x):
+    """The same numbers, spread over memory, in the other order of axes."""
+    x = np.asarray(x)
+    spread = np.zeros((*x.shape[::-1], 2), x.dtype)
+    spread[..., 0] = x.T
+    return spread[..., 0].T
+
+
+@every_flow
+def test_views_of_numpy_arrays_are_the_same_numbers(name):
+    # Those of no axis are NumPy's scalars.
+    flow, y0 = TABLE[name].flow, TABLE[name].y0
+    view = _map_floats(_strided, y0)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(view))
+    for question in _questions(name).values():
+        assert _same(_answer(question, flow, view), _answer(question, flow, y0))
+
+
+@pytest.mark.parametrize("name", ("GradientFlow", "LinearActivation", "ManyNodes"))
+def test_solve_from_views_of_numpy_arrays(name):
+    case = TABLE[name]
+    assert _same(solve(case.flow, _map_floats(_strided, case.y0), case.ts).ys, one_by_one(name)[0][0])

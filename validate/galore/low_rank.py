@@ -221,7 +221,7 @@ def _gradients(setting: Setting, size: _Size, seed: int) -> tuple[np.ndarray, di
     )
     key = jax.random.fold_in(setting.key, seed)
     model: Any = Llama(config, dtype=jnp.float32, key=key)
-    sampler = (Windows(_tokens(setting.corpus), size.length, size.batch), key)
+    sampler = (Windows(jnp.asarray(_tokens(setting.corpus)), size.length, size.batch), key)
     state, losses, seen = _ADAM.init(eqx.filter(model, eqx.is_inexact_array)), [], []
     for numbers in np.arange(1, size.records * size.every + 1, dtype=np.uint32).reshape(-1, size.every):
         model, state, loss, gradient = _updates(sampler, model, state, jnp.asarray(numbers))

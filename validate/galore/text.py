@@ -102,7 +102,7 @@ def _data(ids: Int[np.ndarray, " length"], size: _Size) -> _Data:
         raise ValueError(f"the corpus must have at least {10 * (length + 1)} bytes, got {len(ids)}.")
     starts = np.linspace(0, len(ids) - cut - length - 1, number).astype(int)
     held_out = ids[cut:][starts[:, None] + np.arange(length + 1)]
-    return _Data(Windows(ids[:cut], length, size.batch), jnp.asarray(held_out))
+    return _Data(Windows(jnp.asarray(ids[:cut]), length, size.batch), jnp.asarray(held_out))
 
 
 @functools.partial(jax.jit, static_argnames=("method", "size"))

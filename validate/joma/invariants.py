@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...dynamics.joma import invariants, predicted_logits
+from ...dynamics.joma import Attention, invariants, predicted_logits
 from ...nets import joma as nets
 from ...nets import train
 from ..claim import Evidence, Setting, claim, identity, limit, panel, statistic
@@ -47,7 +47,7 @@ def _along_flow(setting: Setting, attention: str):
     return ts, v, z[:, :, 0], model
 
 
-def _drift(attention: str, v, z, ratios) -> np.ndarray:
+def _drift(attention: Attention, v, z, ratios) -> np.ndarray:
     """How far the invariant moves from its start, shape `(ratios, times, tokens)`."""
 
     @jax.jit
@@ -59,7 +59,7 @@ def _drift(attention: str, v, z, ratios) -> np.ndarray:
     return values - values[:, :1]
 
 
-def _predictions(attention: str, v, model, ratios) -> np.ndarray:
+def _predictions(attention: Attention, v, model, ratios) -> np.ndarray:
     """The logits that Theorem 1 reads off the nodes, at the given ratios of learning rates."""
 
     @jax.jit

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...dynamics.joma import (
+    Attention,
     LinearActivation,
     LinearAttention,
     LinearAttentionState,
@@ -116,7 +117,8 @@ def invariants(point: Point) -> Errors:
     one_query = nets.Contexts(x, data.label, jnp.zeros(16, int))
     errors = {}
     for start, loss, samples in ((linear, by_query, data), (exp, normalised, one_query)):
-        end, law = descend(start, loss, samples, sgd(rate), steps), start.attention
+        end = descend(start, loss, samples, sgd(rate), steps)
+        law: Attention = start.attention  # pyright: ignore[reportAssignmentType]
         predicted = predicted_logits(law, end.v, v0=start.v, z0=start.z[0])
         errors[f"theorem_1_{law}"] = _gap(end.z[0], predicted, start.z[0])
     return errors

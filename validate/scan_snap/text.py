@@ -53,7 +53,9 @@ def _task(tokens: text.Tokens, *, batch: int) -> _Task:
     held_out = held_out[np.argsort(-np.array(known), kind="stable")]
     counts = np.bincount(tokens.ids[:cut], minlength=size)
     log_frequency = np.log(np.maximum(counts, 0.5) / cut).astype(np.float32)  # a word only held out counts one half
-    return _Task(Windows(tokens.ids[:cut], LENGTH, batch), jnp.asarray(held_out), jnp.asarray(log_frequency))
+    return _Task(
+        Windows(jnp.asarray(tokens.ids[:cut]), LENGTH, batch), jnp.asarray(held_out), jnp.asarray(log_frequency)
+    )
 
 
 def _observe(task: _Task, model: Transformer) -> _Seen:
