@@ -42,6 +42,7 @@ def _ridge(flow: OutputLayer, start: Float[Array, "nodes classes"], late: Float[
     limit_, features, labels = flow.limit(), flow.features, flow.labels
     direct = flow.backpropagated(limit_)
     kernel = jnp.linalg.inv(features @ features.T + ETA * jnp.eye(len(features), dtype=features.dtype))
+    by_kernel = ETA * kernel @ labels @ (labels.T @ kernel @ features)
     equation_4 = ETA * kernel @ flow.correlation() @ jnp.linalg.inv(flow.matrix())
     slowest = jnp.linalg.eigvalsh(flow.matrix())[0]
     gone = OutputLayer(features, jnp.zeros_like(labels), ETA)  # how V − V_r moves: no cancellation however late
@@ -57,7 +58,7 @@ def _ridge(flow: OutputLayer, start: Float[Array, "nodes classes"], late: Float[
     scaled = OutputLayer(features, labels, ETA / BETA**2).limit_gradient()
     unbiased = OutputLayer(features, labels, 0.0)
     return (
-        jnp.stack([_relative(x, direct) for x in (flow.limit_gradient(), equation_4)]),
+        jnp.stack([_relative(x, direct) for x in (by_kernel, equation_4)]),
         rate - 1,
         gaps / gaps[0],
         _cosine(direct, flow.correlation()),
