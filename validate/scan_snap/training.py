@@ -138,7 +138,7 @@ def _padded(values: np.ndarray, number: int, *, before: bool) -> np.ndarray:
 )
 def finite_length(setting: Setting) -> Evidence:
     lengths = setting.pick(smoke=(33, 65, 129, 257), laptop=(33, 65, 129, 257), paper=(33, 65, 129, 257, 513, 1025))
-    seeds, steps, eta_z = setting.pick(smoke=4, laptop=16, paper=64), 200, 0.1
+    seeds, steps, eta_z = setting.pick(smoke=16, laptop=16, paper=64), 200, 0.1
     data = reference()
 
     @jax.jit
