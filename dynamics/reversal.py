@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from .._checked import checked
-from .._checks import as_float, check_positive_semidefinite, check_range, concrete, indices, integer, real
+from .._checks import as_float, check_positive_semidefinite, check_range, concrete, indices, integer, or_nan, real
 from .flow import Flow
 from .scan_snap.decoder import Decoder, gap_after
 
@@ -105,13 +105,13 @@ def separation_exponent(
 ) -> Float[Array, "*batch"]:
     """The least ε ≥ 0 at which `L_rev(t)/L_rev(0) ≥ (L(t)/L(0))^ε` at all times recorded, the first being zero.
 
-    For a training loss that stays below its start, as under gradient flow. About zero where the reversal is not
-    learned, one where it is learned as the rest is.
+    About zero where the reversal is not learned, one where it is learned as the rest is.
 
     Source: Zhu et al. (arXiv 2405.04669), Theorem 1, which bounds this number. By it, as L reaches c,
     `L_rev ≥ L_rev(0) (c/L(0))^ε` (Theorem 2). NaN for a run with NaN in it.
 
-    **Raises** `ValueError` for losses that are negative, or zero at the start; inside `jit` they give NaN.
+    **Raises** `ValueError` for losses that are negative, or zero at the start, and for a training loss that rises above
+    its start, which no gradient flow does; inside `jit` they give NaN.
     """
     for name, x in (("loss", loss), ("reversal_loss", reversal_loss)):
         if concrete(x):
@@ -119,6 +119,7 @@ def separation_exponent(
             check_range(name, values, least=0)
             check_range(f"the first {name}", values[:1], above=0)
     fallen, risen = jnp.log(loss / loss[:1]), jnp.log(reversal_loss / reversal_loss[:1])
+    fallen = or_nan(fallen, ~(fallen > 0), "loss must not rise above its start.")
     ratio = risen / jnp.where(fallen < 0, fallen, 1)
     least = jnp.where(fallen < 0, jnp.maximum(ratio, 0), 0)
     return jnp.max(jnp.where(jnp.isnan(fallen) | jnp.isnan(risen), jnp.nan, least), axis=0)

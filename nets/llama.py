@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int
 from .._checked import checked
 from .._checks import check_shape
 from ._arguments import check_sizes, floating
+from ._layers import check_linear, check_norm, check_tokens, rows
 from ._precision import at_least_float32
 from .train import AnyKey
-from .transformer import check_linear, check_norm, check_tokens, rows
 
 _EPSILON, _BASE, _SCALE = 1e-6, 10_000.0, 0.02  # of the norms, of the rotary angles, of the initial weights
 _PORTION = 2**26  # numbers drawn at a time

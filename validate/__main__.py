@@ -374,6 +374,8 @@ def _claims_of(name: str) -> Sequence[Claim]:
             path = Path(name).resolve()
             if not path.is_file():
                 raise FileNotFoundError("there is no such file.")
+            if "." in path.stem:
+                raise ValueError("a module's file must have no dot in its name but that of .py; rename the file.")
             sys.path.insert(0, str(path.parent))  # for the worker processes too
             module = importlib.import_module(path.stem)
             if Path(module.__file__ or "") != path:

@@ -47,7 +47,10 @@ class Verdict(enum.StrEnum):
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One line of evidence, made by `identity`, `limit` or `statistic`: what was measured, the interval in which it
-    may lie given its uncertainty, and the range that is allowed. `bound` is the figure the range is drawn around."""
+    may lie given its uncertainty, and the range that is allowed. `bound` is the figure the range is drawn around.
+
+    **Raises** `ValueError` for numbers that are none, and for an interval or a range whose ends are swapped.
+    """
 
     measured: float
     interval: tuple[float, float]
@@ -57,10 +60,15 @@ class Row:
     bound_text: str
 
     def __post_init__(self):
-        numbers = {"measured": self.measured, "bound": self.bound, "interval": self.interval, "allowed": self.allowed}
-        for name, value in numbers.items():  # NumPy's and JAX's scalars too
-            plain = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
-            object.__setattr__(self, name, plain)
+        for name in ("measured", "bound"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for name in ("interval", "allowed"):
+            ends = _numbers(name, getattr(self, name))
+            if ends.shape != (2,) or ends[0] > ends[1]:
+                raise ValueError(f"{name} must be two numbers in order, got {describe(getattr(self, name))}.")
+            object.__setattr__(self, name, (float(ends[0]), float(ends[1])))
+        for name in ("measured_text", "bound_text"):
+            _check_text(name, getattr(self, name))
 
     @property
     def verdict(self) -> Verdict:
@@ -166,13 +174,18 @@ def statistic(
 @dataclasses.dataclass(frozen=True)
 class Erratum:
     """A statement that is misprinted or false as published: `where`, as `printed`, as `corrected`, and the measured
-    figures that decide between the two, with the correction and as printed."""
+    figures that decide between the two, with the correction and as printed. **Raises** `ValueError` for what is no
+    text."""
 
     where: str
     printed: str
     corrected: str
     error_corrected: str
     error_printed: str
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            _check_text(field.name, getattr(self, field.name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -435,7 +448,10 @@ def claim(
 
     `name` is `paper.claim`, as in `joma.exp_invariant`; `statement` what is claimed, in one or two sentences; `source`
     theorem or equation; `control` what the control gets wrong.
+
+    **Raises** `ValueError` for a name that is not two identifiers, an unknown kind, and what is no text.
     """
+    _check_name_and_kind(name, kind)
     return lambda check: Claim(
         name, paper, kind, statement, source, strings("assumptions", assumptions), control, check
     )

@@ -20,11 +20,11 @@ def read_corpus(path: Path | str | None = None) -> tuple[str, str]:
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
     except OSError as error:
-        raise ValueError(f"the corpus {path} cannot be read: {error.strerror}.") from error
+        raise ValueError(f"path must be that of a text file; {str(path)!r} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"the corpus {path} is not UTF-8 text (byte {error.start}): is it binary?") from error
+        raise ValueError(f"path must be that of UTF-8 text; {str(path)!r} is none at byte {error.start}.") from error
     if "\0" in text:
-        raise ValueError(f"the corpus {path} holds null characters: is it binary?")
+        raise ValueError(f"path must be that of a text file; {str(path)!r} holds null characters, as binary files do.")
     if not text.strip():
-        raise ValueError(f"the corpus {path} is empty.")
+        raise ValueError(f"path must be that of a text file; {str(path)!r} is empty.")
     return text, Path(path).name

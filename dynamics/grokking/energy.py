@@ -148,7 +148,8 @@ def check_real(irrep: Irrep) -> None:
 class SphereAscent(Flow):
     """`ẇ = (I − wwᵀ) ∇E(w)`: gradient ascent of a node whose norm stays at one.
 
-    **Fields:** `energy`, any function of w. **State:** w, shape `(2, order)`, of norm one. **Invariant:** the norm.
+    **Fields:** `energy`, any function of w. **State:** w, shape `(2, order)`, of norm one. **Invariant:** the norm. The
+    equation holds as written for another norm too, which then moves, to one where E grows with the norm.
 
     **Assumptions:** (1) the gradient that reaches the layer is proportional to `Ỹ Ỹᵀ F`; (2) weight decay keeps norms,
     which for x² it does not by itself: `ẇ = ∇E − ηw` has an unstable radius. **What must happen:** E never falls.

@@ -54,8 +54,10 @@ class OutputLayer(Flow):
         if not len(features):
             raise ValueError(f"features must have at least one pair, got {features.shape}.")
         decay = jnp.asarray(real("decay", decay, least=0), features.dtype)
-        self.decay = or_nan(decay, decay >= 0, "decay must not be negative.")
-        self.features, self.labels = centred(features), centred(labels)
+        message = "decay must not be negative."
+        self.decay = or_nan(decay, decay >= 0, message)
+        self.features = or_nan(centred(features), decay >= 0, message)  # those that leave nothing, too
+        self.labels = centred(labels)
 
     @checked
     def __call__(

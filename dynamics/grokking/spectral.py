@@ -108,7 +108,7 @@ def evolve(t: Scalar, features: Features, labels: Labels, decay: Scalar, start: 
     """`V(t)` of `V̇ = FᵀY − AV` from V(0): `e^{−At} V(0) + ∫₀ᵗ e^{−As} ds FᵀY`. At t = ∞ the derivative needs a positive
     decay, or features that lack no direction."""
     f = factors(features)
-    rates = _rates(f, decay)
+    rates = _rates(f, decay, t)
     pushed = _driven(rates, t) * f.values[:, None] * (f.left.T @ labels)
     return f.right @ (_kept(rates, t) * (f.right.T @ start) + pushed) + _kept(decay, t) * f.across(start)
 
@@ -118,7 +118,7 @@ def _evolve_jvp(primals, tangents):
     t, features, labels, decay, start = primals
     d_t, d_features, d_labels, d_decay, d_start = tangents
     f = factors(features)
-    rates, image, seen = _rates(f, decay), f.left * f.values[None], f.left.T @ labels
+    rates, image, seen = _rates(f, decay, t), f.left * f.values[None], f.left.T @ labels
     push, within, across = f.values[:, None] * seen, f.right.T @ start, f.across(start)
     moved = d_features @ f.right
     change = moved.T @ image + image.T @ moved + d_decay * jnp.eye(len(f.values), dtype=moved.dtype)  # of A
@@ -137,9 +137,9 @@ def _evolve_jvp(primals, tangents):
     return evolve(*primals), f.right @ slope + outer
 
 
-def _rates(f: Factors, decay: Scalar) -> Float[Array, "k 1"]:
-    """λ; any number where s is zero."""
-    return jnp.where(f.values == 0, 1.0, f.values**2 + decay)[:, None]
+def _rates(f: Factors, decay: Scalar, t: Scalar) -> Float[Array, "k 1"]:
+    """λ; where s is zero, a number whose `e^{−λt}` is finite at any time, negative ones too."""
+    return jnp.where(f.values == 0, jnp.sign(t), f.values**2 + decay)[:, None]
 
 
 def _kept(rate: Float[Array, "..."], t: Scalar) -> Float[Array, "..."]:

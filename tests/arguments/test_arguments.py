@@ -28,7 +28,6 @@ def _calls() -> dict[str, Call]:
 CALLS = _calls()
 
 
-@pytest.mark.slow  # until the tables of `solve`, `GradientFlow`, `map_lanes` and of claims are written
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
 def test_every_public_callable_has_an_entry(room: types.ModuleType):
     names = public(room)

@@ -571,12 +571,12 @@ C(G, "potentials z 2 rows", lambda: composing.potentials(jnp.ones((2, 5, 1), com
 C(
     G,
     "from_weights shapes",
-    lambda: composing.from_weights(composing.Weights(jnp.ones((5, 2)), jnp.ones((5, 2)), jnp.ones((4, 2))), Z5),
+    lambda: composing.from_weights(jnp.ones((5, 2)), jnp.ones((5, 2)), jnp.ones((4, 2)), Z5),
 )
 C(
     G,
     "from_weights non-Abelian",
-    lambda: composing.from_weights(composing.Weights(*[jnp.ones((6, 2))] * 3), groups.symmetric(3)),
+    lambda: composing.from_weights(*[jnp.ones((6, 2))] * 3, groups.symmetric(3)),
 )
 C(G, "TruncatedFlow order 1", lambda: composing.TruncatedFlow(1)(0.0, jnp.zeros((2, 3, 0, 2))))
 C(G, "TruncatedFlow state wrong", lambda: composing.TruncatedFlow(5)(0.0, jnp.zeros((2, 3, 5, 2))))

@@ -174,6 +174,14 @@ def test_closed_form_without_decay_and_with_directions_that_no_feature_sees():
     np.testing.assert_allclose(unseen @ late, unseen @ start, atol=1e-6)
 
 
+def test_no_feature_at_all_leaves_the_decay_at_any_time():
+    flow = gk.OutputLayer(jnp.ones((6, 2)), jnp.ones((6, 3)), 0.1)  # nothing is left once centred
+    for t in (-1e3, 0.0, 1e3, np.inf):
+        np.testing.assert_allclose(flow.exact(t, jnp.ones((2, 3))), np.exp(-0.1 * t) * np.ones((2, 3)), rtol=1e-12)
+    slope = jax.jacfwd(flow.exact)(-10.0, jnp.ones((2, 3)))
+    np.testing.assert_allclose(slope, -0.1 * np.e * np.ones((2, 3)), rtol=1e-12)
+
+
 def test_small_features_count_where_there_is_a_decay():
     # Below what float32 tells from zero beside the others, but well above the decay: V = f̃ᵀỸ/(f̃² + η).
     big, small = np.random.default_rng(3).normal(size=(2, 12))

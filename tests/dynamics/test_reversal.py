@@ -157,6 +157,7 @@ def test_visits_are_stochastic_gradient_descent():
         (lambda: separation_exponent(jnp.array([1.0, -2]), jnp.ones(2)), "loss must be at least 0, got -2.0"),
         (lambda: separation_exponent(jnp.array([0.0, 1]), jnp.ones(2)), "first loss must be above 0, got 0.0"),
         (lambda: separation_exponent(jnp.ones(2), jnp.array([0.0, 1])), "first reversal_loss must be above 0, got 0.0"),
+        (lambda: separation_exponent(jnp.array([1.0, 2]), jnp.array([1.0, 0.5])), "loss must not rise above its start"),
     ),
 )
 @pytest.mark.usefixtures("as_users")
@@ -170,7 +171,8 @@ def test_a_run_that_diverged_has_no_exponent():
     for pair in ((loss, jnp.ones(3)), (jnp.ones(3), loss)):
         assert jnp.isnan(separation_exponent(*pair)) and jnp.isnan(jax.jit(separation_exponent)(*pair))
     assert float(separation_exponent(jnp.array([1.0, 0.5, 0.0]), jnp.ones(3))) == 0  # learned to the last digit
-    assert jnp.isnan(jax.jit(separation_exponent)(jnp.array([1.0, -0.5]), jnp.ones(2)))
+    for loss in ([1.0, -0.5], [1.0, 1.5]):
+        assert jnp.isnan(jax.jit(separation_exponent)(jnp.array(loss), jnp.ones(2)))
 
 
 def test_fields_of_one_layer_broadcast():
