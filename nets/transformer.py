@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from .._checked import checked
-from .._checks import as_float, check_shape, concrete, describe, indices, real
+from .._checks import check_shape, concrete, indices, real
 from ._arguments import check_sizes, floating
 from ._layers import check_linear, check_norm, check_tokens, rows
 from .train import AnyKey

@@ -20,7 +20,9 @@ def read_corpus(path: Path | str | None = None) -> tuple[str, str]:
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
     except OSError as error:
-        raise ValueError(f"path must be that of a text file; {str(path)!r} cannot be read: {error.strerror}.") from error
+        raise ValueError(
+            f"path must be that of a text file; {str(path)!r} cannot be read: {error.strerror}."
+        ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"path must be that of UTF-8 text; {str(path)!r} is none at byte {error.start}.") from error
     if "\0" in text:

@@ -56,7 +56,7 @@ REASONS: dict[str, dict[str, str]] = {
         "reversal: OneLayer outputs 1, jit": "float64[][0.2877]",
         "dynamics.galore: ReversibleGradient b asymmetric, jit": "float64[3, 4][1. 1. 1. 1.]",
         "composing: Solution not Hermitian, jit": "NaN! float64[][nan]",
-        "grokking: OutputLayer decay negative, jit": "float64[2, 3][0. 0. 0. 0.]",
+        "grokking: OutputLayer decay negative, jit": "NaN! float64[2, 3][nan nan nan nan]",
         "grokking: SingleTarget p tie for focused, jit": "NaN! float64[5][nan nan nan nan]",
         "grokking: coupon_time p zero, jit": "NaN! float64[][nan]",
         "grokking: repulsion node traced same": "NaN! float64[][nan]",

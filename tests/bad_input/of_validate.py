@@ -429,7 +429,6 @@ def two(fn):
             if (d / "results.json").exists()
             else []
         )
-        print("      recorded", got, "report", (d / "report.html").exists())
     return got
 
 
