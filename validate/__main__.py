@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import click
@@ -376,15 +377,26 @@ def _claims_of(name: str) -> Sequence[Claim]:
                 raise FileNotFoundError("there is no such file.")
             if "." in path.stem:
                 raise ValueError("a module's file must have no dot in its name but that of .py; rename the file.")
-            sys.path.insert(0, str(path.parent))  # for the worker processes too
-            module = importlib.import_module(path.stem)
-            if Path(module.__file__ or "") != path:
-                raise ImportError(f"a module named {path.stem} is there already; rename the file.")
+            module = _module_of(path)
         else:
             module = importlib.import_module(name)
         return _as_claims(module.CLAIMS)
     except (Exception, SystemExit) as error:
         raise click.BadParameter(f"cannot take claims from {name}: {_brief(error)}", param_hint="--claims") from error
+
+
+def _module_of(path: Path) -> ModuleType:
+    """Imports a file by a search path that worker processes have too: at its end, so that nothing beside the file takes
+    the place of a module of the same name."""
+    sys.path.append(str(path.parent))
+    try:
+        module = importlib.import_module(path.stem)
+        if Path(module.__file__ or "") != path:
+            raise ImportError(f"a module named {path.stem} is there already; rename the file.")
+    except BaseException:
+        sys.path.remove(str(path.parent))
+        raise
+    return module
 
 
 def _as_claims(found: object) -> Sequence[Claim]:

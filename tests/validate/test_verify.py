@@ -295,6 +295,17 @@ def test_a_file_whose_name_is_taken_is_refused(tmp_path):
     (tmp_path / "json.py").write_text(OWN.format(target=1))
     result = run("list", "--claims", tmp_path / "json.py")
     assert result.exit_code == 2 and "rename the file" in result.output
+    assert str(tmp_path) not in sys.path  # where it would stand in the way of json
+
+
+def test_files_beside_claims_take_no_modules_place(tmp_path):
+    for name in ("json", "stat", "random"):
+        (tmp_path / f"{name}.py").write_text("1 / 0\n")
+    (tmp_path / "beside.py").write_text(OWN.format(target=1))
+    program = [sys.executable, "-m", "traindyn.validate"]
+    options = ["--claims", tmp_path / "beside.py", "--scale", "smoke", "--jobs", "2", "--out", tmp_path / "out"]
+    result = subprocess.run([*program, "verify", "own", *map(str, options)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_list_names_every_claim_once():
@@ -312,7 +323,8 @@ def test_cite_prints_an_entry_for_every_paper_and_for_a_claim():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "empty"), (b"\xff\xfe\x00\x01", "not UTF-8"), (b"a\0b", "null characters")]
+    ("content", "message"),
+    [(b"", "empty"), (b"\xff\xfe\x00\x01", "must be that of UTF-8 text"), (b"a\0b", "null characters")],
 )
 def test_bad_corpora_say_what_is_wrong(tmp_path, content, message):
     path = tmp_path / "corpus"
