@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int, Key, Real
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float, Int, Key, Real, UInt32
 
 from traindyn import _checks as checks
 from traindyn._checked import checked
+from traindyn._checks import as_array, real
 from traindyn.dynamics import Flow
 
 
@@ -64,7 +65,7 @@ MODULE = Module(jnp.ones(3))
         ({"keep": [0, 2]}, r"keep must be boolean, or 0 and 1, got int64\[2\] \[0 2\]"),
         ({"any_real": 1j}, "any_real must be real, got 1j"),
         ({"how": "on"}, "how must be one of 'one', 'two', got 'on'. Did you mean 'one'?"),
-        ({"key": 0}, r"key must be a key, as jax.random.key\(0\), got 0"),
+        ({"key": 0}, r"key must be one key, as jax.random.key\(0\), got 0"),
         ({"rate": "fast"}, "rate must be a real number, got 'fast'"),
         ({"rate": True}, "rate must be a real number, got True"),
         ({"name": 3}, "name must be a string, got 3"),
@@ -195,3 +196,49 @@ def test_floating_point_has_at_least_32_bits():
             checks.check_precision("x", jnp.ones(2, narrow))
     checks.check_precision("x", jnp.ones(2, jnp.complex64))
     checks.check_precision("x", None)
+
+
+def test_integers_that_do_not_fit_are_refused_rather_than_wrapped():
+    big = np.array([0, 2**33 + 1])
+    with jax.enable_x64(False):
+        for given in (big, big.tolist(), 2**33, np.uint64(2**40)):
+            with pytest.raises(ValueError, match=r"x must hold integers of at most 32 bits, got"):
+                as_array("x", given)
+        assert as_array("x", np.array([7])).dtype == jnp.int32
+    assert as_array("x", big)[1] == 2**33 + 1
+
+
+def test_an_infinite_number_is_told_that_it_must_be_finite():
+    with pytest.raises(ValueError, match="rate must be finite and above 0, got inf"):
+        real("rate", np.inf, above=0)
+    with pytest.raises(ValueError, match="rate must be above 0, got -1.0"):
+        real("rate", -1.0, above=0)
+
+
+@pytest.mark.parametrize("truth", [True, np.bool_(False)])
+def test_a_truth_value_is_no_number(truth):
+    with pytest.raises(ValueError, match="rate must be a number"):
+        real("rate", truth)
+
+
+@checked
+def _drawn(key: Key[Array, ""] | UInt32[Array, "2"], keys: Key[Array, " n"] | None = None) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("key", "keys", "ok"),
+    [
+        (lambda: jax.random.key(0), None, True),
+        (lambda: jax.random.PRNGKey(0), None, True),
+        (lambda: jax.random.key(0), lambda: jax.random.split(jax.random.key(0), 3), True),
+        (lambda: jnp.zeros(3, jnp.uint32), None, False),
+        (lambda: jax.random.split(jax.random.key(0), 2), None, False),
+        (lambda: jax.random.key(0), lambda: jax.random.key(0), False),
+    ],
+)
+def test_keys_are_one_or_several(key, keys, ok):
+    call = lambda: _drawn(key(), keys and keys())
+    if ok:
+        return call()
+    with pytest.raises(ValueError, match="must be (one key|keys), as jax.random"):
+        call()

@@ -171,17 +171,21 @@ def _record(annotation: Any) -> Check:
 def _array(name: str, value: Any, sizes: Sizes, annotation: Any, *, scalars: bool) -> Any:
     """`value` as an array of this annotation; with `scalars` Python's numbers stay what they are, and weakly typed."""
     kinds = annotation.dtypes
+    letters = annotation.dim_str.split()
     if "prng_key" in kinds or ("uint32" in kinds and len(kinds) == 1):
-        is_key = eqx.is_array(value) and (value.dtype == jnp.uint32 or jnp.issubdtype(value.dtype, jax.dtypes.prng_key))
-        return value if is_key else _refuse(name, "a key, as jax.random.key(0)", value)
+        typed = eqx.is_array(value) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        old = [*letters, "2"] if "prng_key" in kinds else letters  # a key of JAX's old kind is two numbers
+        new = letters if "prng_key" in kinds else letters[:-1]
+        is_key = typed or (eqx.is_array(value) and value.dtype == jnp.uint32)
+        is_key = is_key and _fits(new if typed else old, value.shape, sizes)
+        one, many = "one key, as jax.random.key(0)", "keys, as jax.random.split(key, number)"
+        return value if is_key else _refuse(name, one if old == ["2"] else many, value)
     array = _of_kind(name, value, annotation)
     if annotation.array_type is np.ndarray and not isinstance(array, Tracer):
         host = np.asarray(value)  # whose float64 JAX may have narrowed
         array = host if host.dtype.kind == array.dtype.kind else np.asarray(array)
-    letters = annotation.dim_str.split()
     if not _fits(letters, array.shape, sizes):
-        form = ", ".join(str(sizes.get(letter, letter)) for letter in letters) + ("," if len(letters) == 1 else "")
-        raise ValueError(f"{name} must have shape ({form}), got {array.shape}.")
+        raise ValueError(f"{name} must have shape {_form(letters, sizes)}, got {array.shape}.")
     return value if scalars and isinstance(value, int | float | complex | np.number) else array
 
 
@@ -211,6 +215,15 @@ def _fits(letters: list[str], shape: tuple[int, ...], sizes: Sizes) -> bool:
             return False
     sizes.update(new)
     return True
+
+
+def _form(letters: list[str], sizes: Sizes) -> str:
+    """A shape in the words of an error, with the sizes that are known."""
+    words: list[str] = []
+    for letter in letters:
+        size = sizes.get(letter, letter)
+        words += map(str, size) if isinstance(size, tuple) else [str(size)]
+    return f"({', '.join(words)}{',' * (len(words) == 1)})"
 
 
 def _of_kind(name: str, value: Any, annotation: Any) -> Any:

@@ -53,21 +53,36 @@ def or_nan(x: Inexact[Array, "..."], ok: Bool[ArrayLike, "..."], message: str) -
 
 
 def as_array(name: str, x: Any) -> Array:
-    """`x` as an array of numbers or truth values. Raises `ValueError` for strings, objects, ragged lists, `None`."""
+    """`x` as an array of numbers or truth values. Raises `ValueError` for strings, objects, ragged lists, `None`, and
+    integers that JAX's width does not hold, which it would wrap."""
     if isinstance(x, jax.Array):
         return x
+    known = concrete(x)
     try:
         # Values of the host stay known inside jit, to functions that compute on the host and to checks.
-        with jax.ensure_compile_time_eval() if concrete(x) else contextlib.nullcontext():
-            return jnp.asarray(x)
-    except (TypeError, ValueError, OverflowError) as error:
+        with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+            array = jnp.asarray(x)
+    except OverflowError as error:
+        raise ValueError(f"{name} must hold integers of at most {_bits()} bits, got {describe(x)}.") from error
+    except (TypeError, ValueError) as error:
         if isinstance(error, jax.errors.JAXTypeError):
             raise
         raise ValueError(f"{name} must be a number or an array of numbers, got {describe(x)}.") from error
+    if known and jnp.issubdtype(array.dtype, jnp.integer) and array.dtype.itemsize < np.asarray(x).dtype.itemsize:
+        if not np.array_equal(np.asarray(array), np.asarray(x)):
+            raise ValueError(f"{name} must hold integers of at most {_bits()} bits, got {describe(x)}.")
+    return array
+
+
+def _bits() -> str:
+    return f"{8 * jnp.result_type(int).itemsize}"
 
 
 def as_inexact(x: Any, name: str = "the argument") -> Inexact[Array, "..."]:
-    """`x` as an array; numbers, integers and truth values become floating point, complex numbers stay."""
+    """`x` as an array; integers and arrays of truth values become floating point, complex numbers stay. Raises
+    `ValueError` for `True` and `False` too."""
+    if isinstance(x, bool | np.bool_):
+        raise ValueError(f"{name} must be a number or an array of numbers, got {x}.")
     x = as_array(name, x)
     return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.result_type(float))
 
@@ -143,7 +158,8 @@ def check_range(
         good = good & compare(values, bound)
     if not np.all(good):
         where = np.unravel_index(np.argmin(good), values.shape)
-        words = [text for text, *_ in wanted] or (["finite"] if finite else ["not NaN"])
+        words = [text for text, *_ in wanted] or ([] if finite else ["not NaN"])
+        words = ["finite"] * bool(finite and (np.isinf(values[where]) or not words)) + words
         place = f" at [{', '.join(map(str, where))}]" if where else ""
         raise ValueError(f"{name} must be {' and '.join(words)}, got {values[where]}{place}.")
 
