@@ -10,7 +10,8 @@ import hashlib
 import importlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -49,7 +50,8 @@ class Row:
     """One line of evidence, made by `identity`, `limit` or `statistic`: what was measured, the interval in which it
     may lie given its uncertainty, and the range that is allowed. `bound` is the figure the range is drawn around.
 
-    **Raises** `ValueError` for numbers that are none, and for an interval or a range whose ends are swapped.
+    A NaN among measured and interval leaves it undecided. **Raises** `ValueError` for numbers that are none, an
+    interval or a range whose ends are swapped, and a measured number outside its interval.
     """
 
     measured: float
@@ -67,13 +69,15 @@ class Row:
             if ends.shape != (2,) or ends[0] > ends[1]:
                 raise ValueError(f"{name} must be two numbers in order, got {describe(getattr(self, name))}.")
             object.__setattr__(self, name, (float(ends[0]), float(ends[1])))
+        if self.measured < self.interval[0] or self.measured > self.interval[1]:
+            raise ValueError(f"measured must lie in its interval {list(self.interval)}, got {self.measured}.")
         for name in ("measured_text", "bound_text"):
             _check_text(name, getattr(self, name))
 
     @property
     def verdict(self) -> Verdict:
         (low, high), (least, most) = self.interval, self.allowed
-        if math.isnan(low) or math.isnan(high):
+        if math.isnan(self.measured) or math.isnan(low) or math.isnan(high):
             return Verdict.UNDECIDED
         if least <= low and high <= most:
             return Verdict.HOLDS
@@ -82,7 +86,7 @@ class Row:
 
 def identity(error: Num[ArrayLike, "..."] | Sequence[Any], at_most: Real[ArrayLike, ""]) -> Row:
     """The largest absolute entry of an error must not exceed a bound derived from the tolerances. An infinite error is
-    refuted; NaN is undecided, because nothing was measured.
+    refuted, whatever the bound; NaN is undecided, because nothing was measured.
 
     **Raises** `ValueError` for an error without entries and a bound that is negative or NaN.
     """
@@ -91,8 +95,9 @@ def identity(error: Num[ArrayLike, "..."] | Sequence[Any], at_most: Real[ArrayLi
         raise ValueError(f"error must have at least one entry, got shape {error.shape}.")
     check_range("at_most", at_most, least=0, finite=False)
     wide = error.astype(np.result_type(error, float))  # the smallest integer has no absolute value of its own type
-    measured = float(np.max(np.abs(wide)))
-    return Row(measured, (measured, measured), at_most, (0.0, at_most), f"{measured:.2g}", f"≤ {at_most:.3g}")
+    measured = math.nan if np.isnan(wide).any() else float(np.max(np.abs(wide)))  # |∞ + i NaN| would be infinite
+    allowed = (0.0, min(at_most, sys.float_info.max))
+    return Row(measured, (measured, measured), at_most, allowed, f"{measured:.2g}", f"≤ {at_most:.3g}")
 
 
 @checked
@@ -136,7 +141,8 @@ def statistic(
     """The mean of independent samples, or a quantile: its 95 % confidence interval (Student's, or the binomial one)
     must lie on one side of a bound.
 
-    A NaN among the samples leaves it undecided; an infinite one too, unless a quantile is taken.
+    A NaN among the samples leaves it undecided; an infinite one too, unless a quantile is taken. Where some are
+    infinite, the quantile is one of the samples rather than between two.
 
     **Raises** `ValueError` for fewer than three samples, a bound that is NaN, a quantile outside (0, 1), or unless
     exactly one of `at_least`, `at_most` is given.
@@ -161,7 +167,8 @@ def statistic(
         half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size)
         low, high = measured - half, measured + half
     else:
-        measured = float(np.quantile(values, quantile))
+        method = "inverted_cdf" if np.isinf(values).any() else "linear"  # ∞ − ∞ has no value in between
+        measured = float(np.quantile(values, quantile, method=method))
         test = stats.quantile_test(values, q=measured, p=quantile)  # pyright: ignore[reportArgumentType]
         low, high = test.confidence_interval(0.95)
     text = f"{measured:.3g} [{low:.3g}, {high:.3g}]"
@@ -195,6 +202,8 @@ class Evidence:
     `rows`: each by name, the most telling first; all must hold. `control`: the same checks against a prediction that is
     wrong in one place; all must be refuted. `panels`: the arrays behind them, one picture each (see `panel`,
     `heatmap`). `remarks`: findings that no bound expresses. `errata`: published statements that it decides against.
+
+    **Raises** `ValueError` for rows, panels, remarks or errata of another type.
     """
 
     rows: Mapping[str, Row]
@@ -212,9 +221,16 @@ class Evidence:
                 made = "identity, limit or statistic"
                 raise ValueError(f"{name} must map names to rows made by {made}, got {describe(wrong[0])}.")
         for name, things, kind in (("panels", self.panels, xr.Dataset), ("errata", self.errata, Erratum)):
-            wrong = [x for x in things if not isinstance(x, kind)] if not isinstance(things, kind) else [things]
+            several = isinstance(things, Iterable) and not isinstance(things, kind)
+            kept = tuple(things) if several else (things,)  # a generator is used up by looking at it
+            wrong = [x for x in kept if not isinstance(x, kind)] if several else [things]
             if wrong:
                 raise ValueError(f"{name} must be a sequence of {kind.__name__}, got {describe(wrong[0])}.")
+            object.__setattr__(self, name, kept)
+        for data in self.panels:
+            roles = {curve.attrs.get("role") for curve in data.data_vars.values()}
+            if not roles or None in roles or not {"title", "x", "y", "log"} <= data.attrs.keys():
+                raise ValueError(f"panels must be made by panel or heatmap, got a dataset of {list(data.data_vars)}.")
         object.__setattr__(self, "remarks", strings("remarks", self.remarks))
 
     @property
@@ -251,9 +267,10 @@ def panel(
     are places on the axis, each with a word that stands to the right of it; `log` names the logarithmic axes, `"x"`,
     `"y"` or `"xy"`.
 
-    **Raises** `ValueError` for no curve, and for an axis or a curve that are no numbers or do not fit.
+    **Raises** `ValueError` for no curve, an axis, a curve or a mark that are no numbers or do not fit, labels that are
+    no texts or hold null characters, and one label for two things.
     """
-    _check_text("title", title)
+    _check_text("title", title), _check_text("y", y)
     name, values = _axis("x", x)
     choice("log", log, ("", "x", "y", "xy"))
     curves = {}
@@ -264,16 +281,22 @@ def panel(
     if not any(roles.values()):
         raise ValueError("predicted, observed or control must have at least one curve, got none.")
     for role, label, curve in ((r, k, v) for r, group in roles.items() for k, v in (group or {}).items()):
+        _check_label(f"labels of {role}", label)
         array = _numbers(f"{role}[{label!r}]", curve)
-        if name == f"{role}: {label}":
-            raise ValueError(f"x must have another label than the curve {name!r}.")
-        if array.ndim not in (1, 2) or len(array) != len(values):
+        if array.ndim not in (1, 2) or len(array) != len(values) or array.size == 0:
             raise ValueError(
                 f"{role}[{label!r}] must have shape ({len(values)},) or ({len(values)}, lines), got {array.shape}."
             )
         dims = (name,) if array.ndim == 1 else (name, f"{role} {label} line")
+        if name in (f"{role}: {label}", *dims[1:]):
+            raise ValueError(f"x must have another label than the curves and their lines, got {name!r}.")
         curves[f"{role}: {label}"] = xr.Variable(dims, array, {"role": role, "label": label})
-    attributes = {"title": title, "y": y, "log": log, "x": name, "marks": dict(marks or {})}
+    if marks is not None and not isinstance(marks, Mapping):
+        raise ValueError(f"marks must map words to places on the axis, got {describe(marks)}.")
+    for word in marks or {}:
+        _check_text("words of marks", word)
+    places = {word: _number(f"marks[{word!r}]", place) for word, place in (marks or {}).items()}
+    attributes = {"title": title, "y": y, "log": log, "x": name, "marks": places}
     return xr.Dataset(curves, {name: values}, attributes)
 
 
@@ -282,22 +305,35 @@ def _axis(argument: str, axis: Any, words: bool = False) -> tuple[str, np.ndarra
     if not (isinstance(axis, tuple) and len(axis) == 2 and isinstance(axis[0], str)):
         raise ValueError(f"{argument} must be a label and values, ('t', values), got {describe(axis)}.")
     label, values = axis
-    values = np.asarray(values) if words and np.asarray(values).dtype.kind == "U" else _numbers(argument, values)
+    _check_label(f"label of {argument}", label)
+    array = _on_host(argument, values)
+    if words and array.dtype.kind == "U":
+        values = array
+        for word in array.flat:
+            _check_text(f"words of {argument}", str(word))
+    else:
+        values = _numbers(argument, values)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(f"{argument} must have values of shape (n,), n ≥ 1, got {values.shape}.")
     return label, values
 
 
-def _numbers(argument: str, values: Any, kinds: str = "biuf") -> np.ndarray:
-    """Numbers of these kinds as they are: on the host, where float32 as JAX's default narrows nothing."""
+def _on_host(argument: str, values: Any) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{argument} must have no mask, which would be ignored: leave out what it hides, or fill it.")
     try:
-        array = np.asarray(values)
+        return np.asarray(values)
     except (TypeError, ValueError) as error:
         if isinstance(error, jax.errors.JAXTypeError):
             raise
         raise ValueError(f"{argument} must be a number or an array of numbers, got {describe(values)}.") from error
-    if jnp.issubdtype(array.dtype, jnp.bfloat16):  # which NumPy and its files do not know
-        array = array.astype(np.float32)
+
+
+def _numbers(argument: str, values: Any, kinds: str = "biuf") -> np.ndarray:
+    """Numbers of these kinds as they are: on the host, where float32 as JAX's default narrows nothing."""
+    array = _on_host(argument, values)
+    if jnp.issubdtype(array.dtype, jnp.floating) and not np.issubdtype(array.dtype, np.floating):
+        array = array.astype(np.float32)  # bfloat16 and float8, which NumPy and its files do not know
     if array.dtype.kind not in kinds:
         raise ValueError(f"{argument} must be {'real ' * ('c' not in kinds)}numbers, got {describe(values)}.")
     return array
@@ -325,9 +361,10 @@ def heatmap(
     Cells are drawn of equal size, whatever the spacing of the axes. `limits` fixes the colour scale, so that maps side
     by side compare; `log="z"` makes it logarithmic.
 
-    **Raises** `ValueError` for two axes of one label, and for values that are no numbers or do not fit.
+    **Raises** `ValueError` for two axes of one label, values that are no numbers or do not fit, labels that are no texts
+    or hold null characters, and limits that are not two finite numbers in order, above zero if logarithmic.
     """
-    _check_text("title", title)
+    _check_text("title", title), _check_label("z_label", z_label)
     (x_name, x_values), (y_name, y_values) = _axis("x", x, words=True), _axis("y", y, words=True)
     choice("log", log, ("", "z"))
     cells = _numbers("z", z)
@@ -337,10 +374,17 @@ def heatmap(
         raise ValueError("z must have an entry above 0 for a logarithmic scale, got none.")
     if x_name == y_name:
         raise ValueError(f"x and y must have different labels, got {x_name!r} for both.")
+    if f"map: {z_label}" in (x_name, y_name):
+        raise ValueError(f"x and y must have other labels than the map, got 'map: {z_label}'.")
     variable = xr.Variable((y_name, x_name), cells, {"role": "map", "label": z_label})
-    attributes = {"title": title, "x": x_name, "y": y_name, "log": log}
-    coordinates = {y_name: y_values, x_name: x_values}
-    return xr.Dataset({f"map: {z_label}": variable}, coordinates, attributes | ({"limits": limits} if limits else {}))
+    attributes: dict[str, Any] = {"title": title, "x": x_name, "y": y_name, "log": log}
+    if limits is not None:
+        ends = _numbers("limits", limits)
+        if ends.shape != (2,) or not np.isfinite(ends).all() or ends[0] >= ends[1] or (log and ends[0] <= 0):
+            least = ", above 0 for a logarithmic scale" if log else ""
+            raise ValueError(f"limits must be two finite numbers in order{least}, got {describe(limits)}.")
+        attributes["limits"] = (float(ends[0]), float(ends[1]))
+    return xr.Dataset({f"map: {z_label}": variable}, {y_name: y_values, x_name: x_values}, attributes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -428,6 +472,13 @@ class Claim:
 def _check_text(name: str, text: Any) -> None:
     if not isinstance(text, str) or text.encode("utf-8", "ignore").decode() != text:
         raise ValueError(f"{name} must be a string without lone surrogates, got {describe(text)}.")
+
+
+def _check_label(name: str, text: Any) -> None:
+    """Labels are names in `evidence.npz`, which end at a null character."""
+    _check_text(name, text)
+    if "\0" in text:
+        raise ValueError(f"{name} must hold no null character, got {describe(text)}.")
 
 
 def _find(module: str, name: str) -> Claim:

@@ -18,20 +18,41 @@ def normalised_correlation(a: Float[Array, "*batch n"], b: Float[Array, "*batch 
     Blind to offset and scale of either argument: 1 does not mean that `a` equals `b`. NaN if either is constant.
     Source: JoMA's Fig. 2 (its NC).
     """
+    constant = [jnp.all(x == x[..., :1], axis=-1) for x in (a, b)]  # less its rounded mean, it need not be zero
+    a, b = (x / _largest(x) for x in (a, b))
     a, b = a - jnp.mean(a, axis=-1, keepdims=True), b - jnp.mean(b, axis=-1, keepdims=True)
-    return jnp.sum(a * b, axis=-1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
+    a, b = (x / _largest(x) for x in (a, b))
+    found = jnp.sum(a * b, axis=-1) / (jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1))
+    return jnp.where(constant[0] | constant[1], jnp.nan, found)
 
 
 @checked
 def relative_error(observed: Float[Array, "*batch n"], predicted: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
     """`‖observed − predicted‖ / ‖observed‖` over the last axis; infinite if only `observed` is zero."""
-    return jnp.linalg.norm(observed - predicted, axis=-1) / jnp.linalg.norm(observed, axis=-1)
+    common = jnp.maximum(_largest(observed), _largest(predicted))
+    error, size = observed / common - predicted / common, observed / common
+    of_error, of_size = _largest(error), _largest(size)
+    error, size = (jnp.linalg.norm(x, axis=-1) for x in (error / of_error, size / of_size))
+    return error / size * jnp.squeeze(of_error / of_size, -1)
+
+
+def _largest(x: Float[Array, "..."], axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
+    """The largest absolute entry, to within a factor of four: divided by it, squares neither overflow nor vanish. 1 for
+    zeros and infinities."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0))
+    most = 1 / float(jnp.finfo(x.dtype).tiny)  # the reciprocals of larger numbers, which XLA takes, are flushed to zero
+    return jnp.where((largest > 0) & jnp.isfinite(largest), jnp.minimum(largest, most), 1.0)
 
 
 @checked
 def stable_rank(x: Float[Array, "*batch rows columns"]) -> Float[Array, "*batch"]:
-    """`‖X‖_F² / ‖X‖₂²`, between 1 and the rank. NaN for a zero matrix. Source: GaLore, section 3."""
-    singular = jnp.linalg.svd(x, compute_uv=False)
+    """`‖X‖_F² / ‖X‖₂²`, between 1 and the rank. NaN for a zero matrix. Source: GaLore, section 3.
+
+    **Raises** `ValueError` for a matrix without entries.
+    """
+    if 0 in x.shape[-2:]:
+        raise ValueError(f"x must have at least one row and one column, got shape {x.shape}.")
+    singular = jnp.linalg.svd(x / _largest(x, axis=(-2, -1)), compute_uv=False)
     return jnp.sum(singular**2, axis=-1) / singular[..., 0] ** 2
 
 
@@ -41,6 +62,7 @@ def entropy(p: Float[Array, "*batch n"]) -> Float[Array, "*batch"]:
 
     **Raises** `ValueError` for negative entries and rows that do not sum to one. Inside `jit` both give NaN.
     """
+    _check_entries("p", p)
     rows = jnp.sum(p, axis=-1)
     slack = 4 * p.shape[-1] * jnp.finfo(p.dtype).eps
     proper = (jnp.abs(rows - 1) <= slack) & jnp.all(p >= 0, axis=-1)
@@ -60,10 +82,16 @@ def attention_entropy(
     """The entropy, in nats, of the attention `x∘exp(logits)/Σ` over tokens of frequency `x` (uniform by default).
 
     NaN for a NaN among the logits, and where no token has a frequency above zero.
+
+    **Raises** `ValueError` for negative frequencies. Inside `jit` they give NaN.
     """
+    _check_entries("logits", logits)
+    if x is not None and concrete(x) and (np.asarray(x) < 0).any():
+        raise ValueError(f"x must hold frequencies of at least 0, got {describe(x)}.")
     present = None if x is None else x > 0
     top = jnp.max(logits, axis=-1, keepdims=True, where=present, initial=-jnp.inf)  # of tokens that are there
     weights = jnp.exp(logits - top) if x is None else jnp.where(x == 0, 0.0, x * jnp.exp(logits - top))
+    weights = weights if x is None else jnp.where(x < 0, jnp.nan, weights)
     return entropy(weights / jnp.sum(weights, axis=-1, keepdims=True))
 
 
@@ -80,6 +108,11 @@ def largest_rise(curve: Float[Array, "times *batch"]) -> Float[Array, "*batch"]:
     _check_times(curve)
     lowest = jax.lax.cummin(curve, axis=0)
     return jnp.max(curve - lowest, axis=0)
+
+
+def _check_entries(name: str, x: Float[Array, "*batch n"]) -> None:
+    if x.shape[-1] == 0:
+        raise ValueError(f"{name} must have at least one entry along the last axis, got shape {x.shape}.")
 
 
 def _check_times(curve: Float[Array, "times *batch"]) -> None:
@@ -102,7 +135,8 @@ def fit_order(parameter: Real[ArrayLike, " n"], error: Real[ArrayLike, " n"]) ->
     leave no residual. NaN if an error is zero or not finite.
     """
     check_range("parameter", parameter, above=0)
-    check_range("error", np.nan_to_num(np.asarray(error, float)), least=0)
+    errors = np.asarray(error, float)
+    check_range("error", np.where(np.isnan(errors), 0.0, errors), least=0, finite=False)
     with np.errstate(divide="ignore"):
         x, y = np.log(np.asarray(parameter, float)), np.log(np.asarray(error, float))
     if x.shape != y.shape or x.ndim != 1 or x.size < 3:

@@ -4,8 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
-from traindyn.validate import Evidence, Setting, Verdict, claim, heatmap, identity, limit, panel, statistic
+from traindyn.validate import (
+    Erratum,
+    Evidence,
+    Row,
+    Setting,
+    Verdict,
+    claim,
+    heatmap,
+    identity,
+    limit,
+    panel,
+    statistic,
+)
 
 H = 0.1 * 2.0 ** -np.arange(5)
 GOOD, BAD = identity(0.5, 1.0), identity(2.0, 1.0)
@@ -13,10 +26,26 @@ GOOD, BAD = identity(0.5, 1.0), identity(2.0, 1.0)
 
 @pytest.mark.parametrize(
     ("error", "verdict"),
-    [(0.9, "holds"), ([-0.2, 1.1], "refuted"), (math.inf, "refuted"), ([0.1, math.nan], "undecided")],
+    [
+        (0.9, "holds"),
+        ([-0.2, 1.1], "refuted"),
+        (math.inf, "refuted"),
+        ([0.1, math.nan], "undecided"),
+        (complex(math.inf, math.nan), "undecided"),
+        ([complex(math.inf, 1), 0], "refuted"),
+    ],
 )
 def test_identity(error, verdict):
     assert identity(np.asarray(error), 1.0).verdict == verdict
+
+
+def test_an_infinite_error_is_refuted_by_an_infinite_bound_too():
+    assert identity(math.inf, math.inf).verdict is Verdict.REFUTED
+    assert identity(1e308, math.inf).verdict is Verdict.HOLDS
+
+
+def test_a_row_whose_measured_number_is_nan_is_undecided():
+    assert Row(math.nan, (0.0, 0.0), 1.0, (0.0, 1.0), "", "").verdict is Verdict.UNDECIDED
 
 
 def test_limit_takes_the_order_and_its_uncertainty():
@@ -57,6 +86,21 @@ def test_statistic_of_a_quantile_ignores_outliers():
     assert statistic(samples, at_most=2.0).verdict is not Verdict.HOLDS
 
 
+@pytest.mark.parametrize(
+    ("samples", "quantile", "side", "measured", "verdict"),
+    [
+        ([math.inf] * 200, 0.5, {"at_least": 0}, math.inf, "holds"),
+        ([math.inf] * 200, 0.5, {"at_most": 9}, math.inf, "refuted"),
+        ([1] * 25 + [math.inf] * 25, 0.5, {"at_most": 1e9}, 1, "undecided"),
+        ([1] * 25 + [math.inf] * 25, 0.51, {"at_most": 1e9}, math.inf, "undecided"),
+        ([-math.inf] * 25 + [1] * 25, 0.5, {"at_least": 0}, -math.inf, "undecided"),
+    ],
+)
+def test_a_quantile_of_infinite_samples_is_one_of_them(samples, quantile, side, measured, verdict):
+    row = statistic(samples, quantile=quantile, **side)
+    assert (row.measured, row.verdict) == (measured, verdict)
+
+
 @pytest.mark.parametrize("bad", [dict(), dict(at_least=0.0, at_most=1.0)])
 def test_statistic_needs_one_side(bad):
     with pytest.raises(ValueError, match="exactly one"):
@@ -91,6 +135,24 @@ def test_panel_keeps_curves_with_their_roles_and_axes():
     assert {curve.attrs["role"] for curve in data.data_vars.values()} == {"observed", "predicted"}
     with pytest.raises(ValueError, match=r"must have shape \(2,\) or"):
         panel("title", ("t", np.arange(2.0)), observed={"sgd": np.ones(3)})
+
+
+def test_a_generator_of_pictures_is_looked_at_once(as_users):
+    panels = (panel(f"{i}", ("x", [0, 1]), observed={"o": [1, 2]}) for i in range(2))
+    evidence = Evidence({}, {}, panels, errata=map(lambda where: Erratum(where, "", "", "", ""), "ab"))
+    assert [data.attrs["title"] for data in evidence.panels] == ["0", "1"]
+    assert [erratum.where for erratum in evidence.errata] == ["a", "b"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float8_e5m2, jnp.float8_e4m3fn])
+def test_narrow_curves_become_what_files_know(dtype):
+    data = panel("t", ("x", jnp.arange(2.0).astype(dtype)), observed={"o": jnp.ones(2, dtype)})
+    assert data["observed: o"].dtype == data["x"].dtype == np.float32
+
+
+MASKED = np.ma.array([1, 1e9, 1, 1], mask=[0, 1, 0, 0])
+CURVE = {"o": [1, 2]}
+CELLS = (("x", [0, 1]), ("y", ["a", "b"]), [[1, 2], [3, 4]])
 
 
 @pytest.mark.parametrize(("name", "kind"), [("joma", "identity"), ("joma.x", "proof")])
@@ -145,6 +207,38 @@ def test_the_smallest_integer_has_an_absolute_value():
             lambda: panel("t", ("x", [0, 1]), observed={"o": np.array([None, 1], object)}),
             "must be real numbers, got object",
         ),
+        (lambda: Evidence({}, {}, None), "panels must be a sequence of Dataset, got None"),
+        (lambda: Evidence({}, {}, errata=3), "errata must be a sequence of Erratum, got 3"),
+        (lambda: Evidence({}, {}, [xr.Dataset({"a": 1})]), r"panels must be made by panel or heatmap, got .*'a'"),
+        (lambda: Evidence({}, {}, [xr.Dataset()]), "panels must be made by panel or heatmap"),
+        (lambda: Row(99.0, (0.0, 0.0), 1.0, (0.0, 1.0), "", ""), r"measured must lie in its interval \[0.0, 0.0\]"),
+        (lambda: identity(MASKED, 2), "error must have no mask"),
+        (lambda: statistic(MASKED, at_least=0), "samples must have no mask"),
+        (lambda: panel("t", ("x", MASKED[:2]), observed=CURVE), "x must have no mask"),
+        (lambda: heatmap("t", ("x", np.ma.array(["a", "b"], mask=[0, 1])), *CELLS[1:]), "x must have no mask"),
+        (lambda: panel("t", ("x", [0, 1]), observed={1: [1, 2]}), "labels of observed must be a string"),
+        (
+            lambda: panel("t", ("x", [0, 1]), observed={"a\0b": [1, 2]}),
+            "labels of observed must hold no null character",
+        ),
+        (lambda: panel("t", ("x\0", [0, 1]), observed=CURVE), "label of x must hold no null character"),
+        (lambda: panel("t", ("\udc80", [0, 1]), observed=CURVE), "label of x must be a string without lone surrogates"),
+        (lambda: panel("t", ("x", [0, 1]), observed={"\udc80": [1, 2]}), "labels of observed must be a string without"),
+        (lambda: panel("t", ("x", [0, 1]), y=3, observed=CURVE), "y must be a string"),
+        (lambda: panel("t", ("x", [0, 1]), observed={"o": np.ones((2, 0))}), r"must have shape .*, got \(2, 0\)"),
+        (lambda: panel("t", ("observed o line", [0, 1]), observed={"o": np.ones((2, 2))}), "x must have another label"),
+        (lambda: panel("t", ("observed: o", [0, 1]), observed=CURVE), "x must have another label"),
+        (lambda: panel("t", ("x", [0, 1]), observed=CURVE, marks=[1, 2]), "marks must map words to places"),
+        (lambda: panel("t", ("x", [0, 1]), observed=CURVE, marks={"w": "abc"}), r"marks\['w'\] must be real numbers"),
+        (lambda: panel("t", ("x", [0, 1]), observed=CURVE, marks={3: 1}), "words of marks must be a string"),
+        (lambda: heatmap("t", ("map: c", [0, 1]), *CELLS[1:], z_label="c"), "other labels than the map"),
+        (lambda: heatmap("t", *CELLS, z_label=3), "z_label must be a string"),
+        (lambda: heatmap("t", ("x", ["a", "\udc80"]), *CELLS[1:]), "words of x must be a string without lone"),
+        (lambda: heatmap("t", ("x", [[1], [2, 3]]), *CELLS[1:]), "x must be a number or an array of numbers"),
+        (lambda: heatmap("t", *CELLS, limits="ab"), "limits must be real numbers"),
+        (lambda: heatmap("t", *CELLS, limits=(0, 1, 2)), "limits must be two finite numbers in order, got"),
+        (lambda: heatmap("t", *CELLS, limits=(1, 0)), "limits must be two finite numbers in order, got"),
+        (lambda: heatmap("t", *CELLS, limits=(0, 1), log="z"), "limits must be .* above 0 for a logarithmic scale"),
         (lambda: Setting("huge"), "scale must be one of 'smoke', 'laptop', 'paper', got 'huge'"),
         (lambda: Setting(seed=2**70), "seed must be an integer of at least 0"),
     ],
