@@ -213,6 +213,9 @@ def solve(
       An explicit method gets the values of a stiff flow right and its gradients silently wrong.
     - `rtol`, `atol`: by default 1e-10, 1e-12 for a float64 state and 1e-5, 1e-7 for a float32 one, in the max norm: the
       usual root mean square hides the one row that is about to blow up.
+      The default `atol` is smaller where `y0` is small: at most `rtol` times the largest entry of each leaf. So growth
+      from 1e-30 is right. Leaves of zeros have no size and count for nothing in this.
+      No growth is right from below `atol`: of one small entry beside large ones in a leaf, or of what first decays.
     - `stepsize_controller`: by default a `PIDController` of these tolerances, which for a stiff flow also steps to each
       of `ts`, since `Kvaerno5` interpolates at third order only.
     - `adjoint`: by default `RecursiveCheckpointAdjoint(checkpoints=128)`, for gradients in the memory of some 400
@@ -236,19 +239,19 @@ def solve(
     `diffrax.RESULTS.event_occurred` at a blow-up.
     """
     check_callable("flow", flow)
-    max_steps = integer("max_steps", max_steps, least=1)
+    max_steps = integer("max_steps", max_steps, least=1, most=2**31 - 1)
     if stepsize_controller is not None and (rtol is not None or atol is not None):
         raise ValueError("rtol and atol would be ignored: they belong inside the stepsize_controller that was given.")
     _check_options(solver, stepsize_controller, adjoint)
     state, static = _split_state(y0)
     ts = _check_times(ts, state)
+    _check_steps(stepsize_controller, ts)
     if throw:
         check_blow_up(flow, eqx.combine(state, static), ts)
     stiff = getattr(flow, "stiff", False)
     if stepsize_controller is None:
-        usual = default_tolerances(ts.dtype)
-        relative = usual[0] if rtol is None else _tolerance("rtol", rtol, ts.dtype, below=1)
-        absolute = usual[1] if atol is None else _tolerance("atol", atol, ts.dtype)
+        relative = default_tolerances(ts.dtype)[0] if rtol is None else _tolerance("rtol", rtol, ts.dtype, below=1)
+        absolute = _default_atol(state, relative, ts.dtype) if atol is None else _tolerance("atol", atol, ts.dtype)
         stepsize_controller = StepControl(rtol=relative, atol=absolute, implicit=stiff and solver is None)
         if stiff:
             stepsize_controller = dfx.ClipStepSizeController(stepsize_controller, step_ts=ts)
@@ -357,6 +360,13 @@ def _check_options(
     ):
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{name} must be an instance, as diffrax.{example}, got {describe(value)}.")
+    if solver is not None and not _takes_one_term(solver):
+        raise ValueError(f"solver must take one term, the flow, as diffrax.Tsit5(), got {describe(solver)}.")
+    if isinstance(adjoint, dfx.ImplicitAdjoint | dfx.BacksolveAdjoint):
+        raise ValueError(
+            "adjoint must be diffrax.RecursiveCheckpointAdjoint(), DirectAdjoint() or ForwardMode(), which can save "
+            f"states on the way, got {describe(adjoint)}."
+        )
     if isinstance(controller, dfx.ConstantStepSize):
         raise ValueError("stepsize_controller must choose its first step, got ConstantStepSize(): use diffrax.StepTo.")
     adaptive = controller is None or isinstance(controller, dfx.AbstractAdaptiveStepSizeController)
@@ -367,6 +377,33 @@ def _check_options(
         )
 
 
+def _takes_one_term(solver: dfx.AbstractSolver) -> bool:
+    kind = solver.term_structure
+    return isinstance(kind, type) and issubclass(kind, dfx.AbstractTerm) and not issubclass(kind, dfx.MultiTerm)
+
+
+def _check_steps(controller: dfx.AbstractStepSizeController | None, ts: Float[Array, " times"]) -> None:
+    """Raises `ValueError` for steps that are given and known, and do not lead from zero to the last time."""
+    if isinstance(controller, dfx.StepTo) and concrete((controller.ts, ts)):
+        steps, last = np.asarray(controller.ts), np.asarray(ts)[-1]
+        if steps[0] != 0 or steps[-1] != last or not np.all(steps[1:] > steps[:-1]):
+            raise ValueError(
+                f"stepsize_controller must step from 0 up to ts[-1] = {last:.6g}, "
+                f"got StepTo from {steps[0]:.6g} to {steps[-1]:.6g}."
+            )
+
+
+def _default_atol(state: PyTree, rtol: Any, dtype: Any) -> Float[Array, ""]:
+    """The usual one, or `rtol` times the size of the smallest leaf that is not zero: growth from far below an absolute
+    tolerance would be overlooked."""
+    xp = np if concrete((state, rtol)) else jnp  # numpy compiles nothing
+    atol = default_tolerances(dtype)[1]
+    for leaf in jax.tree.leaves(lax.stop_gradient(state)):
+        size = xp.max(xp.abs(xp.asarray(leaf)), initial=0)
+        atol = xp.where(size > 0, xp.minimum(atol, rtol * size), atol)
+    return jnp.asarray(xp.maximum(atol, float(jnp.finfo(dtype).tiny)), dtype)
+
+
 def _tolerance(name: str, value: Any, dtype: Any, below: int | None = None) -> Any:
     if concrete(value):
         check_range(name, value, above=0, below=below)
@@ -375,7 +412,7 @@ def _tolerance(name: str, value: Any, dtype: Any, below: int | None = None) -> A
 
 def _split_state(y0: PyTree) -> tuple[PyTree, PyTree]:
     """The leaves of `y0` that evolve, and the rest."""
-    y0 = jax.tree.map(lambda y: jnp.asarray(y) if isinstance(y, np.ndarray | np.generic) else y, y0)
+    y0 = numpy_as_jax("y0", y0)
     if not isinstance(y0, eqx.Module):
         y0 = _numbers_as_arrays(y0)
     state, static = eqx.partition(y0, eqx.is_inexact_array)
@@ -398,6 +435,15 @@ def _split_state(y0: PyTree) -> tuple[PyTree, PyTree]:
         return require(leaf, xp.all(xp.isfinite(leaf)), f"y0{name} must be finite, got NaN or infinity.")
 
     return jax.tree_util.tree_map_with_path(finite, state), static
+
+
+def numpy_as_jax(name: str, tree: PyTree) -> PyTree:
+    """The tree with NumPy's arrays as JAX's. Raises `ValueError` for objects, strings and longdouble."""
+
+    def convert(path, x):
+        return as_array(f"{name}{jax.tree_util.keystr(path)}", x) if isinstance(x, np.ndarray | np.generic) else x
+
+    return jax.tree_util.tree_map_with_path(convert, tree)
 
 
 def _numbers_as_arrays(y0: PyTree) -> PyTree:
@@ -440,13 +486,14 @@ def _check_times(ts: ArrayLike | Sequence[float], state: PyTree) -> Float[Array,
 
 
 def check_blow_up(flow: Any, y0: PyTree, t: ArrayLike) -> None:
-    """Raises `ValueError` if `t` lies past the flow's `blow_up_time`, where it has one and the values are known."""
+    """Raises `ValueError` if `t` lies past the flow's `blow_up_time`, where it has one and the values are known. Zero
+    never does, even where that time is too short for a number."""
     if not hasattr(flow, "blow_up_time"):
         return
     times = flow.blow_up_time(y0)
     if concrete((times, t)):
         name, when = _extreme(jax.tree.map(jnp.negative, times))
-        if float(np.max(t)) >= -when:
+        if float(np.max(t)) >= -when and np.max(t) > 0:
             raise ValueError(
                 f"t = {float(np.max(t)):.6g} lies past the blow-up: component {name} becomes infinite at "
                 f"t = {-when:.10g}. Ask for earlier times (`solve` with throw=False stops there)."

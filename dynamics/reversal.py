@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 from .._checked import checked
 from .._checks import as_float, check_positive_semidefinite, check_range, concrete, indices, integer, or_nan, real
 from .flow import Flow
-from .scan_snap.decoder import Decoder, gap_after
+from .scan_snap.decoder import Decoder, check_broadcast, gap_after
 
 
 @checked
@@ -80,8 +80,10 @@ class Bilinear(Flow):
     @checked
     def loss(self, c: Float[Array, "tokens tokens"], pairs: Int[Array, "n 2"] | None = None) -> Float[Array, ""]:
         """The mean `−ln p(y|x)` of the trained pairs, or of others: the reversal loss is that of the untrained
-        reversals."""
+        reversals. **Raises** `ValueError` for no pairs, and for tokens that do not exist."""
         pairs = self.pairs if pairs is None else indices("pairs", pairs, self.gram.shape[0])
+        if not len(pairs):
+            raise ValueError("pairs must hold at least one pair, got none.")
         logits = self.logits(c)[pairs[:, 0]]
         own = jnp.take_along_axis(logits, pairs[:, 1:], axis=1)
         others = jnp.where(jnp.arange(logits.shape[1])[None] == pairs[:, 1:], -jnp.inf, logits - own)
@@ -110,13 +112,15 @@ def separation_exponent(
     Source: Zhu et al. (arXiv 2405.04669), Theorem 1, which bounds this number. By it, as L reaches c,
     `L_rev ≥ L_rev(0) (c/L(0))^ε` (Theorem 2). NaN for a run with NaN in it.
 
-    **Raises** `ValueError` for losses that are negative, or zero at the start, and for a training loss that rises above
-    its start, which no gradient flow does; inside `jit` they give NaN.
+    **Raises** `ValueError` for no times, and for losses that are negative, or zero or infinite at the start. The same for
+    a training loss that rises above its start, which no gradient flow does. Inside `jit` such losses give NaN.
     """
+    if not len(loss):
+        raise ValueError("loss must hold at least one time, got none.")
     for name, x in (("loss", loss), ("reversal_loss", reversal_loss)):
         if concrete(x):
-            values = np.nan_to_num(np.asarray(x), nan=1.0)
-            check_range(name, values, least=0)
+            values = np.where(np.isnan(x), 1.0, np.asarray(x))
+            check_range(name, values, least=0, finite=False)
             check_range(f"the first {name}", values[:1], above=0)
     fallen, risen = jnp.log(loss / loss[:1]), jnp.log(reversal_loss / reversal_loss[:1])
     fallen = or_nan(fallen, ~(fallen > 0), "loss must not rise above its start.")
@@ -148,7 +152,7 @@ class OneLayer(Flow):
 
     Source: Zhu et al. (arXiv 2405.04669), section 4, Theorems 3 and 4, which bound these probabilities as t → ∞; in
     closed form for all t here. **Raises** `ValueError` unless `outputs > targets ≥ 1`, `sentences` and `eta` are
-    positive, where they are known: inside `jit` only `targets` is checked.
+    positive, where they are known: inside `jit` only `targets` is checked. Also for shapes that do not broadcast.
     """
 
     outputs: Float[Array, "..."] = eqx.field(converter=as_float)
@@ -158,18 +162,21 @@ class OneLayer(Flow):
 
     def __check_init__(self):
         integer("targets", self.targets, least=1)
+        self._check_broadcast()
         real("outputs", self.outputs, above=self.targets)
         real("sentences", self.sentences, above=0)
         real("eta", self.eta, above=0)
 
     @checked
     def __call__(self, t: Real[ArrayLike, "..."], y: Float[Array, "..."], args: Any = None) -> Float[Array, "..."]:
+        self._check_broadcast(y=y)
         k = self.targets
         return self.eta * self.outputs / self.sentences / (k * jnp.exp(y) + self.outputs - k)
 
     @checked
     def exact(self, t: Real[ArrayLike, "..."], y0: Real[ArrayLike, "..."] = 0.0) -> Float[Array, "..."]:
         """The gap at the time `t`."""
+        self._check_broadcast(t=t, y0=y0)
         m, k = self.outputs, self.targets
         pushed = m * self.eta / self.sentences * jnp.asarray(t, m.dtype) / k
         return gap_after(pushed, (m - k) / k, jnp.asarray(y0, m.dtype))
@@ -188,9 +195,20 @@ class OneLayer(Flow):
     @checked
     def seen(self, gap: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """The probability of each target, `e^D/(k e^D + M − k)`. What it lacks to 1/k is `(M − k)/k` times `unseen`."""
-        return 1 / (self.targets + (self.outputs - self.targets) * jnp.exp(-jnp.asarray(gap, self.outputs.dtype)))
+        return self._shares(gap)[0]
 
     @checked
     def unseen(self, gap: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """The probability of each other token, `1/(k e^D + M − k)`."""
-        return jnp.exp(-jnp.asarray(gap, self.outputs.dtype)) * self.seen(gap)
+        return self._shares(gap)[1]
+
+    def _shares(self, gap: Real[ArrayLike, "..."]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Of a target and of another token. Neither e^D nor e^{−D} overflows in it."""
+        self._check_broadcast(gap=gap)
+        gap = jnp.asarray(gap, self.outputs.dtype)
+        own, other = jnp.exp(jnp.minimum(gap, 0)), jnp.exp(-jnp.maximum(gap, 0))
+        total = self.targets * own + (self.outputs - self.targets) * other
+        return own / total, other / total
+
+    def _check_broadcast(self, **arrays: Any) -> None:
+        check_broadcast(**arrays, outputs=self.outputs, sentences=self.sentences, eta=self.eta)

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from .._checked import checked
 from .._checks import describe, integer
 from ._compiled import bounded_jit
+from .flow import numpy_as_jax
 
 
 def default_batch_size() -> int:
@@ -48,7 +49,7 @@ def map_lanes(
         batch_size = integer("batch_size", batch_size, least=1)
     if mesh is not None and not isinstance(mesh, Mesh):
         raise ValueError(f"mesh must be a jax.sharding.Mesh, got {describe(mesh)}.")
-    lanes = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, lanes)
+    lanes = numpy_as_jax("lanes", lanes)
     for path, x in jax.tree.leaves_with_path(lanes):
         if not eqx.is_array(x):
             raise ValueError(f"lanes{jax.tree_util.keystr(path)} must be an array, got {describe(x)}.")

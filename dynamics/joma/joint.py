@@ -46,7 +46,8 @@ class Joint(Flow):
     **State:** a `JointState`.
 
     **Raises** `ValueError` for frequencies that are negative, a temperature or normaliser that is not positive, a
-    negative learning rate, a query below zero, and a state that does not fit. Inside `jit` only shapes are checked.
+    negative learning rate, a query below zero, no samples, and a state that does not fit. The same for an activation
+    whose value has another shape than h. Inside `jit` only shapes are checked.
 
     **What must happen:** `invariants` stays constant, with exponential and linear attention for every activation, loss
     and data, with several queries too, and with any learning rates. With exponential attention and `g` that stays as
@@ -83,6 +84,8 @@ class Joint(Flow):
         queries: int | None = None,
     ):
         self.x = real("x", x, least=0)
+        if not len(self.x):
+            raise ValueError("x must hold at least one sample, got none.")
         if queries is not None:
             integer("queries", queries, least=1)
         query = jnp.zeros(len(self.x), int) if query is None else query
@@ -98,7 +101,9 @@ class Joint(Flow):
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: JointState, args: Any = None) -> JointState:
         b = self.attend(y.z)
-        h, pull = jax.vjp(self.activation, b @ y.v + y.beta[self.query])
+        before = b @ y.v + y.beta[self.query]
+        h, pull = jax.vjp(self.activation, before)
+        check_shape("the value of activation", h, before.shape)
         g = self.g(h) if callable(self.g) else self.g
         check_shape("g", g, h.shape)
         (g,) = pull(jnp.asarray(g, h.dtype))

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import erf, erfc, erfinv, ndtri
+import numpy as np
+from jax.scipy.special import erf, erfc, erfinv, log_ndtr, ndtri
 from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from ..._checked import checked
@@ -67,10 +68,11 @@ class LinearActivation(Flow):
     def winner(self, y0: Float[Array, " tokens"]) -> Int[Array, ""]:
         """The token that diverges first. It has the largest |Δ| if `v(0) = 0`, and need not otherwise. Raises
         `ValueError` where every Δ is zero and none diverges; inside `jit` that is token 0."""
-        times = self.blow_up_time(real("y0", y0))
-        if concrete(times) and not jnp.any(jnp.isfinite(times)):
+        ahead, still = jnp.sign(self.delta) * real("y0", y0), self.delta == 0
+        if not y0.size or (concrete(still) and np.all(still)):
             raise ValueError("delta must have an entry that is not 0: no token diverges, so there is no winner.")
-        return jnp.argmin(times)
+        # The logarithm of the time but for what all share: far out the time itself is too short for a number.
+        return jnp.argmin(jnp.where(still, jnp.inf, log_ndtr(-ahead) - jnp.log(jnp.abs(self.delta))))
 
     def regularised(self) -> "RegularisedClock":
         """The same trajectories in a time that never reaches the blow-up."""
@@ -138,12 +140,12 @@ class ManyNodes(Flow):
     def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, "tokens nodes"]) -> Float[Array, "tokens nodes"]:
         """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such rows are NaN."""
         check_blow_up(self, y0, t)
-        _, start, rate = self._rows(y0)
-        norm, _ = _directions(self.delta)
+        along, start, rate = self._rows(y0)
         at_rest = jnp.asarray(t, y0.dtype) * _exp(jnp.sum(y0**2, axis=1) / 2) / self.normaliser
-        at_rest = jnp.minimum(at_rest, jnp.finfo(y0.dtype).max)  # times Δ = 0
+        most = float(jnp.finfo(y0.dtype).max)
+        at_rest = self.delta * jnp.clip(at_rest, -most, most)[:, None]  # zero, but for its derivative
         moved = _quantile_law(start, rate, t) - start
-        return y0 + self.delta * jnp.where(norm > 0, moved / jnp.where(norm > 0, norm, 1.0), at_rest)[:, None]
+        return y0 + jnp.where((rate != 0)[:, None], along * moved[:, None], at_rest)
 
     @checked
     def blow_up_time(self, y0: Float[Array, "tokens nodes"]) -> Float[Array, " tokens"]:
@@ -190,12 +192,23 @@ class LinearAttention(Flow):
     @checked
     def exact(self, t: Real[ArrayLike, ""], y0: LinearAttentionState) -> LinearAttentionState:
         """The state at time `t`."""
-        norm, _ = _directions(self.delta)
+        norm, along = _directions(self.delta)
         t = jnp.asarray(t, norm.dtype)
-        inner, safe = jnp.sum(self.delta * y0.v, axis=1), jnp.where(norm > 0, norm, 1.0)
-        grow, mix = jnp.cosh(norm * t), jnp.where(norm > 0, jnp.sinh(norm * t) / safe, t)
-        bend = jnp.where(norm > 0, 2 * (jnp.sinh(norm * t / 2) / safe) ** 2, t**2 / 2)  # (cosh − 1)/norm²
-        return LinearAttentionState(y0.v + self.delta * (inner * bend + y0.z * mix)[:, None], y0.z * grow + inner * mix)
+        start, moves = jnp.sum(along * y0.v, axis=1), norm > 0
+        x = jnp.where(moves, norm * jnp.where(moves, t, 0.0), 0.0)
+        # Early by what is added, of which small changes keep their digits; late by a ± z, which grow by e^{±x}.
+        early = jnp.abs(x) < 1
+        near, far = jnp.where(early, x, 0.0), jnp.where(early, 0.0, x)
+        bend, mix = 2 * jnp.sinh(near / 2) ** 2, jnp.sinh(near)  # cosh − 1, sinh
+        up, down = _scaled((start + y0.z) / 2, far), _scaled((start - y0.z) / 2, -far)
+        added = along * (start * bend + y0.z * mix)[:, None]
+        v = jnp.where(early[:, None], y0.v + added, y0.v - along * start[:, None] + along * (up + down)[:, None])
+        z = jnp.where(early, y0.z * (1 + bend) + start * mix, up - down)
+        # A row of zeros stays, but has derivatives.
+        most = math.sqrt(float(jnp.finfo(norm.dtype).max))
+        time, inner = jnp.clip(t, -most, most), jnp.sum(self.delta * y0.v, axis=1)
+        v_rest = y0.v + self.delta * (y0.z * time + inner * time**2 / 2)[:, None]
+        return LinearAttentionState(jnp.where(moves[:, None], v, v_rest), jnp.where(moves, z, y0.z + inner * time))
 
     @checked
     def invariants(self, y: LinearAttentionState) -> Float[Array, " tokens"]:
@@ -204,10 +217,18 @@ class LinearAttention(Flow):
 
 
 def _directions(delta):
-    """The length of each row and its direction; a row of zeros has gradients too."""
-    square = jnp.sum(delta**2, axis=1)
-    norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
-    return norm, delta / jnp.where(norm > 0, norm, 1.0)[:, None]
+    """The length of each row and its direction, of rows of any size; a row of zeros has gradients too."""
+    most = jax.lax.stop_gradient(jnp.max(jnp.abs(delta), axis=1, initial=0.0))
+    some = most > 0
+    scaled = delta / jnp.where(some, most, 1.0)[:, None]
+    norm = jnp.sqrt(jnp.where(some, jnp.sum(scaled**2, axis=1), 1.0))
+    return jnp.where(some, most * norm, 0.0), scaled / norm[:, None]
+
+
+def _scaled(p: Float[Array, " n"], x: Float[Array, " n"]) -> Float[Array, " n"]:
+    """`p eˣ`, zero for p = 0 however large x is, and right where eˣ alone is beyond all numbers."""
+    half = _exp(x / 2)
+    return p * half * half
 
 
 def _tail(a: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -226,17 +247,19 @@ def _quantile_law(a0: Float[Array, " n"], rate: Float[Array, " n"], t: ArrayLike
     distribution, which keeps `1 − erf`; as it was where it stands still so far out that the tail underflows. NaN once
     it has blown up."""
     sign = jnp.where(rate < 0, -1.0, 1.0).astype(a0.dtype)
+    most = float(jnp.finfo(a0.dtype).max)
     t = jnp.asarray(t, a0.dtype)
-    middle = erf(a0 / math.sqrt(2)) + math.sqrt(2 / math.pi) * rate * t
-    tail = _tail(sign * a0) - sign * rate * t / math.sqrt(2 * math.pi)
-    still = (rate * t == 0) & (_tail(jnp.abs(a0)) < jnp.finfo(a0.dtype).tiny)
+    moved = rate * jnp.where(rate == 0, jnp.clip(t, -most, most), t)  # at rest for an infinite time, too
+    middle = erf(a0 / math.sqrt(2)) + math.sqrt(2 / math.pi) * moved
+    tail = _tail(sign * a0) - sign * moved / math.sqrt(2 * math.pi)
+    still = (moved == 0) & (_tail(jnp.abs(a0)) < jnp.finfo(a0.dtype).tiny)
     near, over = (jnp.abs(middle) < 0.5) & ~still, (tail <= 0) & ~still
     inner = math.sqrt(2) * erfinv(jnp.where(near, middle, 0.0))
-    back = _tail(-sign * a0) + sign * rate * t / math.sqrt(2 * math.pi)  # the tail that the row comes out of
+    back = _tail(-sign * a0) + sign * moved / math.sqrt(2 * math.pi)  # the tail that the row comes out of
     behind = sign * middle < 0
     far = ndtri(jnp.where(near | over | still, 0.5, jnp.where(behind, back, tail)))
     outer = jnp.where(behind, sign, -sign) * far
-    outer = jnp.where(still, a0 + rate * t * _exp(a0**2 / 2), outer)
+    outer = jnp.where(still, a0 + moved * _exp(a0**2 / 2), outer)
     return jnp.where(near, inner, jnp.where(over, jnp.nan, outer))
 
 

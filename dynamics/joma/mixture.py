@@ -12,7 +12,7 @@ from jax.scipy.stats import norm as normal
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float, real
+from ..._checks import as_float, check_shape, real
 from ..flow import Flow
 
 Activation = str | Callable[[Array], Array]
@@ -55,8 +55,8 @@ class Mixture(Flow):
     where φ' changes within much less than σ‖v‖: of tanh, θ₁ is right to 1e-10 at σ‖v‖ = 4, to 1e-3 at 10, not at 20.
     **State:** a `MixtureState`, with `v ≠ 0` for the two rectifiers.
 
-    **Raises** `ValueError` for a negative `sigma`, an unknown activation, and a `slope` (0.01 by default) that another
-    activation than `"leaky_relu"` would ignore.
+    **Raises** `ValueError` for a negative `sigma`, an unknown activation, one that does not return one number, and a
+    `slope` (0.01 by default) that another activation than `"leaky_relu"` would ignore.
 
     **Assumptions:** (1) the back-propagated gradient is stationary and constant within a cluster; (2) attention is
     uniform; (3) clusters are isotropic, here Gaussian. **What must happen:** for a homogeneous φ the norm grows without
@@ -117,7 +117,13 @@ class Mixture(Flow):
         if callable(name):
             r_and_s = r[:, None] + spread * jnp.asarray(_NODES, r.dtype)[None]
             weights = jnp.asarray(_WEIGHTS, r.dtype)
-            first = jax.grad(lambda u: name(u))
+
+            def value(u):
+                found = name(u)
+                check_shape("the value of activation", found, ())
+                return found
+
+            first = jax.grad(value)
             each = lambda f: jax.vmap(jax.vmap(f))(r_and_s) @ weights
             return each(first), self.sigma**2 * each(jax.grad(first))
         slope = jnp.asarray(0.0 if name == "relu" else 0.01 if self.slope is None else self.slope, r.dtype)

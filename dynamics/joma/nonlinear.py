@@ -25,6 +25,7 @@ Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights
 _FINE: Rule = np.polynomial.legendre.leggauss(64)
 _COARSE: Rule = np.polynomial.legendre.leggauss(16)
 _LARGEST = 10
+_SETTLED = 1e3  # the speed ṡ is one at least, and e^{−1000} is zero: later times change nothing
 _NEAR = 4.0  # the coarse rule is right to rounding where neither |μ| nor the gap exceeds this
 
 
@@ -89,7 +90,7 @@ class NonlinearActivation(Flow):
         return LogGap(self.mu, self.attention)
 
     def _progress(self, t: Real[ArrayLike, ""], gap: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        time = _later(t, gap.dtype)
+        time = jnp.minimum(_later(t, gap.dtype), _SETTLED)
         return _progress(time, self.mu, gap) if self.attention else jnp.broadcast_to(time, gap.shape)
 
 
@@ -189,8 +190,12 @@ def _progress(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n
 
 @jax.jit
 def _inverted(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Inverts `_elapsed`: by the coarse rule to the end, and where that is not exact, mostly one step by the fine."""
+    """Inverts `_elapsed`: by the coarse rule to the end, and where that is not exact, mostly one step by the fine.
+    Infinite where the right-hand side is."""
     scaled = t * jnp.exp(mu**2 / 2)
+    never = jnp.isinf(scaled)
+    unbounded, t = scaled, jnp.where(never, 1.0, t)
+    scaled = jnp.where(never, 1.0, scaled)
 
     def residual(s, rule=_FINE):
         return _elapsed(s, mu, gap, rule) - scaled
@@ -200,13 +205,15 @@ def _inverted(t: Float[Array, ""], mu: Float[Array, " n"], gap: Float[Array, " n
         return _halley(residual, s, t, mu, gap, jnp.maximum(jnp.abs(mu), jnp.abs(gap)) > _NEAR)
 
     late = scaled - _remainder(mu, gap, _COARSE)  # exact as t grows
-    return jax.lax.custom_root(residual, late, lambda _, s: invert(residual, s), lambda g, r: r / g(jnp.ones_like(r)))
+    solve = lambda g, r: r / g(jnp.ones_like(r))
+    found = jax.lax.custom_root(residual, late, lambda _, s: invert(residual, s), solve)
+    return jnp.where(never, unbounded, found)
 
 
 def _halley(
     residual: Callable[[Array], Array],
     s: Float[Array, " n"],
-    t: Float[Array, ""],
+    t: Float[Array, " n"],
     mu: Float[Array, " n"],
     gap: Float[Array, " n"],
     wanted: Bool[Array, " n"],
@@ -218,7 +225,7 @@ def _halley(
     fastest = jnp.maximum(mu**2, (mu - gap) ** 2) / 2
     soon = jnp.log(jnp.maximum(jnp.abs(gap), 1)) + t * jnp.exp((jnp.abs(mu) + 1) ** 2 / 2)
     upper = jnp.minimum(jnp.minimum(t * jnp.exp(fastest), soon), jnp.finfo(s.dtype).max)
-    lower = jnp.broadcast_to(t, s.shape)
+    lower = t
 
     def step(carry):
         s, lower, upper, _, count = carry

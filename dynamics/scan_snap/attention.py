@@ -4,6 +4,7 @@ All of these hold to the extent that η_Z ≪ η_Y: the decoder keeps a memory o
 fades like a logarithm.
 """
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -100,26 +101,26 @@ class SymmetricAttention(Flow):
 
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
-        square, k = self.features(y) ** 2, self.classes
-        rho, apart = self.rho(y), jnp.sum(square[self.common.shape[0] :])  # 1 − ρ, which keeps its digits as ρ → 1
-        if self.outputs is None:
-            beta, outputs, eta = k / ((k - 1) ** 2 * apart), k, apart * self.eta_y
+        number, k = self.common.shape[0], self.classes
+        square = self.features(y) ** 2
+        rho, apart = self.rho(y), jnp.sum(square[number:])  # 1 − ρ, which keeps its digits as ρ → 1
+        if self.outputs is None:  # β (1 − ρ), for 1 − ρ may be too small for a number
+            beta, outputs = k / (k - 1) ** 2, k
+            eta = jnp.maximum(apart * self.eta_y, jnp.finfo(apart.dtype).tiny)
         else:
-            m, e = self.outputs, rho / (apart * (1 + (k - 1) * rho))
-            beta = m / (m - 1) * e + m / (m - 1) ** 2 * (1 - e * (k - 2 - (k - 1) * rho))
+            m, e = self.outputs, rho / (1 + (k - 1) * rho)
+            beta = m / (m - 1) * e + m / (m - 1) ** 2 * (apart - e * (k - 2 - (k - 1) * rho))
             outputs, eta = m, self.eta_y
         strength = self.eta_z * Decoder(outputs, k, eta).gamma(t) * beta * (k - 1)
-        is_common = jnp.arange(square.shape[0]) < self.common.shape[0]
-        return jnp.where(is_common, -apart, rho / k) * strength * square
+        within = _unit(self.distinct, y[number:]) ** 2  # f_l²/(1 − ρ) of the distinct tokens
+        return strength * jnp.concatenate([-square[:number], rho / k * within])
 
     @checked
     def features(self, z: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
         """`f` of one class, over its own tokens."""
         weights = jnp.concatenate([self.common, self.distinct])
         check_shape("z", z, weights.shape)
-        top = jnp.max(jnp.where(weights > 0, z, -jnp.inf))
-        weights = weights * jnp.exp(jnp.where(weights > 0, z - top, -jnp.inf))
-        return weights / jnp.linalg.norm(weights)
+        return _unit(weights, z)
 
     @checked
     def rho(self, z: Float[Array, " tokens"]) -> Float[Array, ""]:
@@ -138,6 +139,13 @@ class SymmetricAttention(Flow):
         k, rho = self.classes, self.rho(jnp.zeros(self.common.shape[0] + self.distinct.shape[0], self.common.dtype))
         h = Decoder(k, k, (1 - rho) * self.eta_y).exact(t)
         return jnp.log1p(self.eta_z / self.eta_y * k**2 * (k - 1) * h**2 * rho / (1 - rho)) / 2
+
+
+def _unit(weights: Float[Array, " n"], z: Float[Array, " n"]) -> Float[Array, " n"]:
+    """`weights ∘ e^z`, of length one."""
+    top = jnp.max(jnp.where(weights > 0, z, -jnp.inf))
+    weights = weights * jnp.exp(jnp.where(weights > 0, z - top, -jnp.inf))
+    return weights / jnp.linalg.norm(weights)
 
 
 @checked
@@ -173,14 +181,20 @@ class PhaseTransition(Flow):
     def exact(self, t: Real[ArrayLike, ""], y0: Real[ArrayLike, ""] = 0.0) -> Float[Array, ""]:
         """`z` at the time `t`, from any start: `e^{−4z}` grows by `4Γ/C₀`."""
         y0 = jnp.asarray(y0, self.c0.dtype)
-        return y0 - jnp.log1p(4 * self.eta_z / self.c0 * jnp.exp(4 * y0) * self.decoder.gamma_integral(t)) / 4
+        grown = 4 * self.eta_z / self.c0 * self.decoder.gamma_integral(t)
+        log = jnp.log(jnp.where(grown > 0, grown, 1.0))
+        late = (grown > 0) & (4 * y0 + log > 0)  # the start counts for less than what is added
+        most = math.log(float(jnp.finfo(y0.dtype).max)) / 2 - 4
+        half = jnp.exp(jnp.where(late, 0.0, jnp.where(grown > 0, 2 * y0, jnp.minimum(2 * y0, most))))
+        early = y0 - jnp.log1p(jnp.where(late, 0.0, grown) * half * half) / 4
+        return jnp.where(late, -(log + jnp.log1p(jnp.exp(-jnp.where(late, 4 * y0 + log, 0.0)))) / 4, early)
 
     @checked
     def early(self, t: Real[ArrayLike, ""]) -> Float[Array, ""]:
         """B while h is linear: `¼ ln(1 + 2 (M−1)² η_Y η_Z t²/(K M² C₀))`. Scanning."""
         d = self.decoder
         time = jnp.asarray(t, self.c0.dtype)
-        square = 2 * (d.outputs - 1) ** 2 * d.eta * self.eta_z * time**2 / (d.classes * d.outputs**2)
+        square = 2 * ((d.outputs - 1) / d.outputs) ** 2 * d.eta * self.eta_z * time**2 / d.classes
         return jnp.log1p(square / self.c0) / 4
 
     @checked

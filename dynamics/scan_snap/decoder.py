@@ -25,12 +25,24 @@ def logit_gap(k: Real[ArrayLike, "..."], others: Real[ArrayLike, "..."]) -> Floa
     The gap between the logit that is pushed up and the `others` that are pushed down: every cross-entropy flow on
     orthogonal inputs ends in this equation. By Newton's method from above, which converges for any size of `k`; the
     Lambert form `x = c/a − W(e^{c/a}/a)`, `c = k+1`, `a = others`, overflows beyond c/a = 709. Differentiable in both,
-    any number of times. **Raises** `ValueError` for `others` that are not positive; inside `jit` they give NaN.
+    any number of times. **Raises** `ValueError` for `others` that are not positive, which inside `jit` give NaN, and for
+    shapes that do not broadcast.
     """
     if concrete(others):
         check_range("others", others, above=0)
+    check_broadcast(k=k, others=others)
     pushed = as_float(k)
     return gap_of(*jnp.broadcast_arrays(pushed, jnp.asarray(others, pushed.dtype)))
+
+
+def check_broadcast(**arrays: Any) -> None:
+    """Raises `ValueError` unless the shapes of these arguments broadcast against each other."""
+    shapes = {name: jnp.shape(x) for name, x in arrays.items()}
+    try:
+        np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        names, found = (", ".join(map(str, x)) for x in (shapes, shapes.values()))
+        raise ValueError(f"{names} must have shapes that broadcast, got {found}.") from error
 
 
 @jax.custom_jvp
@@ -39,13 +51,18 @@ def gap_of(k: Float[Array, "*batch"], a: Float[Array, "*batch"]) -> Float[Array,
     """`logit_gap`, and for k ≥ 0 with `a = 0` too."""
 
     def step(_, x):
-        return x - (jnp.expm1(x) + a * x - finite) / (jnp.exp(x) + a)
+        power = jnp.exp(x)
+        # Near k = −1 it is k + 1 that has the digits, and near zero k itself.
+        left = jnp.where(low, power - (finite + 1), jnp.expm1(x) - finite)
+        return x - (left + a * x) / (power + a)
 
-    ends = jnp.isinf(k)
-    finite = jnp.where(ends, 0.0, k)
-    root = jax.lax.fori_loop(0, 12, step, _above(finite, a))
+    finite = jnp.where(jnp.isinf(k), 0.0, k)
+    low = finite < -0.5
+    above = _above(finite, a)
+    end = jnp.where(jnp.isinf(k), k, above)  # infinite too where the root is below all numbers
+    root = jax.lax.fori_loop(0, 12, step, jnp.where(jnp.isinf(above), 0.0, above))
     valid = (a > 0) | ((a == 0) & (k >= 0))
-    return jnp.where(valid, jnp.where(ends, k, root), jnp.nan)
+    return jnp.where(valid, jnp.where(jnp.isinf(end), end, root), jnp.nan)
 
 
 @gap_of.defjvp
@@ -104,25 +121,30 @@ class Decoder(Flow):
     def __init__(
         self, outputs: Real[ArrayLike, "..."], classes: Real[ArrayLike, "..."] = 1, eta: Real[ArrayLike, "..."] = 1.0
     ):
-        """Numbers take the dtype of whatever is an array. **Raises** `ValueError` for fewer than two outputs; and for
-        fewer classes than one and a rate that is not positive, where they are known."""
+        """Numbers take the dtype of whatever is an array. **Raises** `ValueError` for fewer than two outputs, infinitely
+        many, and shapes that do not broadcast. Where they are known, also for fewer classes than one and a rate that is
+        not positive."""
         if concrete(classes):
             check_range("classes", classes, least=1)
         if concrete(eta):
             check_range("eta", eta, above=0)
+        check_broadcast(outputs=outputs, classes=classes, eta=eta)
         dtype = jnp.result_type(float, outputs, classes, eta)
         self.outputs, self.classes, self.eta = (jnp.asarray(x, dtype) for x in (outputs, classes, eta))
         # By the value given: inside `jit` the array made of a number is traced, and the check would run at every step.
-        enough = np.all(np.asarray(outputs) >= 2) if concrete(outputs) else jnp.all(self.outputs >= 2)
-        self.outputs = require(self.outputs, enough, f"outputs must be at least 2, got {outputs}.")
+        xp, number = (np, np.asarray(outputs)) if concrete(outputs) else (jnp, self.outputs)
+        enough = xp.all((number >= 2) & (number < np.inf))
+        self.outputs = require(self.outputs, enough, f"outputs must be at least 2 and finite, got {outputs}.")
 
     @checked
     def __call__(self, t: Real[ArrayLike, "..."], y: Float[Array, "..."], args: Any = None) -> Float[Array, "..."]:
+        self._check_broadcast(y=y)
         return self.eta / self.classes / (self.outputs - 1 + jnp.exp(self.outputs * y))
 
     @checked
     def exact(self, t: Real[ArrayLike, "..."], y0: Real[ArrayLike, "..."] = 0.0) -> Float[Array, "..."]:
         """`h` at the time `t`."""
+        self._check_broadcast(t=t, y0=y0)
         m = self.outputs
         pushed = m * self.eta * jnp.asarray(t, m.dtype) / self.classes
         return gap_after(pushed, m - 1, m * jnp.asarray(y0, m.dtype)) / m
@@ -150,19 +172,23 @@ class Decoder(Flow):
     def gamma(self, t: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """`γ = (M−1)² h / (M − 1 + e^{Mh})`: the gradient that reaches attention, over ζ_n's part of it."""
         h, m = self.exact(t), self.outputs
-        return (m - 1) ** 2 * h / (m - 1 + jnp.exp(m * h))
+        return (m - 1) * h * ((m - 1) / (m - 1 + jnp.exp(m * h)))
 
     @checked
     def gamma_integral(self, t: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """`∫₀ᵗ γ = (K/η) (M−1)² h²/2`, exactly."""
-        return self.classes / self.eta * (self.outputs - 1) ** 2 * self.exact(t) ** 2 / 2
+        return self.classes / self.eta * ((self.outputs - 1) * self.exact(t)) ** 2 / 2
 
     def peak(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
         """When γ is largest, and how large: at `x = Mh = 1 + W((M−1)/e)`, which is `x = 1 + u`, `u e^u = (M−1)/e`."""
         m = self.outputs
-        x = 1 + _lambert((m - 1) / math.e)
-        t = self.classes / self.eta * (jnp.expm1(x) + (m - 1) * x) / m
-        return t, (m - 1) ** 2 * jnp.exp(-x) / m
+        u = _lambert((m - 1) / math.e)
+        x = 1 + u
+        t = self.classes / self.eta * ((jnp.expm1(x) + (m - 1) * x) / m)
+        return t, (m - 1) / m * u  # (M−1)² e^{−x}/M
+
+    def _check_broadcast(self, **arrays: Any) -> None:
+        check_broadcast(**arrays, outputs=self.outputs, classes=self.classes, eta=self.eta)
 
     def linear_until(self) -> Float[Array, "*batch"]:
         """`t₀' = K ln M/η`: until about here `h = ηt/(KM)` and `γ = ηt/K`."""

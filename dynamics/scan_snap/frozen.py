@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..._checked import checked
-from ..._checks import as_float, concrete, integer, real
+from ..._checks import as_float, check_precision, concrete, integer, real
 from ..flow import Flow
 from .decoder import Decoder
 
@@ -34,9 +34,11 @@ def backprop_coefficients(
         ι_n = q₁ (1 − E'_nn) − q₀ Σ_{k≠n} E'_kn,   β_nn' = q₁ E'_nn' − q₀ (1 − Σ_{k≠n} E'_kn')
 
     with `E' = I − (I+E)⁻¹`, `q₁ = M/(M−1)`, `q₀ = −M/(M−1)²`. Source: Theorem 1, whose eq. 88 prints `+ q₀(1 + Σ…)`.
-    **Raises** `ValueError` for features that are linearly dependent, which inside `jit` give NaN or huge numbers.
+    **Raises** `ValueError` for fewer outputs than classes or than two, and for features that are linearly dependent,
+    which inside `jit` give NaN or huge numbers.
     """
-    integer("outputs", outputs, least=2)
+    integer("outputs", outputs, least=max(2, len(f)))
+    check_precision("f", f)
     check_independent("f", f)
     q1, q0 = outputs / (outputs - 1), -outputs / (outputs - 1) ** 2
     eye = jnp.eye(f.shape[0], dtype=f.dtype)
