@@ -211,7 +211,7 @@ def test_integers_that_do_not_fit_are_refused_rather_than_wrapped():
 def test_an_infinite_number_is_told_that_it_must_be_finite():
     with pytest.raises(ValueError, match="rate must be finite and above 0, got inf"):
         real("rate", np.inf, above=0)
-    with pytest.raises(ValueError, match="rate must be above 0, got -1.0"):
+    with pytest.raises(ValueError, match=r"rate must be above 0, got -1.0"):
         real("rate", -1.0, above=0)
 
 
@@ -240,5 +240,5 @@ def test_keys_are_one_or_several(key, keys, ok):
     call = lambda: _drawn(key(), keys and keys())
     if ok:
         return call()
-    with pytest.raises(ValueError, match="must be (one key|keys), as jax.random"):
+    with pytest.raises(ValueError, match=r"must be (one key|keys), as jax.random"):
         call()

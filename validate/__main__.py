@@ -158,7 +158,8 @@ def verify(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--corpus") from error
     jax.config.update("jax_enable_x64", not x32)
-    jobs = jobs or (2 if jax.default_backend() == "cpu" and len(chosen) > 1 else 1)
+    own = all(claim in BUILT_IN for claim in chosen)  # somebody else's may end the process it runs in
+    jobs = jobs or (2 if _backend() == "cpu" and (len(chosen) > 1 or not own) else 1)
     try:
         setting = Setting(scale, seed, text, corpus_name)
     except ValueError as error:
@@ -171,14 +172,13 @@ def verify(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more)
             click.echo(report.line(record))
             bar.update()
 
-        try:
-            records = run_claims(
-                chosen, setting, out=out, resume=resume, jobs=jobs, time_limit=time_limit, on_record=show
-            )
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
-        except KeyboardInterrupt as error:
-            stopped(error, f"Finished claims are in {out}; --resume goes on from there.")
+        with _interruptible(f"Finished claims are in {out}; --resume goes on from there."):
+            try:
+                records = run_claims(
+                    chosen, setting, out=out, resume=resume, jobs=jobs, time_limit=time_limit, on_record=show
+                )
+            except ValueError as error:
+                raise click.UsageError(str(error)) from error
     click.echo(f"\n{report.summary(records)}\nReport: {out / 'report.html'}")
     sys.exit(0 if all(record["passed"] for record in records) else 1)
 
@@ -232,10 +232,9 @@ def sweep(name, axes, out, batch_size, devices, scale, corpus, x32, coordinator,
     jax.config.update("jax_enable_x64", not x32)
     with contextlib.suppress(RuntimeError):  # JAX is running already, or XLA_FLAGS has said how many
         jax.config.update("jax_num_cpu_devices", devices or os.cpu_count() or 1)
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator is not None:
-        jax.distributed.initialize(coordinator, processes, process)
+    if coordinator is not None:
+        _join(*((None, None, None) if coordinator == "auto" else (coordinator, processes, process)))
+    _backend()
     first = jax.process_index() == 0
     with _interruptible(f"The same command goes on from what is in {out}."):
         try:
@@ -338,8 +337,25 @@ def train(out, resume, corpus, **options) -> None:
     status: 0, 1 when the loss diverged, 2 on bad arguments, 3 when a file can't be written or the program fails, 130
     and 143 when it is interrupted or terminated.
     """
+    _backend()
     with _interruptible(f"--resume goes on from the newest checkpoint in {out}."):
         sys.exit(0 if pretrain(out, resume, corpus, **options) else 1)
+
+
+def _backend() -> str:
+    """Starts JAX."""
+    try:
+        return jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        raise click.UsageError(f"JAX finds no device (JAX_PLATFORMS={wanted}): {_brief(error)}") from error
+
+
+def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise click.BadParameter(f"cannot join the others: {_brief(error)}", param_hint="--coordinator") from error
 
 
 def _choose(claims: Sequence[Claim], names: Iterable[str]) -> list[Claim]:
@@ -358,7 +374,9 @@ def _all_claims(modules: Iterable[str]) -> list[Claim]:
     for point in entry_points(group="traindyn.claims"):
         try:
             claims += _as_claims(point.load())
-        except (Exception, SystemExit) as error:  # somebody else's package must not end every command
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # somebody else's package must not end every command
             click.echo(f"Warning: the claims of {point.value} are left out: {_brief(error)}", err=True)
     for name in modules:
         claims += _claims_of(name)
@@ -381,7 +399,9 @@ def _claims_of(name: str) -> Sequence[Claim]:
         else:
             module = importlib.import_module(name)
         return _as_claims(module.CLAIMS)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit, and what test libraries raise
         raise click.BadParameter(f"cannot take claims from {name}: {_brief(error)}", param_hint="--claims") from error
 
 

@@ -2,7 +2,7 @@
 
 A process that crashes, is killed or takes too long costs its own task; another one takes its place. The processes end
 with their parent, however that ends, and leave an interrupt from the keyboard to it. What a task itself has started
-ends with its process.
+ends with its process, unless it has made a session of its own.
 """
 
 import collections
@@ -22,14 +22,19 @@ from typing import Any
 
 import jax
 
-SETTINGS = (  # those that decide a number, and those of the cache
+DECISIVE = (  # JAX's settings that decide a number, or whether there is one
     "jax_enable_x64",
     "jax_default_prng_impl",
     "jax_default_matmul_precision",
     "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
     "jax_threefry_partitionable",
     "jax_disable_jit",
     "jax_debug_nans",
+    "jax_debug_infs",
+)
+SETTINGS = (  # what a process takes over from its parent
+    *DECISIVE,
     "jax_platforms",
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
@@ -37,6 +42,7 @@ SETTINGS = (  # those that decide a number, and those of the cache
 )
 BEGUN = "begun"
 GRACE = 2.0  # seconds that a process without tasks has to end by itself
+LOOKS_EVERY = 1.0  # second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,10 +110,11 @@ def _that_have_news(workers: list["_Worker"]) -> list["_Worker"]:
     """Waits for an answer, a death, or a time limit; without processes there is nothing to wait for."""
     if not workers:
         return []
-    deadline = min((worker.deadline for worker in workers), default=float("inf"))
-    rest = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
-    ready = wait([worker.pipe for worker in workers], rest)
-    return [worker for worker in workers if worker.pipe in ready or worker.deadline <= time.monotonic()]
+    rest = min(worker.deadline for worker in workers) - time.monotonic()
+    ready = wait([worker.pipe for worker in workers], min(max(0.0, rest), LOOKS_EVERY))
+    # A death does not show in the pipe if a child that the task has started holds the other end.
+    has_news = lambda one: one.pipe in ready or one.deadline <= time.monotonic() or not one.process.is_alive()
+    return [worker for worker in workers if has_news(worker)]
 
 
 class _Worker:
@@ -134,11 +141,14 @@ class _Worker:
     def answer(self) -> Any:
         """The result, a `Lost`, or `BEGUN`. Raises what the function raised."""
         seconds = time.monotonic() - self.begun
-        if not self.pipe.poll():
-            self.kill()
-            return Lost(f"it took longer than the time limit of {self.time_limit:g} s", seconds)
         try:
-            result, error = self.pipe.recv()
+            if self.pipe.poll():
+                result, error = self.pipe.recv()
+            elif self.deadline <= time.monotonic():
+                self.kill()
+                return Lost(f"it took longer than the time limit of {self.time_limit:g} s", seconds)
+            else:
+                raise EOFError
         except (EOFError, OSError):
             self.kill()  # what it has started
             self.process.join()
@@ -163,9 +173,8 @@ class _Worker:
     def end(self) -> None:
         self.pipe.close()
         self.process.join(GRACE)
-        if self.process.is_alive():
-            self.kill()
-            self.process.join()
+        self.kill()  # itself, if it has not ended, and what it has started
+        self.process.join()
 
 
 def _how_it_ended(exitcode: int) -> str:
@@ -217,6 +226,8 @@ def _serve(pipe: Connection, function: Callable[..., Any], options: dict[str, An
         pipe.send((BEGUN, None))
         try:
             answer = function(*task), None
+        except KeyboardInterrupt:  # the task's own: this process sees none from the keyboard
+            answer = Lost("it raised KeyboardInterrupt"), None
         except Exception as error:
             answer = None, error
         jax.clear_caches()  # else a process grows by what each of its tasks compiled

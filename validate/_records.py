@@ -1,19 +1,25 @@
 """What claims found, on disk: `results.json`, which several runs and processes may share."""
 
 import ast
+import contextlib
 import functools
 import hashlib
-import inspect
 import json
 import platform
+import sys
+import sysconfig
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import version
+from importlib.util import resolve_name
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 
 from .. import _files
+from . import _pool
 from .claim import Claim, Setting
 
 Record = dict[str, Any]
@@ -28,15 +34,28 @@ def versions() -> dict[str, str]:
 
 
 def key_of(claim: Claim, setting: Setting) -> str:
-    """A digest of all that decides a result: the setting, the text of the corpus, the code of the claim and of this
-    library, the versions of the others, and the device."""
-    parts = [setting.scale, setting.seed, str(setting.dtype), setting.corpus_digest, claim.name, _code_of(claim)]
-    parts.append(jax.devices()[0].device_kind)
-    return _digest(json.dumps([*parts, _library(), versions()]))
+    """A digest of all that decides a result: the setting, the text of the corpus, the claim with its code and that of
+    this library, the versions of the others, JAX's settings and the device.
+
+    Empty for a claim made by a function, in a notebook, or otherwise not found again under its name: nothing tells
+    what such a claim holds, so that it is never taken from an earlier run.
+    """
+    if not _pool.can_be_sent(claim):
+        return ""
+    texts = [claim.name, claim.paper, claim.kind, claim.statement, claim.source, claim.control, *claim.assumptions]
+    conditions = [setting.scale, setting.seed, str(setting.dtype), setting.corpus_digest]
+    settings = {name: str(getattr(jax.config, name)) for name in _pool.DECISIVE}
+    device = jax.devices()[0].device_kind
+    return _digest(json.dumps([texts, conditions, _code_of(claim), _library(), versions(), settings, device]))
 
 
 def _digest(text: str | bytes) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text).hexdigest()[:32]
+
+
+def digest_of(path: Path) -> str:
+    """Of a file's content; empty if there is none."""
+    return _digest(path.read_bytes()) if path.is_file() else ""
 
 
 @functools.cache
@@ -52,47 +71,76 @@ def _rooms() -> list[Path]:
 
 
 def _code_of(claim: Claim) -> str:
-    """The file that defines a claim, and those that it imports from beside it; where there is no file, as in a
-    notebook, the function itself. Code that is installed elsewhere counts only if its version is among `versions`."""
-    check = inspect.unwrap(claim.check)
+    """Of the file that defines a claim and all that its imports reach, what is installed left out: its version counts
+    if it is among `versions`. Code only, no data that the code reads; of a script, its arguments too."""
+    first = claim.check.__module__
+    found: dict[str, str] = {}
+    open_names = [first]
+    while open_names:
+        name = open_names.pop()
+        file = _file_of(name)
+        if name in found or (file is not None and name != first and _installed(file)):
+            continue
+        found[name] = "" if file is None else _digest(file.read_bytes())
+        open_names += [] if file is not None and _installed(file) else _reached(name, file)
+    return _digest(json.dumps([sorted(found.items()), sys.argv if first == "__main__" else []]))
+
+
+def _file_of(name: str) -> Path | None:
+    """The source of a module, loaded or not; none for what has no source."""
+    loaded = sys.modules.get(name)
+    spec = None if loaded else _spec_of(name)
+    found = getattr(loaded, "__file__", None) if loaded else spec and spec.origin
+    path = Path(found) if found else None
+    return path.resolve() if path is not None and path.suffix == ".py" and path.is_file() else None
+
+
+def _spec_of(name: str) -> ModuleSpec | None:
+    """Where Python would find a module, without importing the packages around it."""
+    around = name.rpartition(".")[0]
+    if not around:
+        return PathFinder.find_spec(name)
+    package = _spec_of(around)
+    places = package and package.submodule_search_locations
+    return PathFinder.find_spec(name, places) if places else None
+
+
+def _installed(file: Path) -> bool:
+    """Whether a file is part of this library, of Python, or of a package that pip has installed."""
+    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return any(file.is_relative_to(place) for place in (_PACKAGE.resolve(), *_rooms(), *map(_resolved, places)))
+
+
+def _resolved(place: str) -> Path:
+    return Path(place).resolve()
+
+
+def _reached(name: str, file: Path | None) -> set[str]:
+    """The modules that a module names in its imports, anywhere in its text, and those it holds things of."""
+    module = sys.modules.get(name)
+    held = (
+        {
+            thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
+            for thing in vars(module).values()
+        }
+        if module
+        else set()
+    )
+    reached = {thing for thing in held if isinstance(thing, str)} - {name}
+    package = name if file is not None and file.name == "__init__.py" else name.rpartition(".")[0]
     try:
-        file = Path(inspect.getsourcefile(check) or "")
-    except TypeError:
-        return _digest(repr(check))
-    if not file.is_file():
-        code = check.__code__
-        return _digest(code.co_code + repr((code.co_consts, code.co_names)).encode())
-    if any(file.resolve().is_relative_to(room) for room in (_PACKAGE.resolve(), *_rooms())):
-        return claim.name  # its file is part of the library
-    return _digest(b"".join(place.read_bytes() for place in _with_imports(file.resolve())))
-
-
-def _with_imports(file: Path) -> list[Path]:
-    """A file and all that its imports reach in its folder; if that is a package, every file of it. Read off the text:
-    which modules are loaded at the moment differs between processes."""
-    root = file.parent
-    while (root / "__init__.py").is_file() and root != root.parent:
-        root = root.parent
-    if root != file.parent:
-        return sorted((root / file.relative_to(root).parts[0]).rglob("*.py"))
-    found, open_files = {file}, [file]
-    while open_files:
-        for name in _imported(open_files.pop()):
-            places = {root / f"{name}.py"} if (root / f"{name}.py").is_file() else {*(root / name).rglob("*.py")}
-            open_files += places - found
-            found |= places
-    return sorted(found)
-
-
-def _imported(file: Path) -> set[str]:
-    """The first part of each name that a file imports."""
-    try:
-        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+        nodes = list(ast.walk(ast.parse(file.read_bytes()))) if file is not None else []
     except (SyntaxError, ValueError):
-        return set()
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-    return {name.split(".")[0] for name in names}
+        nodes = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            reached |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            with contextlib.suppress(ImportError):
+                source = resolve_name("." * node.level + (node.module or ""), package)
+                reached |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+    parents = {one.rsplit(".", i)[0] for one in reached for i in range(1, one.count(".") + 1)}
+    return reached | parents
 
 
 def seal(record: Record) -> Record:
@@ -119,7 +167,7 @@ def read(folder: Path) -> list[Record]:
         identities = [tuple(record[name] for name in IDENTITY) for record in records]
         if len(set(identities)) < len(identities):
             raise ValueError("it has two records of one claim")
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, RecursionError) as error:
         raise ValueError(
             f"{path} must be as traindyn wrote it, but is damaged or of an earlier version ({error}): move it away or "
             "delete it, and its claims are checked again."
@@ -161,5 +209,5 @@ def places(folder: Path, claims: Sequence[Claim], setting: Setting) -> dict[str,
             if not owner.exists():
                 place.mkdir(parents=True, exist_ok=True)
                 _files.write(owner, label)
-            found[claim.name] = place if owner.read_text() == label else place / label
+            found[claim.name] = place if owner.read_text(errors="replace") == label else place / label
     return found

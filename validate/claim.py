@@ -361,8 +361,8 @@ def heatmap(
     Cells are drawn of equal size, whatever the spacing of the axes. `limits` fixes the colour scale, so that maps side
     by side compare; `log="z"` makes it logarithmic.
 
-    **Raises** `ValueError` for two axes of one label, values that are no numbers or do not fit, labels that are no texts
-    or hold null characters, and limits that are not two finite numbers in order, above zero if logarithmic.
+    **Raises** `ValueError` for two axes of one label, and for values that are no numbers or do not fit. Labels must be
+    texts without null characters, `limits` two finite numbers in order, above zero on a logarithmic scale.
     """
     _check_text("title", title), _check_label("z_label", z_label)
     (x_name, x_values), (y_name, y_values) = _axis("x", x, words=True), _axis("y", y, words=True)
@@ -401,10 +401,9 @@ class Setting:
 
     def __post_init__(self):
         choice("scale", self.scale, ("smoke", "laptop", "paper"))
-        integer("seed", self.seed, least=0, most=2**63 - 1)
+        object.__setattr__(self, "seed", integer("seed", self.seed, least=0, most=2**63 - 1))
         for name in ("corpus", "corpus_name"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a string, got {describe(getattr(self, name))}.")
+            _check_text(name, getattr(self, name))
 
     @property
     def corpus_digest(self) -> str:

@@ -27,6 +27,7 @@ def read_corpus(path: Path | str | None = None) -> tuple[str, str]:
         raise ValueError(f"path must be that of UTF-8 text; {str(path)!r} is none at byte {error.start}.") from error
     if "\0" in text:
         raise ValueError(f"path must be that of a text file; {str(path)!r} holds null characters, as binary files do.")
-    if not text.strip():
+    text = text.lstrip("\ufeff")  # a second mark
+    if not any(letter.isprintable() and not letter.isspace() for letter in text):
         raise ValueError(f"path must be that of a text file; {str(path)!r} is empty.")
-    return text, Path(path).name
+    return text, Path(path).name.encode("utf-8", "replace").decode()

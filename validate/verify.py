@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import time
 import traceback
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import jax
+import matplotlib
 import numpy as np
 import xarray as xr
 
@@ -21,6 +23,7 @@ from ._records import Record
 from .claim import Claim, Evidence, Row, Setting, Verdict
 
 LONGEST_FAILURE = 20_000  # characters
+FILES = ("evidence.npz", "figure.png")  # of each claim
 
 
 @checked
@@ -43,10 +46,12 @@ def verify(
       for each, and at the end, also of an interrupted run, `report.html`. Records of other claims and settings that
       the folder has stay there; the report has all those of this setting.
     - `resume`: takes a claim from `results.json` if it was checked at this scale, seed, precision and corpus, by the
-      same code and versions. The rest is checked again; a warning names claims whose code or versions have changed.
-    - `jobs`: claims checked at a time, each in a process of its own. A claim that another process can't be given
-      (one made by a function, say) is checked here after the others. Figures agree between processes to rounding:
-      XLA's number of threads may change the 13th digit.
+      same code, versions and settings of JAX, and if its files are as they were. The rest is checked again, and so are
+      claims made by a function or in a notebook; a warning names claims whose code or versions have changed.
+    - `jobs`: claims checked at a time, each in a process of its own. With 1 they are checked in this process, which a
+      claim that crashes ends. A claim that another process can't be given (one made by a function, say) is checked
+      here after the others. Figures agree between processes to rounding: XLA's number of threads may change the 13th
+      digit.
     - `time_limit`: seconds for each claim. It needs a process for each, even with one job.
     - `on_record`: called with each record as it is found.
 
@@ -57,8 +62,11 @@ def verify(
     integer("jobs", jobs, least=1)
     if time_limit is not None:
         real("time_limit", time_limit, above=0)
-    folder = None if out is None else Path(out)
-    done = {} if folder is None else _finished(folder, claims, setting, resume)
+    if resume and out is None:
+        raise ValueError("resume would be ignored: out is not given.")
+    folder = None if out is None else _files.folder("out", out)
+    keys = {claim.name: _records.key_of(claim, setting) for claim in claims}
+    done = {} if folder is None else _finished(folder, keys, setting, resume)
     records: dict[str, Record] = {}
 
     def found(record: Record) -> None:
@@ -72,11 +80,11 @@ def verify(
         places = dict.fromkeys(claim.name for claim in claims)
         if folder is not None:
             places = _records.places(folder, [claim for claim in claims if claim.name not in done], setting)
-        tasks = [(claim, setting, places[claim.name]) for claim in claims if claim.name not in done]
+        tasks = [(claim, setting, keys[claim.name], places[claim.name]) for claim in claims if claim.name not in done]
         with contextlib.closing(_checked_records(tasks, jobs, time_limit)) as checked_records:
             for record in checked_records:
                 if folder is not None:
-                    _records.merge(folder, [record])
+                    _keep(folder, record, records)
                 found(record)
     finally:
         if folder is not None and records:
@@ -98,7 +106,16 @@ def _all_claims(claims: Iterable[Claim]) -> list[Claim]:
     return claims
 
 
-def _finished(folder: Path, claims: list[Claim], setting: Setting, resume: bool) -> dict[str, Record]:
+def _keep(folder: Path, record: Record, before: dict[str, Record]) -> None:
+    """On disk. Somebody may have spoiled `results.json` meanwhile; what this call has found is written all the same."""
+    try:
+        _records.merge(folder, [record])
+    except ValueError:
+        warnings.warn(f"results.json can't be read; it is now {_records.set_aside(folder)}.", stacklevel=4)
+        _records.merge(folder, [*before.values(), record])
+
+
+def _finished(folder: Path, keys: dict[str, str], setting: Setting, resume: bool) -> dict[str, Record]:
     """The records that need no check, by name. Makes sure that the folder can be written and read."""
     _files.check_writable(folder, "results.json", "report.html")
     try:
@@ -110,15 +127,19 @@ def _finished(folder: Path, claims: list[Claim], setting: Setting, resume: bool)
         return {}
     if not resume:
         return {}
-    keys = {claim.name: _records.key_of(claim, setting) for claim in claims}
     mine = {record["name"]: record for record in kept if _same_setting(record, setting) and record["name"] in keys}
-    changed = sorted(name for name, record in mine.items() if record["key"] != keys[name] and not record["failure"])
+    done = {name: record for name, record in mine.items() if not record["failure"]}
+    changed = sorted(name for name, record in done.items() if record["key"] != keys[name])
     if changed:
         warnings.warn(
-            f"checked again because their code, the library, versions or the device have changed: {', '.join(changed)}",
+            "checked again because their code, the library, versions, JAX's settings or the device have changed, or "
+            f"can't be told: {', '.join(changed)}",
             stacklevel=3,
         )
-    return {name: record for name, record in mine.items() if record["key"] == keys[name] and not record["failure"]}
+    whole = lambda record: all(
+        _records.digest_of(folder / record["folder"] / f) == d for f, d in record["files"].items()
+    )
+    return {n: record for n, record in done.items() if keys[n] and record["key"] == keys[n] and whole(record)}
 
 
 def _same_setting(record: Record, setting: Setting) -> bool:
@@ -142,7 +163,7 @@ def _of_setting(folder: Path, setting: Setting) -> list[Record]:
 
 
 def _checked_records(
-    tasks: list[tuple[Claim, Setting, Path | None]], jobs: int, time_limit: float | None
+    tasks: list[tuple[Claim, Setting, str, Path | None]], jobs: int, time_limit: float | None
 ) -> Generator[Record, None, None]:
     """Each record as it is found."""
     apart = [task for task in tasks if (jobs > 1 or time_limit is not None) and _pool.can_be_sent(task[0])]
@@ -156,7 +177,7 @@ def _checked_records(
     with contextlib.closing(running):
         for number, record in running:
             if isinstance(record, _pool.Lost):
-                claim, setting, _ = apart[number]
+                claim, setting, *_ = apart[number]
                 record = record_of(claim, Evidence({}, {}), setting, record.seconds, record.reason)
             yield record
     for task in here:
@@ -165,12 +186,17 @@ def _checked_records(
             jax.clear_caches()  # else memory grows by what each claim compiled
 
 
-def _check(claim: Claim, setting: Setting, place: Path | None) -> Record:
-    """Whatever a claim does wrong is in its record; only an interrupt goes on."""
+def _check(claim: Claim, setting: Setting, key: str, place: Path | None) -> Record:
+    """Whatever a claim does wrong is in its record; only an interrupt goes on. `key` is from before the check: if the
+    code has changed since, nothing tells which was run, and the record has none."""
     start = time.perf_counter()
+    if place is not None:
+        for name in FILES:  # of an earlier check, which a failure would otherwise show
+            (place / name).unlink(missing_ok=True)
     try:
         evidence = _measured(claim, setting)
-        record = record_of(claim, evidence, setting, time.perf_counter() - start)
+        same = key and key == _records.key_of(claim, setting)
+        record = record_of(claim, evidence, setting, time.perf_counter() - start, key=key if same else "")
         json.dumps(record, allow_nan=False, ensure_ascii=False).encode()
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)
@@ -178,7 +204,9 @@ def _check(claim: Claim, setting: Setting, place: Path | None) -> Record:
             _files.write(place / "evidence.npz", lambda f: np.savez_compressed(f, allow_pickle=False, **arrays))
             picture = report.figure(evidence.panels, claim.name)
             _files.write(place / "figure.png", lambda f: picture.savefig(f, dpi=100, format="png"))
-            record = _records.seal(record | {"folder": place.relative_to(_out_of(place, claim)).as_posix()})
+            kept = {"folder": place.relative_to(_out_of(place, claim)).as_posix()}
+            kept |= {"files": {name: _records.digest_of(place / name) for name in FILES}}
+            record = _records.seal(record | kept)
         return record
     except KeyboardInterrupt:
         raise
@@ -191,11 +219,16 @@ def _check(claim: Claim, setting: Setting, place: Path | None) -> Record:
 
 
 def _measured(claim: Claim, setting: Setting) -> Evidence:
-    x64 = jax.config.read("jax_enable_x64")
+    """The settings that a claim changes are its own: the record, and the claims after it, have those of before."""
+    before = {name: getattr(jax.config, name) for name in _pool.DECISIVE}
+    folder = Path.cwd()
     try:
-        evidence = claim.check(setting)
+        with np.errstate(), warnings.catch_warnings(), matplotlib.rc_context():
+            evidence = claim.check(setting)
     finally:
-        jax.config.update("jax_enable_x64", x64)  # the record, and the claims after it, are in the precision asked for
+        os.chdir(folder)
+        for name in [one for one, value in before.items() if getattr(jax.config, one) != value]:
+            jax.config.update(name, before[name])
     if not isinstance(evidence, Evidence):
         raise TypeError(f"a check must return Evidence(rows=..., control=...), got {describe(evidence)}.")
     return evidence
@@ -206,10 +239,12 @@ def _out_of(place: Path, claim: Claim) -> Path:
 
 
 def _concerns(error: OSError, place: Path) -> bool:
-    return error.filename is not None and Path(error.filename).is_relative_to(place)
+    return isinstance(error.filename, str) and Path(error.filename).is_relative_to(place)
 
 
-def record_of(claim: Claim, evidence: Evidence, setting: Setting, seconds: float, failure: str = "") -> Record:
+def record_of(
+    claim: Claim, evidence: Evidence, setting: Setting, seconds: float, failure: str = "", key: str = ""
+) -> Record:
     """Everything that table and report say of one claim.
 
     `passed` is true when every row holds and every row of the control is refuted: a check whose control is not
@@ -244,8 +279,9 @@ def record_of(claim: Claim, evidence: Evidence, setting: Setting, seconds: float
         "errata": [dataclasses.asdict(erratum) for erratum in evidence.errata],
         "corpus": setting.corpus_name,
         "corpus_digest": setting.corpus_digest,
-        "folder": claim.name,
-        "key": _records.key_of(claim, setting),
+        "folder": "",
+        "files": {},
+        "key": key,
         "failure": failure.encode("utf-8", "replace").decode()[:LONGEST_FAILURE],
     }
     return _records.seal(record)

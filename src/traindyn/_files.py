@@ -5,9 +5,19 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import filelock
+
+from ._checks import describe
+
+
+def folder(name: str, path: Any) -> Path:
+    """`path` as an absolute one, which stays the same if somebody changes the working folder. Raises `ValueError` for
+    what is no path."""
+    if not isinstance(path, str | Path) or "\0" in str(path):
+        raise ValueError(f"{name} must be the path of a folder, got {describe(path)}.")
+    return Path(path).absolute()
 
 
 class FolderInUse(ValueError):

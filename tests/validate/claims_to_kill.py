@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 from traindyn.validate import Evidence, Setting, claim, identity
 
@@ -17,6 +18,18 @@ def _make(name: str, seconds: float):
             os.kill(os.getpid(), signal.SIGKILL)
         if name == "exits":
             raise SystemExit(0)
+        if name == "interrupts":
+            raise KeyboardInterrupt
+        if name == "exits_hard":
+            os._exit(0)
+        if name == "leaves" and (child := os.fork()) == 0:  # a child that outlives it
+            time.sleep(600.0)
+        if name == "leaves":
+            Path("child").write_text(str(child))
+        if name == "forked" and os.fork() == 0:  # a child that has its pipe, and holds it when it is killed
+            time.sleep(600.0)
+        if name == "forked":
+            os.kill(os.getpid(), signal.SIGKILL)
         return Evidence({"row": identity(setting.rng.normal(), 9.0)}, {"wrong": identity(50.0, 9.0)})
 
     check.check.__qualname__ = name  # as which another process finds it
@@ -25,4 +38,5 @@ def _make(name: str, seconds: float):
 
 one, two, three, four = (_make(name, 0.3) for name in ("one", "two", "three", "four"))
 killed, exits, endless = _make("killed", 0.0), _make("exits", 0.0), _make("endless", 600.0)
+interrupts, exits_hard, leaves, forked = (_make(name, 0.0) for name in ("interrupts", "exits_hard", "leaves", "forked"))
 CLAIMS = (one, two, three, four)

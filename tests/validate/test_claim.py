@@ -241,6 +241,7 @@ def test_the_smallest_integer_has_an_absolute_value():
         (lambda: heatmap("t", *CELLS, limits=(0, 1), log="z"), "limits must be .* above 0 for a logarithmic scale"),
         (lambda: Setting("huge"), "scale must be one of 'smoke', 'laptop', 'paper', got 'huge'"),
         (lambda: Setting(seed=2**70), "seed must be an integer of at least 0"),
+        (lambda: Setting(corpus_name="\udcff"), "corpus_name must be a string without lone surrogates"),
     ],
 )
 def test_bad_evidence_is_refused_where_it_is_made(make, message, as_users):
@@ -252,6 +253,7 @@ def test_setting_draws_the_same_for_the_same_seed():
     assert Setting(seed=3).rng.random() == Setting(seed=3).rng.random() != Setting(seed=4).rng.random()
     assert Setting("paper").pick(smoke=1, laptop=2, paper=3) == 3
     assert Setting().bound(1e-10, 1e-4) == 1e-10  # the tests run in float64
+    assert type(Setting(seed=np.int64(3)).seed) is int
 
 
 def test_heatmap_keeps_its_axes_words_and_limits():

@@ -93,22 +93,111 @@ def test_a_damaged_file_is_named_and_never_overwritten(tmp_path):
     assert json.loads(path.read_text())[0]["passed"] == record["passed"]
 
 
-def test_results_of_other_code_corpora_and_versions_are_not_resumed(tmp_path, monkeypatch):
-    seen = []
+SEEN = []  # by the claims below, which stand at the top of a module, as those that can be resumed do
 
-    @claim("x.words", **HEADER)
-    def words(setting):
-        seen.append(len(setting.corpus))
-        return Evidence({"row": identity(len(setting.corpus), 1e9)}, {"wrong": identity(5.0, 1.0)})
 
+@claim("x.words", **HEADER)
+def words(setting):
+    SEEN.append(len(setting.corpus))
+    return Evidence({"row": identity(len(setting.corpus), 1e9)}, {"wrong": identity(5.0, 1.0)})
+
+
+@claim("x.late", **HEADER)
+def late(setting):
+    SEEN.append("late")
+    return Evidence({"row": identity(0.1, 1.0)}, {"wrong": identity(5.0, 1.0)})
+
+
+@pytest.fixture
+def seen():
+    SEEN.clear()
+    return SEEN
+
+
+def test_results_of_other_code_corpora_versions_and_settings_are_not_resumed(tmp_path, monkeypatch, seen):
     short, long = (Setting("smoke", 0, text, "book.txt") for text in ("short", "a longer text"))
     run = lambda setting: verify([words], setting, out=tmp_path, resume=True)[0]["measured"]
     assert [run(short), run(short), run(long), run(short)] == [5, 5, 13, 5]
     assert seen == [5, 13], "one file name, two texts"
-    monkeypatch.setattr(_records, "versions", lambda: {"jax": "0.0"})
-    with pytest.warns(UserWarning, match="checked again because .* have changed: x.words"):
+    with jax.default_prng_impl("rbg"), pytest.warns(UserWarning, match="checked again because .* JAX's settings"):
         run(short)
-    assert seen == [5, 13, 5]
+    monkeypatch.setattr(_records, "versions", lambda: {"jax": "0.0"})
+    with pytest.warns(UserWarning, match=r"checked again because .*: x\.words"):
+        run(short)
+    assert seen == [5, 13, 5, 5]
+
+
+def test_files_that_were_lost_or_changed_are_made_again(tmp_path, seen):
+    run = lambda: verify([late], out=tmp_path, resume=True)
+    figure, arrays = (tmp_path / "x.late" / name for name in ("figure.png", "evidence.npz"))
+    run(), run()
+    figure.unlink()
+    run()
+    arrays.write_bytes(b"junk")
+    run(), run()
+    assert seen == ["late"] * 3 and figure.exists() and np.load(arrays).files == []
+
+
+def test_a_failure_shows_no_picture_of_another_run(tmp_path):
+    verify([make("x.a")], out=tmp_path)
+    verify([make("x.a", error=None)], out=tmp_path)
+    assert not (tmp_path / "x.a" / "figure.png").exists()
+    assert "data:image" not in (tmp_path / "report.html").read_text()
+    verify([make("x.a")], out=tmp_path)
+    verify([make("x.a", error=None)], Setting(seed=1), out=tmp_path)
+    assert "data:image" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("value", [1.0, 2.0])
+def test_what_a_claim_made_by_a_function_holds_is_never_taken_from_an_earlier_run(tmp_path, value):
+    verify([make("x.a", error=0.1)], out=tmp_path)
+    (record,) = verify([make("x.a", error=value)], out=tmp_path, resume=True)
+    assert record["measured"] == value
+
+
+def test_code_that_changes_while_it_is_checked_leaves_no_key(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "own_edited.py"
+    path.write_text(OWN.format(target=1).replace("    return", f"    open({str(path)!r}, 'a').write('#')\n    return"))
+    half = importlib.import_module("own_edited").half
+    (record,) = verify([half], out=tmp_path / "out")
+    assert record["passed"] and record["key"] == ""
+
+
+def test_settings_and_the_working_folder_are_those_of_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    @claim("x.changes", **HEADER)
+    def changes(setting):
+        jax.config.update("jax_default_prng_impl", "rbg")
+        np.seterr(all="raise")
+        os.chdir("/")
+        return Evidence({"row": identity(0.1, 1.0)}, {"wrong": identity(5.0, 1.0)})
+
+    before = jax.config.jax_default_prng_impl, np.geterr()
+    (record,) = verify([changes], out="rel")
+    assert record["passed"] and (tmp_path / "rel" / "x.changes" / "figure.png").exists()
+    assert (jax.config.jax_default_prng_impl, np.geterr()) == before and os.getcwd() == str(tmp_path)
+
+
+def test_a_finished_claim_is_written_though_the_others_records_were_spoiled(tmp_path):
+    @claim("x.spoils", **HEADER)
+    def spoils(setting):
+        (tmp_path / "results.json").write_text("[" * 100_000)
+        return Evidence({"row": identity(0.1, 1.0)}, {"wrong": identity(5.0, 1.0)})
+
+    with pytest.warns(UserWarning, match="can't be read"):
+        verify([make("x.first"), spoils], out=tmp_path)
+    assert [r["name"] for r in json.loads((tmp_path / "results.json").read_text())] == ["x.first", "x.spoils"]
+
+
+@pytest.mark.usefixtures("as_users")
+@pytest.mark.parametrize("out", [b"out", 3, "a\0b"])
+def test_bad_folders_are_named(out):
+    with pytest.raises(ValueError, match="out must be the path of a folder"):
+        verify([make("x.a")], out=out)
+    with pytest.raises(ValueError, match="resume would be ignored"):
+        verify([make("x.a")], resume=True)
 
 
 def test_a_change_in_what_a_claims_file_imports_is_a_change(tmp_path, monkeypatch):
@@ -123,6 +212,32 @@ def test_a_change_in_what_a_claims_file_imports_is_a_change(tmp_path, monkeypatc
     (tmp_path / "own_unused.py").write_text("OTHER = 2\n")
     assert _records.key_of(half, Setting()) == key == _records.key_of(half, Setting()), "loaded or not yet"
     (tmp_path / "own_deeper.py").write_text("TARGET = 2\n")
+    assert _records.key_of(half, Setting()) != key
+
+
+LAYOUTS = {  # the files beside the claims, and how those import what is in `helper`
+    "namespace": ("ns/helper.py", "ns/own_x.py", "from ns import helper"),
+    "relative": ("ns2/helper.py", "ns2/own_x.py", "from . import helper"),
+    "beside the package": ("helper3.py", "pk3/own_x.py", "import helper3 as helper"),
+    "by name": ("helper4.py", "own_4.py", "import importlib\nhelper = importlib.import_module('helper4')"),
+    "in a function": ("helper5.py", "own_5.py", "def later():\n    import helper5\n    return helper5"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_change_is_found_however_it_is_imported(layout, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    helper, own, line = LAYOUTS[layout]
+    for path in (tmp_path / helper, tmp_path / own):
+        path.parent.mkdir(exist_ok=True)
+    if own.startswith("pk3"):
+        (tmp_path / "pk3" / "__init__.py").write_text("")
+    (tmp_path / helper).write_text("TARGET = 1\n")
+    (tmp_path / own).write_text(line + "\n" + OWN.format(target=1))
+    half = importlib.import_module(own.removesuffix(".py").replace("/", ".")).half
+    key = _records.key_of(half, Setting())
+    assert key and key == _records.key_of(half, Setting())
+    (tmp_path / helper).write_text("TARGET = 2\n")
     assert _records.key_of(half, Setting()) != key
 
 
@@ -209,23 +324,21 @@ def test_infinite_figures_are_valid_json(tmp_path):
     assert record["measured"] == "inf" and record["verdict"] == "refuted"
 
 
-def test_an_interrupted_run_keeps_finished_claims_and_resume_goes_on(tmp_path):
-    calls = []
-
+def test_an_interrupted_run_keeps_finished_claims_and_resume_goes_on(tmp_path, seen):
     @claim("x.interrupt", **HEADER)
     def interrupt(setting):
         raise KeyboardInterrupt
 
-    first = make("x.first", calls=calls)
+    setting = Setting("smoke", 0, "short")
     with pytest.raises(KeyboardInterrupt):
-        verify([first, interrupt], out=tmp_path)
-    assert [r["name"] for r in json.loads((tmp_path / "results.json").read_text())] == ["x.first"]
-    assert "x.first" in (tmp_path / "report.html").read_text()
+        verify([words, interrupt], setting, out=tmp_path)
+    assert [r["name"] for r in json.loads((tmp_path / "results.json").read_text())] == ["x.words"]
+    assert "x.words" in (tmp_path / "report.html").read_text()
 
-    records = verify([first, make("x.second", calls=calls)], out=tmp_path, resume=True)
-    assert calls == ["x.first", "x.second"] and [r["name"] for r in records] == ["x.first", "x.second"]
-    verify([first], Setting(seed=1), out=tmp_path, resume=True)
-    assert calls[2:] == ["x.first"], "another seed is another run"
+    records = verify([words, late], setting, out=tmp_path, resume=True)
+    assert seen == [5, "late"] and [r["name"] for r in records] == ["x.words", "x.late"]
+    verify([words], Setting("smoke", 1, "short"), out=tmp_path, resume=True)
+    assert seen[2:] == [5], "another seed is another run"
 
 
 def test_resume_keeps_finished_claims_that_come_later_or_were_not_asked_for(tmp_path):
@@ -238,7 +351,7 @@ def test_resume_keeps_finished_claims_that_come_later_or_were_not_asked_for(tmp_
 def test_resume_runs_again_what_raised(tmp_path):
     calls = []
     verify([make("x.a", error=None, calls=calls)], out=tmp_path)
-    verify([make("x.a", calls=calls)], out=tmp_path, resume=True)
+    assert verify([make("x.a", calls=calls)], out=tmp_path, resume=True)[0]["passed"]
     assert calls == ["x.a", "x.a"]
 
 

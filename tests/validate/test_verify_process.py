@@ -90,6 +90,46 @@ def test_a_process_that_dies_or_takes_too_long_costs_its_own_claim(tmp_path, mon
     assert set(records(tmp_path)) == {r["name"] for r in found}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no fork")
+def test_children_of_claims_hold_nothing_up_and_stay_nowhere(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+    monkeypatch.chdir(tmp_path)
+    from claims_to_kill import exits_hard, forked, interrupts, leaves, one
+
+    from traindyn.validate import verify
+
+    found = verify([forked, interrupts, exits_hard, leaves, one], jobs=2, time_limit=1e300)
+    assert [r["verdict"] for r in found] == ["undecided", "undecided", "undecided", "holds", "holds"]
+    reasons = ("killed by signal 9", "raised KeyboardInterrupt", "exit status 0")
+    assert all(reason in r["failure"] for reason, r in zip(reasons, found, strict=False))
+    child = int((tmp_path / "child").read_text())
+    _, alive = psutil.wait_procs([psutil.Process(child)] if psutil.pid_exists(child) else [], timeout=5)
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_users_claim_can_not_end_the_program(tmp_path):
+    """With one claim, too: it has a process of its own."""
+    path = tmp_path / "hard.py"
+    path.write_text(
+        f"import sys\nsys.path.append({str(HERE)!r})\nfrom claims_to_kill import exits_hard\nCLAIMS = (exits_hard,)\n"
+    )
+    run = _command("verify", "slow", "--claims", str(path), "--out", str(tmp_path / "out"))
+    assert run.returncode == 1 and b"exit status 0" in run.stdout and b"0 of 1 claims hold" in run.stdout
+
+
+@pytest.mark.parametrize("text", ["class Skipped(BaseException): ...\nraise Skipped('no')", "raise SystemExit(0)"])
+def test_a_claims_file_that_ends_itself_is_a_bad_argument(text, tmp_path):
+    (tmp_path / "skips.py").write_text(text)
+    run = _command("list", "--claims", str(tmp_path / "skips.py"))
+    assert run.returncode == 2 and b"cannot take claims from" in run.stderr and b"Traceback" not in run.stderr
+
+
+def test_without_a_device_a_command_says_so():
+    for command in (("verify", "joma.erf_law"), ("sweep", "joma.LinearActivation"), ("train",)):
+        run = _command(*command, JAX_PLATFORMS="nowhere")
+        assert run.returncode == 2 and b"JAX finds no device" in run.stderr, run.stderr
+
+
 def test_a_time_limit_needs_claims_that_can_be_sent():
     from traindyn.validate import Evidence, claim, identity, verify
 
