@@ -121,7 +121,8 @@ def summary(records: Sequence[dict[str, Any]]) -> str:
 
 def _why(record: dict[str, Any]) -> str:
     if record["failure"]:
-        return "undecided: " + record["failure"].splitlines()[0]
+        lines = [line.strip() for line in record["failure"].split("Traceback")[0].splitlines() if line.strip()]
+        return f"undecided: {lines[-1] if lines else 'no reason was given'}"
     rows = [
         f"{r['name']}: {r['measured_text']}, needs {r['bound_text']}" for r in record["rows"] if r["verdict"] != "holds"
     ]
@@ -134,7 +135,7 @@ def html(records: Sequence[dict[str, Any]], folder: Path) -> str:
     pictures = {
         r["name"]: base64.b64encode(path.read_bytes()).decode()
         for r in records
-        if (path := folder / r["folder"] / "figure.png").exists()
+        if r["folder"] and (path := folder / r["folder"] / "figure.png").exists()
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_PAGE).render(records=records, pictures=pictures, summary=summary(records))

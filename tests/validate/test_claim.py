@@ -249,11 +249,15 @@ def test_bad_evidence_is_refused_where_it_is_made(make, message, as_users):
         make()
 
 
+@pytest.mark.usefixtures("as_users")
+def test_a_seed_of_numpy_is_pythons_own_in_the_record():
+    assert type(Setting(seed=np.int64(3)).seed) is int
+
+
 def test_setting_draws_the_same_for_the_same_seed():
     assert Setting(seed=3).rng.random() == Setting(seed=3).rng.random() != Setting(seed=4).rng.random()
     assert Setting("paper").pick(smoke=1, laptop=2, paper=3) == 3
     assert Setting().bound(1e-10, 1e-4) == 1e-10  # the tests run in float64
-    assert type(Setting(seed=np.int64(3)).seed) is int
 
 
 def test_heatmap_keeps_its_axes_words_and_limits():
