@@ -1,8 +1,13 @@
 """Checkpoints that tell whether they are whole, and of what run they are."""
 
 import errno
+import gc
 import hashlib
+import inspect
+import os
+import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,11 +36,12 @@ class Checkpoints:
 
         self.folder, self.orbax = folder.absolute(), ocp
         self.manager: Any = None  # made when all that is damaged is out of its way
+        self.hook = sys.unraisablehook
 
     def steps(self) -> list[int]:
-        """Those that are there, the newest first."""
+        """Those that are there under the names that they were saved by, the newest first."""
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+        return sorted((int(name) for name in names if re.fullmatch("[1-9][0-9]*", name)), reverse=True)
 
     def save(self, step: int, arrays: Mapping[str, Array], seals: Sequence[bytes]) -> None:
         """**Raises** `OSError` where it can't be written."""
@@ -58,6 +64,7 @@ class Checkpoints:
 
         **Raises** `Damaged` for one that can't be read or whose arrays are not those that were written.
         """
+        sys.unraisablehook = self._tell
         wanted = {**like, _SEAL: jax.ShapeDtypeStruct(((seals + 1) * _BYTES,), jnp.uint8)}
         try:
             with self.orbax.StandardCheckpointer() as files:  # the manager would trust in what the newest looks like
@@ -72,12 +79,22 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Moves a checkpoint to a folder beside, for its step to be saved again."""
-        place = self.folder.with_name(f"damaged-checkpoint-{step}")
+        place, number = self.folder.with_name(f"damaged-checkpoint-{step}"), 1
         shutil.rmtree(place, ignore_errors=True)
+        while os.path.lexists(place):  # as a file, which may be the user's
+            place, number = self.folder.with_name(f"damaged-checkpoint-{step}-{number}"), number + 1
         (self.folder / str(step)).rename(place)
         return place
 
+    def _tell(self, problem: Any) -> None:
+        """Passes over reads that end after the one that failed, when Orbax waits for them no longer."""
+        if str(problem.exc_value) != "Event loop is closed" and not inspect.iscoroutine(problem.object):
+            self.hook(problem)
+
     def close(self) -> None:
+        if sys.unraisablehook == self._tell:
+            gc.collect()  # of those reads
+            sys.unraisablehook = self.hook
         if self.manager is not None:
             self.manager.close()
 

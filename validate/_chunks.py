@@ -57,7 +57,7 @@ class Chunks:
                 raise ValueError("it names no sweep")
         except FileNotFoundError:
             return
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             self.damaged[folder / "sweep.json"] = _reason(error)
             return
         other = sorted(key for key in same.keys() | before.keys() if same.get(key) != before.get(key))

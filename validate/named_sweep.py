@@ -1,5 +1,6 @@
 """`traindyn sweep NAME`: a registered computation over axes given as text, saved and drawn."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -152,10 +153,12 @@ def sweep_claim(
     **Returns** a dataset over `seed` and, by name, the rows of the claim's evidence: `measured`, `bound`, `holds`; and
     over `seed` alone `passed`, whether all rows hold and the control is rejected, and `status`, 4 where it raised.
 
-    **Raises** `ValueError` for seeds that are no integers, negative, or beyond the integers of the moment.
+    **Raises** `ValueError` for seeds that are no integers, negative, or beyond the integers of the moment, and for an
+    `out` that holds the sweep of something else.
     """
     check_range("seed", seeds, least=0)
     seeds = whole_numbers("seed", seeds).tolist()
+    _take(out, claim)
     records = []
     for seed in seeds:
         at = Setting(setting.scale, int(seed), setting.corpus, setting.corpus_name)
@@ -175,6 +178,20 @@ def sweep_claim(
     return xr.Dataset(variables, {"row": rows, "seed": np.asarray(seeds)}, attributes)
 
 
+def _take(out: Path, claim: Claim) -> None:
+    """Writes into `sweep.json` whose sweep a folder holds, where a sweep of a subject has its own name of it."""
+    same, index = {"claim": claim.name}, out / "sweep.json"
+    try:
+        found = json.loads(index.read_bytes())["same"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or damaged
+        found = {} if any(out.glob("chunk-*.npz")) else same
+    if found != same:
+        raise ValueError(f"out={str(out)!r} holds another sweep: name another folder, or delete this one.")
+    if jax.process_index() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        write(index, json.dumps({"same": same}, indent=1))
+
+
 def save(found: xr.Dataset, picture: Figure, out: Path) -> None:
     """Writes `sweep.nc` and `figure.png`, each whole or not at all."""
     content = bytes(found.to_netcdf(engine="h5netcdf"))  # pyright: ignore[reportArgumentType]
@@ -184,7 +201,8 @@ def save(found: xr.Dataset, picture: Figure, out: Path) -> None:
 
 def figure(found: xr.Dataset, axes: Sequence[str]) -> Figure:
     """A panel a variable that has one number a lane: a line over one axis, a map over two, whose white line is the
-    bound. Over more axes, the median over those after the second. Lanes that are not well are left blank."""
+    bound. Over more axes, the median over those after the second. Lanes that are not well are left blank, and numbers
+    beyond 1e300, in which Matplotlib's own overflow."""
     names = [n for n, v in found.data_vars.items() if set(axes) == set(v.dims) and n != "status"]
     names = [n for n in names if found[n].attrs.get("label")] or names
     names = names[:MOST_PANELS]
@@ -195,7 +213,7 @@ def figure(found: xr.Dataset, axes: Sequence[str]) -> Figure:
     picture.suptitle(found.attrs.get("title", "") + (f", median over {', '.join(rest)}" if rest else ""))
     panels = picture.subplots(rows, columns, squeeze=False).ravel()
     for axis, name in zip(panels, names, strict=False):
-        values = found[name].where(found["status"].isin((0, 1, 2, 3)) & np.isfinite(found[name]))
+        values = found[name].where(found["status"].isin((0, 1, 2, 3)) & (np.abs(found[name]).astype(float) <= 1e300))
         values = values.median(rest) if rest else values
         label = found[name].attrs.get("label", "")
         axis.set_title(f"{name}\n{label}" if label else name, fontsize=9)
@@ -213,9 +231,10 @@ def claim_figure(found: xr.Dataset) -> Figure:
     """A panel a row: what was measured at each seed, and the bound."""
     rows = found["row"].values[:MOST_PANELS]
     columns = min(len(rows), 4) or 1
-    picture = Figure(figsize=(4.4 * columns, 3.2 * -(-len(rows) // columns)), layout="constrained")
+    lines = -(-len(rows) // columns) or 1  # where every seed raised there is no row
+    picture = Figure(figsize=(4.4 * columns, 3.2 * lines), layout="constrained")
     picture.suptitle(found.attrs["title"])
-    panels = picture.subplots(-(-len(rows) // columns), columns, squeeze=False).ravel()
+    panels = picture.subplots(lines, columns, squeeze=False).ravel()
     for axis, row in zip(panels, rows, strict=False):
         of_row = found.sel(row=row)
         axis.plot(found["seed"], of_row["measured"], "o")
@@ -250,20 +269,21 @@ def _draw_map(axis: Any, values: xr.DataArray, bound: float | None) -> None:
         axis.contour(values[x], values[y], values, levels=[bound], colors="white", linewidths=1.6)
     for which, name in (("x", x), ("y", y)):
         at = values[name].values
+        above = at[at > 0]
         if _geometric(at):
             getattr(axis, f"set_{which}scale")("log")
-        elif at.size > 3 and at.min() == 0 and at.max() > 20 * at[at > 0].min():
-            getattr(axis, f"set_{which}scale")("symlog", linthresh=at[at > 0].min())
+        elif at.size > 3 and at.min() == 0 and above.size and at.max() > 20 * above.min():
+            getattr(axis, f"set_{which}scale")("symlog", linthresh=above.min())
     axis.set(xlabel=str(x), ylabel=str(y))
 
 
 def _geometric(x: np.ndarray) -> bool:
-    return x.size > 2 and x.min() > 0 and np.allclose(np.diff(np.log(x.astype(float)), 2), 0, atol=1e-6)
+    return bool(x.size > 2 and x.min() > 0 and np.allclose(np.diff(np.log(x.astype(float)), 2), 0, atol=1e-6))
 
 
 def _decades(values: np.ndarray) -> float:
     finite = values[np.isfinite(values)]
-    return np.log10(finite.max() / finite.min()) if finite.size and finite.min() > 0 else 0.0
+    return float(np.log10(finite.max() / finite.min())) if finite.size and finite.min() > 0 else 0.0
 
 
 def all_devices() -> Mesh | None:

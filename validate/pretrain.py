@@ -40,6 +40,7 @@ from .corpus import read_corpus
 
 SIZES = {"tiny": LlamaConfig(vocabulary=256, width=64, hidden=172, layers=2, heads=4, length=64), **CONFIGS}
 LEARNING_RATES = {"galore": 0.01, "galore8bit": 0.01, "sgd": 0.1}  # the paper's, and 0.001 for the others
+MOST_STEPS = 2**31 - 1  # counted in 32 bits
 EVALUATED = 256  # windows of the held-out text, at most
 
 _evaluate = eqx.filter_jit(next_token_loss)
@@ -97,6 +98,7 @@ def pretrain(out: Path, resume: bool, corpus: Path | None, **given: Any) -> bool
     for part, number in (("", len(ids) - held), ("held-out tenth of the ", held)):
         if number <= plan.length:
             raise _bad("corpus", f"the {part}text has {number} tokens; --length {plan.length} needs {plan.length + 1}.")
+    _check_memory(plan)
     folder = _Folder(out, plan)
     folder.check(resume)  # before the model is made, and again when no other process can change it
     jax.config.update("jax_enable_x64", plan.dtype == "float64")
@@ -147,6 +149,7 @@ def _plan(given: dict[str, Any]) -> Plan:
     }
     filled: dict[str, Any] = {k: defaults.get(k) if value is None else value for k, value in given.items()}
     plan = Plan(**filled)
+    _check_numbers(plan)
     shortest = min(sizes.width, sizes.hidden)
     if plan.rank is not None and plan.rank > shortest:
         raise _bad("rank", f"must be at most {shortest}, the shorter side of the matrices, got {plan.rank}.")
@@ -159,6 +162,40 @@ def _plan(given: dict[str, Any]) -> Plan:
         if plan.batch % data:
             raise _bad("batch", f"must be a multiple of {data}, the data axis of --mesh, got {plan.batch}.")
     return plan
+
+
+def _check_numbers(plan: Plan) -> None:
+    """Counts fit into those of JAX, and rates into the dtype."""
+    for option in ("steps", "gap", "accumulate"):
+        if (getattr(plan, option) or 0) > MOST_STEPS:
+            raise _bad(option, f"must be at most {MOST_STEPS}, got {getattr(plan, option)}.")
+    if plan.steps * plan.accumulate > 2 * MOST_STEPS:
+        most = 2 * MOST_STEPS // plan.steps
+        raise _bad("accumulate", f"must be at most {most} with {plan.steps} steps, got {plan.accumulate}.")
+    kept = jnp.finfo(plan.dtype)
+    least, largest = float(kept.tiny), float(kept.max)
+    for option in ("learning_rate", "scale", "weight_decay", "clip"):
+        number = getattr(plan, option)
+        if number and not least <= number <= largest:
+            raise _bad(option, f"must be from {least:.3g} to {largest:.3g} in {plan.dtype}, got {number}.")
+
+
+def _check_memory(plan: Plan) -> None:
+    """XLA ends the process where there is not enough."""
+    a_window, memory = plan.length * plan.vocabulary * jnp.finfo(plan.dtype).bits // 8, _memory()
+    if memory is not None and plan.batch * a_window > memory:
+        most = f"at most {memory // a_window} for its logits to fit into {memory / 2**30:.0f} GiB"
+        raise _bad("batch", f"must be {most}, got {plan.batch}.")
+
+
+def _memory() -> int | None:
+    """Bytes of all devices, or of this machine if they are its CPU, where somebody says."""
+    try:
+        if jax.default_backend() == "cpu":
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return sum((device.memory_stats() or {})["bytes_limit"] for device in jax.local_devices()) * jax.process_count()
+    except (AttributeError, KeyError, ValueError, OSError):
+        return None
 
 
 class _Folder:
@@ -181,11 +218,13 @@ class _Folder:
             check_writable(self.out, *(path.name for path in files))
         except ValueError as error:
             raise _bad("out", str(error).removeprefix("out ")) from error
-        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
-        recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
-        parts = [path.name for path, there in ((self.metrics, recorded), (self.checkpoints, saved)) if there]
+        if os.path.lexists(self.checkpoints) and not self.checkpoints.is_dir():
+            raise _bad(
+                "out", f"must be a folder that can be written, got '{self.out}': {self.checkpoints} is no folder."
+            )
+        parts = self.parts()
         if not resume:
-            if self.config.exists():
+            if self.config.exists() and (parts or not self._left_behind()):
                 raise _bad(
                     "out", f"{self.out} holds a run already: --resume goes on with it, another folder starts a new one."
                 )
@@ -200,6 +239,21 @@ class _Folder:
             self._compare() if parts or self.config.exists() else ""
         )  # what was killed before its first step has nothing, and starts anew
 
+    def parts(self) -> list[str]:
+        """What the folder has of a run's steps."""
+        recorded = self.metrics.exists() and self.metrics.stat().st_size > 0
+        saved = self.checkpoints.is_dir() and any(self.checkpoints.iterdir())
+        return [path.name for path, there in ((self.metrics, recorded), (self.checkpoints, saved)) if there]
+
+    def _left_behind(self) -> bool:
+        """Whether `config.json` is that of a run which has no steps, because its process was killed or ran out of
+        memory, and nobody else's."""
+        try:
+            found = json.loads(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False
+        return isinstance(found, dict) and found.keys() == self.options.keys()
+
     def _compare(self) -> str:
         try:
             before = json.loads(self.config.read_text(encoding="utf-8"))
@@ -207,7 +261,7 @@ class _Folder:
                 raise ValueError("it holds no options")
         except FileNotFoundError:
             return "is missing"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             return f"is damaged ({error})"
         for option in sorted({*self.options, *before}):
             old, new = before.get(option), self.options.get(option)
@@ -272,7 +326,7 @@ class _Run:
             self._find(checkpoints)
             if lost:
                 self._recover(lost)
-            new = not self.folder.config.exists()
+            new = not self.folder.config.exists() or not self.folder.parts()
             if new:
                 self.folder.write_config()
             try:
@@ -361,8 +415,10 @@ class _Run:
                 found, (options, recorded) = checkpoints.load(step, like, seals=2)
                 if options != self.folder.digest:
                     raise Damaged("it is of a run with other options")
-                digest = hashlib.sha256(b"".join(_until(_records(self.folder.metrics), step)))
-                if digest.digest() != recorded:
+                records = _records(self.folder.metrics)
+                digest = hashlib.sha256(b"".join(_until(records, step)))
+                reached = any(record["step"] == step for _, record in records)  # no copy of an earlier one passes
+                if digest.digest() != recorded or not reached:
                     raise Damaged(_hole(self.folder.metrics, step))
             except Damaged as error:
                 wrong[step] = str(error)
@@ -449,7 +505,7 @@ def _records(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             record = json.loads(line)
             if not line.endswith(b"\n") or not isinstance(record["step"], int):
                 break
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
         found.append((line, record))
     return found

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jax.experimental import multihost_utils
-from jax.extend.core import jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike, Int, PyTree
 from tqdm import tqdm
@@ -39,6 +38,7 @@ STATUS = {
     "raised": 4,
 }
 MOST_LANES = 2**31 - 1  # lanes are counted in 32 bits
+_HARMLESS = ("equinox._errors.", "equinox.debug.", "equinox.internal.", "diffrax.")  # modules of callbacks
 _CHUNKS_A_CALL = 64  # what one call computes stays on the device until it returns
 
 
@@ -85,7 +85,8 @@ def sweep(
       slowest lane: lanes of like cost then share one.
     - `dims`: for a variable, the names of its own axes; `coords`, for such a name, its values.
     - `out`: a folder that keeps finished chunks. The same sweep with the same folder runs only the lanes it lacks, on
-      any number of devices and at any `batch_size`. Several processes need a folder that they share.
+      any number of devices and at any `batch_size`. Several processes need a folder that they share. A `fn` with
+      callbacks to Python can't have one: nobody can tell whether they still give the same numbers.
     - `progress`: shows a bar, at the cost of a return to Python at each chunk, as `out` does.
 
     **Returns** a dataset whose variables are the paths of the leaves of what `fn` returns (`value` for a bare array,
@@ -99,10 +100,11 @@ def sweep(
     The attribute `lane_efficiency` is there where a `Solution` tells its steps: those taken over those that every lane
     of a chunk waited for.
 
-    **Raises** `ValueError` for bad axes, names that clash, `dims` or `coords` that do not fit, an `out` that holds
-    another sweep; `SweepError` when anything else goes wrong after the first lanes, with the dataset so far.
+    **Raises** `ValueError` for bad axes, names that clash, `dims` or `coords` that do not fit, and a `cost` that is not
+    one real number. So too for an `out` that holds another sweep, or is given with callbacks. `SweepError`, with the
+    dataset so far, when anything else goes wrong after the first lanes.
     """
-    grid, own = _Grid(axes), _Own(dims, coords)
+    grid, own, folder = _Grid(axes), _Own(dims, coords), Path() if out is None else _path(out)
     if batch_size is not None:
         integer("batch_size", batch_size, least=1)
     if mesh is not None and not isinstance(mesh, Mesh):
@@ -115,16 +117,24 @@ def sweep(
     if out is None:
         _fill(results, lane, grid, cost, batch_size, mesh, progress, None, label)
     else:
-        if not isinstance(out, str | os.PathLike):
-            raise ValueError(f"out must be a path, got {describe(out)}.")
         if jax.process_index() == 0:
-            check_writable(Path(out), "sweep.json")
+            check_writable(folder, "sweep.json")
         lane, program = _traced(lane)
-        with _opened(Path(out), grid.fingerprints() | program, results) as chunks:
+        with _opened(folder, grid.fingerprints() | program, results) as chunks:
             _fill(results, lane, grid, cost, batch_size, mesh, progress, chunks, label)
     if not results.variables:
         raise SweepError(f"All {grid.number} lanes raised; the last one: {results.last_error}", label())
     return label()
+
+
+def _path(out: Any) -> Path:
+    try:
+        path = Path(out)
+    except TypeError as error:
+        raise ValueError(f"out must be a path, got {describe(out)}.") from error
+    if "\0" in str(path):
+        raise ValueError(f"out must be a path without null characters, got {describe(out)}.")
+    return path
 
 
 @contextlib.contextmanager
@@ -253,9 +263,8 @@ def _axis_values(name: str, value: Any) -> tuple[PyTree, int]:
         if isinstance(x, str) or (isinstance(x, np.ndarray) and x.dtype.kind not in "biufcV"):
             raise ValueError(f"axes: {name} must be numbers, keys or trees of them, got {describe(x)}.")
         given = np.asarray(x)
-        kept = np.asarray(as_array(name, x))
-        whole = given.dtype.kind in "iu" and not np.array_equal(given, kept)
-        if whole or (given.dtype.kind in "fc" and (np.isfinite(given) & ~np.isfinite(kept)).any()):
+        kept = np.asarray(as_array(f"axes: {name}", x))
+        if given.dtype.kind in "fc" and (np.isfinite(given) & ~np.isfinite(kept)).any():
             raise ValueError(f"axes: {name} must fit {kept.dtype}, the precision of the moment, got {describe(given)}.")
         return kept
 
@@ -282,7 +291,7 @@ class _Own(eqx.Module):
             if given is not None and not isinstance(given, Mapping):
                 raise ValueError(f"{name} must be a dictionary by names, got {describe(given)}.")
         self.dims = tuple((name, strings(f"dims[{name!r}]", own)) for name, own in (dims or {}).items())
-        self.coords = tuple((name, np.shape(values)) for name, values in (coords or {}).items())
+        self.coords = tuple((name, _coordinate(name, values).shape) for name, values in (coords or {}).items())
 
     def axes_of(self, name: str, leading: str, number: int) -> list[str]:
         """The axes of a variable after those of the sweep."""
@@ -305,7 +314,8 @@ class _Own(eqx.Module):
                 raise ValueError(f"fn returns {name!r}, which is the name of an axis or of the status.")
             own = self.axes_of(name, leading, x.ndim)
             for axis, size in zip(own, x.shape, strict=True):
-                if axis in labels or own.count(axis) > 1 or (axis in names and axis != leading):
+                taken = axis in labels or axis == "status" or (axis in names and axis != leading)
+                if taken or own.count(axis) > 1:
                     raise ValueError(f"dims must give {name} axes with names of their own, got {axis!r} in {own}.")
                 if sizes.setdefault(axis, size) != size:
                     raise ValueError(
@@ -321,6 +331,16 @@ class _Own(eqx.Module):
                 raise ValueError(f"coords[{name!r}] must have shape ({sizes[name]},), got {shape}.")
 
 
+def _coordinate(name: str, values: Any) -> np.ndarray:
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"coords[{name!r}] must be an array of values, got {describe(values)}.") from error
+    if found.dtype.kind == "O" or isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"coords[{name!r}] must be an array of values without a mask, got {describe(values)}.")
+    return found
+
+
 class _Lane(eqx.Module):
     """From the number of a lane to its variables, by `(name, name of the leading axis)`, and its status."""
 
@@ -331,7 +351,12 @@ class _Lane(eqx.Module):
     def __call__(self, index: Int[ArrayLike, ""]):
         found, stopped, diverged = [], jnp.zeros((), bool), jnp.zeros((), bool)
         special = lambda x: isinstance(x, dfx.Solution | Run)
-        for path, x in jax.tree.leaves_with_path(self.fn(self.grid.point(index)), is_leaf=special):
+        result = self.fn(self.grid.point(index))
+        try:
+            leaves = jax.tree.leaves_with_path(result, is_leaf=special)
+        except ValueError as error:  # which JAX raises for keys that can't be sorted
+            raise ValueError(f"fn must return dictionaries with keys of one type, got {describe(result)}.") from error
+        for path, x in leaves:
             name = jax.tree_util.keystr(path, simple=True, separator=".")
             if isinstance(x, dfx.Solution):
                 stopped |= x.result != dfx.RESULTS.successful
@@ -367,11 +392,32 @@ def _traced(lane: _Lane) -> tuple[Callable, dict[str, str]]:
     index, is_array = jnp.zeros((), jnp.int32), lambda x: isinstance(x, jax.Array | np.ndarray)
     arrays, rest = eqx.partition(lane, is_array)  # the values of the axes stay out of the text
     program, shapes = jax.make_jaxpr(lambda a, i: eqx.combine(a, rest)(i), return_shape=True)(arrays, index)
+    for name in _callbacks(program.jaxpr):
+        raise ValueError(
+            f"out must be None for a fn that calls back to Python, as it does with {name}: what that returns may have "
+            "changed when the sweep goes on."
+        )
     run, tree = jaxpr_as_fun(program), jax.tree.structure(shapes)
     text = jax.jit(lambda a, i: run(*jax.tree.leaves(a), i)).lower(arrays, index).as_text()
     held = [_on_host(x) for x in [*jax.tree.leaves(arrays.fn), *program.consts]]
     same = {"fn": text_fingerprint(text), "arrays of fn": fingerprint(held)}
     return lambda index: jax.tree.unflatten(tree, run(*jax.tree.leaves(arrays), index)), same
+
+
+def _callbacks(program: Jaxpr) -> Iterator[str]:
+    """The callbacks that bring numbers into a program, but for those that raise errors or show progress."""
+    for equation in program.eqns:
+        if "callback" in equation.primitive.name and equation.outvars:
+            called = getattr(equation.params.get("callback"), "callback_func", None)
+            module = getattr(called, "__module__", None) or ""
+            if not f"{module}.".startswith(_HARMLESS):
+                yield f"{equation.primitive.name} of {getattr(called, '__name__', describe(called))}"
+        inner = [
+            x for value in equation.params.values() for x in (value if isinstance(value, tuple | list) else [value])
+        ]
+        for x in inner:
+            if isinstance(x, Jaxpr | ClosedJaxpr):
+                yield from _callbacks(x.jaxpr if isinstance(x, ClosedJaxpr) else x)
 
 
 def _named(tree: PyTree, prefix: str, bare: str, dim: str) -> list[tuple[tuple[str, str], Any]]:
@@ -393,7 +439,10 @@ class _Cost(eqx.Module):
     grid: _Grid
 
     def __call__(self, index: Int[ArrayLike, ""]):
-        return jnp.asarray(self.fn(self.grid.point(index)), float)
+        found = as_array("cost", self.fn(self.grid.point(index)))
+        if found.shape or jnp.iscomplexobj(found):
+            raise ValueError(f"cost must return one real number for each point, got {describe(found)}.")
+        return found.astype(float)
 
 
 def _in_order(grid: _Grid, cost: Callable[[Point], ArrayLike] | None) -> np.ndarray:
@@ -402,8 +451,6 @@ def _in_order(grid: _Grid, cost: Callable[[Point], ArrayLike] | None) -> np.ndar
     if cost is None:
         return lanes
     costs = np.asarray(map_lanes(_Cost(cost, grid), jnp.asarray(lanes), batch_size=4096))
-    if costs.shape != lanes.shape:
-        raise ValueError(f"cost must return a scalar for each point, got shape {costs.shape[1:]}.")
     order = np.argsort(-costs, kind="stable").astype(np.int32)
     return multihost_utils.broadcast_one_to_all(order) if jax.process_count() > 1 else order
 
@@ -476,7 +523,9 @@ def _on_host(x: Any) -> np.ndarray:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     x = np.asarray(x)
-    if x.dtype.kind != "V":
+    if x.dtype.kind != "V" and (
+        x.dtype.kind != "f" or np.issubdtype(x.dtype, np.floating)
+    ):  # float8_e5m2 says it is "f"
         return x
     return x.astype(np.int8 if jnp.issubdtype(x.dtype, jnp.integer) else np.float32)  # files know no others so narrow
 
@@ -497,6 +546,6 @@ def _dataset(grid: _Grid, results: Results, own: _Own, coords: Mapping) -> xr.Da
         results.status.reshape(grid.sizes),
         {"flag_values": np.array([*STATUS.values()], np.int8), "flag_meanings": " ".join(STATUS)},
     )
-    coordinates |= {name: (name, np.asarray(values)) for name, values in coords.items()}
+    coordinates |= {name: (name, _coordinate(name, values)) for name, values in coords.items()}
     taken, waited = results.steps
     return xr.Dataset(variables, coordinates, {"lane_efficiency": taken / waited} if waited else {})

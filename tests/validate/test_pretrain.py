@@ -224,6 +224,18 @@ def test_a_diverged_run_says_where_keeps_everything_and_fails(text, tmp_path, as
         (("--optimiser", "adamw", "--weight-decay", "nan"), ("--weight-decay", "nan is not a finite number")),
         (("--seed", str(2**70)), ("--seed", "0<=x<=9223372036854775807")),
         (("--out", "/proc/run"), ("--out", "must be a folder that can be written, got '/proc/run'")),
+        (("--steps", str(10**20)), ("--steps", "at most 2147483647", str(10**20))),
+        (("--optimiser", "galore", "--gap", str(10**20)), ("--gap", "at most 2147483647", str(10**20))),
+        (("--accumulate", str(10**20)), ("--accumulate", "at most 2147483647", str(10**20))),
+        (
+            ("--steps", str(2**31 - 1), "--accumulate", "3"),
+            ("--accumulate", "at most 2 with 2147483647 steps", "got 3"),
+        ),
+        (("--batch", str(10**18)), ("--batch", "for its logits to fit into", str(10**18))),
+        (("--learning-rate", "1e-320"), ("--learning-rate", "from 1.18e-38 to 3.4e+38 in float32", "got 1e-320")),
+        (("--learning-rate", "1e39", "--dtype", "bfloat16"), ("--learning-rate", "in bfloat16", "got 1e+39")),
+        (("--clip", "1e-300"), ("--clip", "from 1.18e-38 to 3.4e+38 in float32", "got 1e-300")),
+        (("--clip", "1e-320", "--dtype", "float64"), ("--clip", "from 2.23e-308 to 1.8e+308 in float64", "got 1e-320")),
         (("--length", "10000000"), ("--corpus", "--length 10000000 needs 10000001")),
         (("--mesh", "2"), ("--mesh", "2x4", "'2'")),
         (("--mesh", "0x2"), ("--mesh", "at least 1", "'0x2'")),
@@ -307,15 +319,36 @@ MENDED = {
     "a config of a list": (lambda run: (run / "config.json").write_text("[]"), "is damaged (it holds no options)"),
     "no config": (lambda run: (run / "config.json").unlink(), "config.json is missing; the options given are those"),
     "no checkpoint": (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoint: the run begins again"),
+    "a deep config": ((lambda run: (run / "config.json").write_text("[" * 100_000)), "config.json is damaged (maximum"),
+    "a deep line": (
+        lambda run: (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes() + b"[" * 100_000 + b"\n"),
+        "can't be read after line 8: the rest is dropped",
+    ),
+    "a checkpoint under another name": (lambda run: (run / "checkpoints/4").rename(run / "checkpoints/04"), ""),
+    "a copy of a checkpoint": (
+        lambda run: shutil.copytree(run / "checkpoints/4", run / "checkpoints/5"),
+        "the checkpoint of step 5 can't be used: {run}/metrics.jsonl can be read to step 4 only",
+    ),
+    "a checkpoint beside a file where it would be kept": (
+        lambda run: ((run / "damaged-checkpoint-4").touch(), _flip_a_bit(_largest(run / "checkpoints/4"))),
+        "It is now {run}/damaged-checkpoint-4-1; the run goes on from step 3",
+    ),
+    "a file of a checkpoint's index": (
+        lambda run: _flip_a_bit(_largest(run / "checkpoints/4/default/d")),
+        "the checkpoint of step 4 can't be used: it can't be read",
+    ),
     "a half checkpoint": (lambda run: (run / "checkpoints/3.orbax-checkpoint-tmp-1").mkdir(), ""),
 }
 
 
 @pytest.mark.parametrize(("spoil", "warning"), MENDED.values(), ids=MENDED)
-def test_what_is_damaged_is_done_again(text, finished, run, spoil, warning, as_users):
+def test_what_is_damaged_is_done_again(text, finished, run, spoil, warning, monkeypatch, as_users):
     spoil(run)
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
     result = _train(text, run, "--resume")
-    assert result.exit_code == 0 and warning in " ".join(result.output.split()), result.output
+    assert result.exit_code == 0 and warning.format(run=run) in " ".join(result.output.split()), result.output
+    assert not told and sys.unraisablehook == told.append
     for name in ("metrics.jsonl", "config.json"):
         assert (run / name).read_bytes() == (finished / name).read_bytes()
     assert {"3", "4"} <= {path.name for path in (run / "checkpoints").iterdir()}
@@ -388,6 +421,25 @@ def test_a_start_that_fails_leaves_the_folder_to_the_next(text, tmp_path, monkey
         patch.setattr(pretrain._Run, "_advance", fails)
         assert isinstance(_train(text, tmp_path / "run").exception, SystemExit | MemoryError)
     assert _train(text, tmp_path / "run", "--seed", "1").exit_code == 0
+
+
+def test_what_an_aborted_run_leaves_is_no_run(text, finished, tmp_path, as_users):
+    """A process that ends without a word, as one without memory does, leaves its options and no step."""
+    options = json.loads((finished / "config.json").read_text()) | {"batch": 3}
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "config.json").write_text(json.dumps(options))
+    assert _train(text, tmp_path).exit_code == 0
+    for name in ("metrics.jsonl", "config.json"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+
+
+@pytest.mark.parametrize(("name", "content"), [("config.json", '{"mine": 1}'), ("checkpoints", "")])
+def test_files_of_others_are_left_as_they_are(text, tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    result = _train(text, tmp_path)
+    words = " ".join(result.output.split())
+    assert result.exit_code == 2 and ("holds a run already" in words or f"{name} is no folder" in words), words
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: content}
 
 
 def test_files_that_cannot_be_written_are_named_and_the_run_goes_on_later(text, finished, tmp_path, as_users):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import equinox as eqx
@@ -16,6 +17,7 @@ import optax
 import pytest
 import xarray as xr
 from click.testing import CliRunner
+from jax.experimental import io_callback
 from jax.tree_util import Partial
 
 import traindyn
@@ -192,10 +194,20 @@ def test_an_error_keeps_what_was_computed(tmp_path, monkeypatch):
         ({"rate": RATES}, {"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"rate": RATES}, {"dims": {"value": ["a"]}}, "dims must name the 0 axes of value"),
         ({"rate": RATES}, {"dims": {"velue": ["a"]}}, r"dims must name variables that fn returns .value., got 'velue'"),
-        ({"rate": RATES}, {"cost": lambda p: jnp.ones(2)}, "cost must return a scalar"),
+        ({"rate": RATES}, {"cost": lambda p: jnp.ones(2)}, "cost must return one real number .* got float64.2."),
+        (
+            {"rate": RATES},
+            {"cost": lambda p: jax.lax.complex(p["rate"], p["rate"])},
+            "cost must return one real number .* got complex128",
+        ),
+        ({"rate": RATES}, {"cost": lambda p: None}, "cost must be a number or an array of numbers, got None"),
+        ({"rate": RATES}, {"cost": lambda p: "x"}, "cost must be a number or an array of numbers, got 'x'"),
+        ({"rate": RATES}, {"out": b"x"}, "out must be a path, got b'x'"),
+        ({"rate": RATES}, {"out": 3}, "out must be a path, got 3"),
+        ({"rate": RATES}, {"out": "a\0b"}, "out must be a path without null characters"),
     ],
 )
-def test_bad_arguments(axes, options, message):
+def test_bad_arguments(axes, options, message, as_users):
     with pytest.raises(ValueError, match=message):
         sweep(lambda p: jnp.asarray(next(iter(p.values()))), axes, **options)
 
@@ -319,13 +331,41 @@ def test_no_flipped_bit_changes_a_result(tmp_path):
         assert sweep(_doubled, EIGHT, out=tmp_path, batch_size=8).equals(found), bit
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"same": {}}', '{"same": 3, "jax": 1}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"same": {}}', '{"same": 3, "jax": 1}'])
 def test_a_damaged_index_is_written_again(tmp_path, content):
     found = sweep(_doubled, EIGHT, out=tmp_path, batch_size=2)
     (tmp_path / "sweep.json").write_text(content)
     with pytest.warns(UserWarning, match="sweep.json is damaged"):
         assert sweep(_doubled, EIGHT, out=tmp_path, batch_size=2).equals(found)
     assert len([*tmp_path.glob("chunk-*.npz")]) == 4
+
+
+def _host(x):
+    return np.asarray(2 * x)
+
+
+NUMBER = jax.ShapeDtypeStruct((), jnp.float64)
+CALLBACKS = {
+    "pure": lambda x: jax.pure_callback(_host, NUMBER, x, vmap_method="sequential"),
+    "partial": lambda x: jax.pure_callback(Partial(_host), NUMBER, x, vmap_method="sequential"),
+    "inside jit": jax.jit(lambda x: jax.pure_callback(_host, NUMBER, x, vmap_method="sequential")),
+    "inside cond": lambda x: jax.lax.cond(x > 1, lambda: io_callback(_host, NUMBER, x), lambda: x),
+}
+
+
+@pytest.mark.parametrize("call", CALLBACKS.values(), ids=CALLBACKS)
+def test_a_folder_is_for_programs_without_callbacks(tmp_path, call):
+    with pytest.raises(ValueError, match="out must be None for a fn that calls back to Python, as it does with"):
+        sweep(lambda point: call(point["a"]), EIGHT, out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_and_prints_are_no_callbacks_that_matter(tmp_path):
+    def fn(point):
+        jax.debug.callback(lambda x: None, point["a"])
+        return eqx.error_if(point["a"], point["a"] > 9, "too large")
+
+    np.testing.assert_array_equal(sweep(fn, EIGHT, out=tmp_path).value, EIGHT["a"])
 
 
 def test_another_version_of_jax_is_another_sweep(tmp_path, monkeypatch):
@@ -378,6 +418,10 @@ def test_a_full_disk_keeps_the_chunks_before(tmp_path, monkeypatch):
             {"dims": {"z": ["t"]}, "coords": {"t": [1.0, 2.0]}},
             r"coords\['t'\] must have shape \(3,\), got \(2,\)",
         ),
+        (_doubled, {"dims": {"z": ["t"]}, "coords": {"t": [[1], [2, 3]]}}, r"coords\['t'\] must be an array of values"),
+        (_doubled, {"dims": {"z": ["t"]}, "coords": {"t": ("t", [1, 2])}}, r"coords\['t'\] must be an array of values"),
+        (lambda p: {1: p["a"], "x": p["a"]}, {}, "fn must return dictionaries with keys of one type"),
+        (_doubled, {"dims": {"z": ["status"]}}, "axes with names of their own, got 'status'"),
         (_doubled, {"dims": {"z": ["a"]}}, "axes with names of their own, got 'a'"),
         (_doubled, {"dims": {"z": ["y"]}}, "axes with names of their own, got 'y'"),
         (_doubled, {"dims": {"y": ["t"]}}, "dims must name the 0 axes of y"),
@@ -385,7 +429,7 @@ def test_a_full_disk_keeps_the_chunks_before(tmp_path, monkeypatch):
         (3, {}, "fn must be callable"),
     ],
 )
-def test_names_that_clash_are_found_before_work(fn, options, message):
+def test_names_that_clash_are_found_before_work(fn, options, message, as_users):
     with pytest.raises(ValueError, match=message):
         sweep(fn, {"a": [1.0, 2.0]}, **options)
 
@@ -397,15 +441,20 @@ def test_one_string_is_one_name():
 def test_values_that_the_precision_cannot_hold():
     with jax.enable_x64(False):
         for values in ([2**31, 1], np.array([2**40]), [1e300, 1.0]):
-            with pytest.raises(ValueError, match=r"axes: a must fit (int|float)32"):
+            with pytest.raises(ValueError, match=r"axes: a must (fit float32|hold integers of at most 32 bits)"):
                 sweep(lambda p: p["a"], {"a": values})
 
 
-@pytest.mark.parametrize("dtype", [jnp.complex128, jnp.float16, jnp.bfloat16, jnp.uint32, jnp.int64, jnp.int4])
+@pytest.mark.parametrize(
+    "dtype",
+    [jnp.complex128, jnp.float16, jnp.bfloat16, jnp.float8_e5m2, jnp.float8_e4m3fn, jnp.uint32, jnp.int64, jnp.int4],
+)
 def test_results_of_every_type_are_written(tmp_path, dtype):
     fn = lambda point: (3 * point["a"]).astype(dtype)
     found = sweep(fn, {"a": [1.0, 2.0]}, out=tmp_path)
-    assert found.equals(sweep(fn, {"a": [1.0, 2.0]}, out=tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # none of a damaged chunk
+        assert found.equals(sweep(fn, {"a": [1.0, 2.0]}, out=tmp_path))
     found.to_netcdf(tmp_path / "a.nc")
     with xr.open_dataset(tmp_path / "a.nc") as read:
         assert read.equals(found) and read.value.values.tolist() == [3, 6]
@@ -485,6 +534,47 @@ def test_claims_over_seeds(tmp_path):
     with xr.open_dataset(tmp_path / "sweep.nc") as found:
         assert found["passed"].values.all() and found["measured"].dims == ("row", "seed")
     assert json.loads((tmp_path / "seed-1" / "results.json").read_text())[0]["seed"] == 1
+
+
+CLAIM_THAT_RAISES = """
+from traindyn.validate import claim
+@claim("bad.raises", paper="", kind="identity", statement="", source="", assumptions=(), control="")
+def raises(setting):
+    raise RuntimeError("no")
+CLAIMS = (raises,)
+"""
+
+
+def test_a_folder_is_of_one_subject_or_claim(tmp_path):
+    (tmp_path / "claims_that_raise.py").write_text(CLAIM_THAT_RAISES)
+    more = ("--claims", str(tmp_path / "claims_that_raise.py"))
+    invoke = lambda name, out, *words: CliRunner().invoke(main, ["sweep", name, *words, "--out", str(tmp_path / out)])
+    seeds, flat = ("--axis", "seed=0:2"), ("--axis", "time=0.1,0.2", "--axis", "seed=0,0,0,0")
+    result = invoke("bad.raises", "claim", *more, *seeds)  # no row at all
+    assert result.exit_code == 0 and "0 of 2 lanes are well" in result.output, result.output
+    result = invoke("joma.LinearAttention", "subject", *flat)  # an axis of zeros
+    assert result.exit_code == 0 and "8 of 8 lanes are well" in result.output, result.output
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    for name, out, *words in (
+        ("galore.memory_table", "claim", *seeds),
+        ("galore.memory_table", "subject", *seeds),
+        ("joma.LinearAttention", "claim", *flat),
+    ):
+        result = invoke(name, out, *words)
+        assert result.exit_code == 2 and "holds another sweep" in result.output, result.output
+    assert {path: path.read_bytes() for path in before} == before
+    (tmp_path / "claim" / "sweep.json").write_text("[" * 100_000)
+    assert invoke("bad.raises", "claim", *more, "--axis", "seed=0:1").exit_code == 0
+
+
+@pytest.mark.parametrize("axes", [["x"], ["x", "y"]])
+def test_what_nearly_overflows_is_left_blank(axes, tmp_path):
+    values = np.arange(4.0).reshape((4, 1)[: len(axes)]) * 5e307
+    numbers = {name: np.arange(n) for name, n in zip(axes, values.shape, strict=True)}
+    status = np.zeros(values.shape, np.int8)
+    found = xr.Dataset({"value": (axes, values), "status": (axes, status)}, numbers)
+    named_sweep.save(found, named_sweep.figure(found, axes), tmp_path)
+    assert (tmp_path / "figure.png").exists()
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
