@@ -25,6 +25,7 @@ from .claim import Claim, Setting
 Record = dict[str, Any]
 IDENTITY = ("name", "scale", "seed", "dtype", "corpus", "corpus_digest")
 _PACKAGE = Path(__file__).parents[1]
+_SCRIPTS = {"__main__": "__main__", "__mp_main__": "__main__"}  # the second in a process that was started by the first
 
 
 def versions() -> dict[str, str]:
@@ -79,11 +80,13 @@ def _code_of(claim: Claim) -> str:
     while open_names:
         name = open_names.pop()
         file = _file_of(name)
+        name = _SCRIPTS.get(name, name)
         if name in found or (file is not None and name != first and _installed(file)):
             continue
         found[name] = "" if file is None else _digest(file.read_bytes())
         open_names += [] if file is not None and _installed(file) else _reached(name, file)
-    return _digest(json.dumps([sorted(found.items()), sys.argv if first == "__main__" else []]))
+    files = sorted((name, digest) for name, digest in found.items() if digest)
+    return _digest(json.dumps([files, sys.argv if first in _SCRIPTS else []]))
 
 
 def _file_of(name: str) -> Path | None:
@@ -117,16 +120,7 @@ def _resolved(place: str) -> Path:
 
 def _reached(name: str, file: Path | None) -> set[str]:
     """The modules that a module names in its imports, anywhere in its text, and those it holds things of."""
-    module = sys.modules.get(name)
-    held = (
-        {
-            thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
-            for thing in vars(module).values()
-        }
-        if module
-        else set()
-    )
-    reached = {thing for thing in held if isinstance(thing, str)} - {name}
+    reached = {_home(thing) for thing in vars(sys.modules[name]).values()} if name in sys.modules else set()
     package = name if file is not None and file.name == "__init__.py" else name.rpartition(".")[0]
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes()))) if file is not None else []
@@ -140,7 +134,16 @@ def _reached(name: str, file: Path | None) -> set[str]:
                 source = resolve_name("." * node.level + (node.module or ""), package)
                 reached |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
     parents = {one.rsplit(".", i)[0] for one in reached for i in range(1, one.count(".") + 1)}
-    return reached | parents
+    return (reached | parents) - {name, ""}
+
+
+def _home(thing: Any) -> str:
+    """The name of the module that a thing is, or comes from."""
+    try:
+        name = thing.__name__ if isinstance(thing, ModuleType) else thing.__module__
+    except Exception:  # what only pretends to be a thing
+        return ""
+    return name if isinstance(name, str) else ""
 
 
 def seal(record: Record) -> Record:

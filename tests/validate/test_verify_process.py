@@ -107,6 +107,30 @@ def test_children_of_claims_hold_nothing_up_and_stay_nowhere(tmp_path, monkeypat
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
+SCRIPT = """
+import sys
+from traindyn.validate import Evidence, Setting, claim, identity, verify
+
+@claim("my.script", paper="", kind="identity", statement="", source="", assumptions=(), control="")
+def check(setting):
+    print("checked", flush=True)
+    return Evidence({"r": identity(float(sys.argv[1]), 1.0)}, {"c": identity(5.0, 1.0)})
+
+if __name__ == "__main__":
+    (record,) = verify([check], Setting("smoke"), out="out", resume=True, jobs=int(sys.argv[2]))
+    print(record["measured"])
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_script_is_resumed_unless_its_arguments_differ(jobs, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    run = lambda number: subprocess.run(
+        [sys.executable, "script.py", number, jobs], cwd=tmp_path, capture_output=True, text=True
+    ).stdout.split()
+    assert run("0.1") == ["checked", "0.1"] and run("0.1") == ["0.1"] and run("0.2") == ["checked", "0.2"]
+
+
 def test_a_users_claim_can_not_end_the_program(tmp_path):
     """With one claim, too: it has a process of its own."""
     path = tmp_path / "hard.py"
