@@ -270,7 +270,8 @@ def panel(
     **Raises** `ValueError` for no curve, an axis, a curve or a mark that are no numbers or do not fit, labels that are
     no texts or hold null characters, and one label for two things.
     """
-    _check_text("title", title), _check_text("y", y)
+    _check_text("title", title)
+    _check_text("y", y)
     name, values = _axis("x", x)
     choice("log", log, ("", "x", "y", "xy"))
     curves = {}
@@ -364,7 +365,8 @@ def heatmap(
     **Raises** `ValueError` for two axes of one label, and for values that are no numbers or do not fit. Labels must be
     texts without null characters, `limits` two finite numbers in order, above zero on a logarithmic scale.
     """
-    _check_text("title", title), _check_label("z_label", z_label)
+    _check_text("title", title)
+    _check_label("z_label", z_label)
     (x_name, x_values), (y_name, y_values) = _axis("x", x, words=True), _axis("y", y, words=True)
     choice("log", log, ("", "z"))
     cells = _numbers("z", z)

@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 COLUMNS = ("claim", "kind", "measured", "bound", "control", "verdict", "s")
 WIDTHS = (28, 9, 28, 17, 8, 9, 6)
 
+MOST = 1e300  # that is drawn
 _STYLES = {
     "observed": {"marker": "o", "linestyle": "none", "markersize": 3.5, "zorder": 2},
     "predicted": {"linestyle": "-", "linewidth": 1.4, "zorder": 3},
@@ -41,11 +42,11 @@ def figure(panels: Sequence[xr.Dataset], title: str = "") -> Figure:
 
 def _draw(axis: Any, data: xr.Dataset) -> None:
     """Where a curve has several lines, a line and its prediction share a colour and only the first is labelled."""
-    x = data.coords[data.attrs["x"]].values
+    x = _drawable(data.coords[data.attrs["x"]].values)
     observed = sum(curve.attrs["role"] == "observed" for curve in data.data_vars.values())
     for number, curve in enumerate(data.data_vars.values()):
         role = curve.attrs["role"]
-        lines = curve.values.reshape(len(x), -1)
+        lines = _drawable(curve.values.reshape(len(x), -1))
         style = dict(_STYLES[role])
         if role == "observed" and np.isfinite(lines[:, 0]).sum() > 60:
             style |= {"linestyle": "-", "marker": "none", "linewidth": 2.5, "alpha": 0.5}
@@ -55,7 +56,7 @@ def _draw(axis: Any, data: xr.Dataset) -> None:
             else:
                 colour = colormaps["tab10"](number) if role == "observed" and observed > 1 else _COLOURS[role]
             label = curve.attrs["label"] if i == 0 else None
-            axis.plot(x, np.where(np.isfinite(line), line, np.nan), color=colour, label=label, **style)
+            axis.plot(x, line, color=colour, label=label, **style)
     axis.set(title=data.attrs["title"], xlabel=data.attrs["x"], ylabel=data.attrs["y"])
     axis.title.set_fontsize(10)
     for which in data.attrs["log"]:
@@ -66,6 +67,8 @@ def _draw(axis: Any, data: xr.Dataset) -> None:
             scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
             scale.set_minor_formatter(NullFormatter())
     for word, place in data.attrs.get("marks", {}).items():
+        if not abs(place) <= MOST:
+            continue
         axis.axvline(place, color="grey", linewidth=0.8)
         top = axis.get_xaxis_transform()  # x in data, y in the height of the axis
         axis.annotate(word, (place, 1), (2, -9), top, textcoords="offset points", fontsize=8, color="grey")
@@ -73,10 +76,17 @@ def _draw(axis: Any, data: xr.Dataset) -> None:
     axis.grid(alpha=0.25)
 
 
+def _drawable(values: np.ndarray) -> np.ndarray:
+    """NaN for what is not finite, or so large that Matplotlib's own numbers overflow: the end of what diverged."""
+    wide = values.astype(float)
+    return np.where(np.abs(wide) <= MOST, wide, np.nan)
+
+
 def _draw_map(axis: Any, data: xr.Dataset, cells: xr.DataArray) -> None:
     low, high = data.attrs.get("limits", (None, None))
-    norm = (LogNorm if data.attrs["log"] == "z" else Normalize)(low, high)
-    image = axis.imshow(cells.values, origin="lower", aspect="auto", norm=norm, cmap="viridis", interpolation="nearest")
+    drawn = _drawable(cells.values)
+    norm = (LogNorm if data.attrs["log"] == "z" and (drawn > 0).any() else Normalize)(low, high)
+    image = axis.imshow(drawn, origin="lower", aspect="auto", norm=norm, cmap="viridis", interpolation="nearest")
     axis.figure.colorbar(image, ax=axis, label=cells.attrs["label"])
     for which in "xy":
         values = data.coords[data.attrs[which]].values
