@@ -1,8 +1,9 @@
 """Checks of arguments that several of these modules share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -22,6 +23,14 @@ def floating(dtype: Any) -> Any:
     if found is None or not jnp.issubdtype(found, jnp.floating):
         raise ValueError(f"dtype must be a floating-point dtype, as jnp.float32, got {describe(dtype)}.")
     return found
+
+
+def training_dtype(dtype: Any) -> Any:
+    """As `floating`. **Raises** `ValueError` for float16 too, in which Adam's 1e-8 and its second moments are zero."""
+    dtype = floating(dtype)
+    if dtype == jnp.float16:
+        raise ValueError("dtype must have the range of float32, as bfloat16 has, or Adam divides by zero, got float16.")
+    return dtype
 
 
 def check_sizes(**sizes: int) -> None:
@@ -81,6 +90,54 @@ def chosen(mask: Any, order: int) -> Bool[np.ndarray, "order order"]:
     if not used.any():
         raise ValueError("mask must leave at least one pair, got none.")
     return used
+
+
+def check_activation(activation: Callable, shape: tuple[int, ...], dtype: Any) -> None:
+    """**Raises** `ValueError` unless an activation of numbers of this shape has that shape. Nothing is computed."""
+    found = jax.eval_shape(activation, jax.ShapeDtypeStruct(shape, dtype))
+    if getattr(found, "shape", None) != shape:
+        raise ValueError(f"activation must keep the shape {shape} of what it is given, got {describe(found)}.")
+
+
+def check_logits(logits: Any, *rows: int) -> Any:
+    """`logits`, what a model returned. **Raises** `ValueError` unless it has the shape `(*rows, vocabulary)`."""
+    shape = getattr(logits, "shape", ())
+    if len(shape) != len(rows) + 1 or shape[:-1] != rows or not shape[-1]:
+        form = ", ".join(map(str, rows)) + ", vocabulary" if rows else "classes,"
+        raise ValueError(f"model must return logits of shape ({form}), got {describe(logits)}.")
+    return logits
+
+
+def check_some(name: str, number: int) -> None:
+    """**Raises** `ValueError` for a mean over nothing."""
+    if number < 1:
+        raise ValueError(f"{name} must hold at least one sample, got none.")
+
+
+def check_used(name: str, used: Any) -> None:
+    """**Raises** `ValueError` for a mask, where known, that leaves nothing."""
+    if concrete(used) and not np.any(np.asarray(used)):
+        raise ValueError(f"{name} must leave at least one pair, got none.")
+
+
+def check_fields(params: Any, names: Sequence[str], of: str) -> None:
+    """**Raises** `ValueError` unless an optimiser for the fields of one model has parameters with these fields."""
+    if not all(hasattr(params, name) for name in names):
+        raise ValueError(f"params must have the fields {', '.join(names)}, as {of} has, got {describe(params)}.")
+
+
+def one_number(schedule: Any) -> Any:
+    """A learning rate as it is; a schedule of it **raises** `ValueError` where it gives anything but one number."""
+    if not callable(schedule):
+        return schedule
+
+    def of(step: Any) -> Any:
+        rate = schedule(step)
+        if not isinstance(rate, int | float | np.generic | np.ndarray | jax.Array) or jnp.shape(rate) != ():
+            raise ValueError(f"learning_rate must be a number or a schedule that returns one, got {describe(rate)}.")
+        return rate
+
+    return of
 
 
 def check_rates(learning_rate: Any, weight_decay: Any) -> None:

@@ -14,6 +14,12 @@ def check_tokens(tokens: Int[Array, " tokens"], most: int, embedding: eqx.nn.Emb
     indices("tokens", tokens, embedding.weight.shape[0])
 
 
+def check_positions(x: Array) -> None:
+    """**Raises** `ValueError` for a sequence of nothing."""
+    if not x.shape[0]:
+        raise ValueError(f"x must hold at least one position, got shape {x.shape}.")
+
+
 def check_norm(name: str, layer: eqx.nn.LayerNorm | eqx.nn.RMSNorm, width: int) -> None:
     """**Raises** `ValueError` unless a norm's gains, and its biases if it has some, are real and `width` many."""
     if not isinstance(layer, eqx.nn.LayerNorm | eqx.nn.RMSNorm):

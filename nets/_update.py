@@ -54,9 +54,24 @@ def update(
             "obj_fn": value_fn,  # of Sophia
             "grad_fn": lambda p, *_: ascent(jax.grad(value_fn)(p)),  # of SAM
         }
-        updates, state = optimiser.update(grads, state, params, **_taken(optimiser.update, extra))
+        try:
+            updates, state = optimiser.update(grads, state, params, **_taken(optimiser.update, extra))
+        except AttributeError as error:  # of lookahead, whose parameters are pairs
+            raise ValueError(
+                f"optimiser must take parameters and gradients as the model has them, got one that fails: {error}."
+            ) from error
+        check_real("optimiser must return real updates for real parameters", params, updates)
         params = optax.apply_updates(params, updates)
     return Update(value, grads, params, state)
+
+
+def check_real(rule: str, params: PyTree, updates: PyTree) -> None:
+    """**Raises** `ValueError` for complex updates of real parameters, of which optax drops the imaginary part."""
+    if jax.tree.structure(params) != jax.tree.structure(updates):
+        return  # which optax says
+    for (path, p), u in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(updates), strict=True):
+        if jnp.iscomplexobj(u) and not jnp.iscomplexobj(p):
+            raise ValueError(f"{rule}, got {describe(u)} for {jax.tree_util.keystr(path)!r}.")
 
 
 def _taken(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:

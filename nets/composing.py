@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
 from .._checked import checked
 from .._checks import real
-from ._arguments import check_rates, check_sizes, elements_of, floating, schedule, seed_numbers
+from ._arguments import check_rates, check_sizes, elements_of, schedule, seed_numbers, training_dtype
 from .pairs import Pairs as Pairs
 from .pairs import TwoLayer as TwoLayer
 from .pairs import _accuracy, _centred, _mean_square, _outputs
@@ -72,9 +72,9 @@ def train_seeds(
       of a, b and c, times `scale`, lies below `threshold³`, by default 0.02³; the largest are kept. Most die
       within 1000 steps. With it `observe` must return arrays whose shape does not depend on the number of nodes.
 
-    **Raises** `ValueError` for bad arguments.
+    **Raises** `ValueError` for bad arguments, a `dtype` of float16 among them.
     """
-    order, (steps, every), dtype = len(elements_of(table)), schedule(steps, every), floating(dtype)
+    order, (steps, every), dtype = len(elements_of(table)), schedule(steps, every), training_dtype(dtype)
     check_sizes(nodes=nodes)
     seeds = seed_numbers(seeds)
     check_rates(learning_rate, weight_decay)

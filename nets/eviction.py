@@ -11,7 +11,10 @@ from .._checks import concrete, describe, integer
 
 @checked
 def keep(
-    scores: Real[Array, "*batch positions"], budget: Int[ArrayLike, ""], *, recent: int = 0
+    scores: Real[Array, "*batch positions"] | Bool[Array, "*batch positions"],
+    budget: Int[ArrayLike, ""],
+    *,
+    recent: int = 0,
 ) -> Bool[Array, "*batch positions"]:
     """Which positions stay: the last `recent` ones, then those of the highest scores, `budget` in all.
 
@@ -35,8 +38,10 @@ def keep(
     if concrete(scores) and np.isnan(np.asarray(scores)).any():
         raise ValueError(f"scores must be numbers, none NaN, got {describe(scores)}.")
     last = jnp.broadcast_to(jnp.arange(positions) >= positions - recent, scores.shape)
-    # By place rather than by threshold, so that equal scores do not break the budget.
-    by_score = jnp.argsort(-scores, axis=-1, stable=True)
+    # By place rather than by threshold, so that equal scores do not break the budget. Of integers the complement turns
+    # the order round: the negative wraps.
+    falling = -scores if jnp.issubdtype(scores.dtype, jnp.floating) else ~scores
+    by_score = jnp.argsort(falling, axis=-1, stable=True)
     first = jnp.take_along_axis(last, by_score, axis=-1)
     order = jnp.take_along_axis(by_score, jnp.argsort(~first, axis=-1, stable=True), axis=-1)
     place = jnp.argsort(order, axis=-1)

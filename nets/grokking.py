@@ -18,7 +18,17 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Real
 from .._checked import checked
 from .._checks import check_shape, choice, concrete, describe, indices, integer, real
 from ._accuracy import right
-from ._arguments import check_rates, check_sizes, chosen, elements_of, floating, schedule, seed_numbers
+from ._arguments import (
+    check_fields,
+    check_rates,
+    check_sizes,
+    check_used,
+    chosen,
+    elements_of,
+    schedule,
+    seed_numbers,
+    training_dtype,
+)
 from .pairs import TwoLayer as TwoLayer
 from .pairs import _centred, initial, split
 from .pairs import coupled_adam as coupled_adam
@@ -78,6 +88,7 @@ def _mask(order: int, fraction: float, seed: int) -> Bool[np.ndarray, "order ord
 
 def _check_sample(model: TwoLayer, sample: Sample) -> None:
     check_shape("sample.elements", sample.elements, (model.order,))
+    check_used("sample.used", sample.used)
     for name in ("g1", "g2", "label"):
         indices(f"sample.{name}", getattr(sample, name), model.order)
 
@@ -156,6 +167,7 @@ def alignment(model: TwoLayer, sample: Sample) -> Float[Array, ""]:
 def energies(model: TwoLayer, sample: Sample) -> Float[Array, " nodes"]:
     """`E(w_j) = ½ ‖Ỹᵀ σ(X ŵ_j)‖²` of each hidden node, with its weights `w_j = [a_j; b_j]` at norm 1."""
     _check_sample(model, sample)
+    model = _scaled(model)
     norm = jnp.sqrt(_squares(model))[None]
     unit = eqx.tree_at(lambda m: (m.a, m.b), model, (_over(model.a, norm), _over(model.b, norm)))
     y = _over_pairs(_hot(model, sample), sample)
@@ -181,6 +193,7 @@ def _check_projectors(projectors: Float[ArrayLike, "classes order order"]) -> No
 
 
 def _contents(model: TwoLayer, projectors: Float[Array, "classes order order"]) -> Float[Array, "nodes classes"]:
+    model = _scaled(model)
     part_a, part_b = (jnp.sum(jnp.square(projectors @ half[None]), axis=1) for half in (model.a, model.b))
     return _over(part_a + part_b, _squares(model)[None]).T
 
@@ -205,13 +218,28 @@ def stages(projectors: Float[ArrayLike, "classes order order"]) -> Callable[[Two
 def _stage(projectors: Float[Array, "classes order order"], model: TwoLayer, sample: Sample) -> Stage:
     gradient = backpropagated(model, sample)
     cosine = _cosine(gradient, label_correlation(model, sample))
-    return Stage(jnp.linalg.norm(gradient), cosine, energies(model, sample), contents(model, projectors))
+    unit, largest = _by_largest(gradient)
+    return Stage(largest * jnp.linalg.norm(unit), cosine, energies(model, sample), contents(model, projectors))
 
 
 def _over_pairs(x: Float[Array, "n columns"], sample: Sample) -> Float[Array, "n columns"]:
     """P1 x, for x that is zero at the padding: the mean over the pairs taken away, and still zero there."""
     mean = jnp.sum(x, axis=0, keepdims=True) / jnp.sum(sample.used, dtype=x.dtype)
     return jnp.where(sample.used[:, None], x - mean, 0)
+
+
+def _scaled(model: TwoLayer) -> TwoLayer:
+    """With the weights of each hidden node relative to their largest, so that no square of a small node vanishes."""
+    largest = jnp.max(jnp.maximum(jnp.abs(model.a), jnp.abs(model.b)), axis=0, keepdims=True)
+    unit = jax.lax.stop_gradient(jnp.where(largest == 0, 1, largest))
+    return eqx.tree_at(lambda m: (m.a, m.b), model, (model.a / unit, model.b / unit))
+
+
+def _by_largest(x: Float[Array, "n nodes"]) -> tuple[Float[Array, "n nodes"], Float[Array, ""]]:
+    """x relative to its largest entry, and that entry; 1 for x of zeros."""
+    largest = jnp.max(jnp.abs(x), initial=0)
+    largest = jax.lax.stop_gradient(jnp.where(largest == 0, 1, largest))
+    return x / largest, largest
 
 
 def _squares(model: TwoLayer) -> Float[Array, " nodes"]:
@@ -224,6 +252,7 @@ def _over(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]
 
 
 def _cosine(x: Float[Array, "n nodes"], y: Float[Array, "n nodes"]) -> Float[Array, ""]:
+    (x, _), (y, _) = _by_largest(x), _by_largest(y)
     return _over(jnp.vdot(x, y), jnp.linalg.norm(x) * jnp.linalg.norm(y))
 
 
@@ -264,6 +293,7 @@ def muon(learning_rate: Rate, weight_decay: Rate, *, beta: float = 0.99) -> opta
     joined = lambda model: jnp.concatenate([model.a, model.b])
 
     def init(params):
+        check_fields(params, ("a", "b", "c"), "a TwoLayer")
         return of_w.init(joined(params)), of_c.init(params.c)
 
     def update(updates, state, params=None):
@@ -335,9 +365,9 @@ def train_runs(
     - `batch_size`: how many runs go side by side. By default one on a CPU, where that took 0.8 of the time of all 12
       from order 23 and 512 nodes on (at order 7 and 32 nodes 1.4 times as long), and all elsewhere, not measured.
 
-    **Raises** `ValueError` for bad arguments.
+    **Raises** `ValueError` for bad arguments, a `dtype` of float16 among them.
     """
-    order, (steps, every), dtype = len(elements_of(table, 3)), schedule(steps, every), floating(dtype)
+    order, (steps, every), dtype = len(elements_of(table, 3)), schedule(steps, every), training_dtype(dtype)
     check_sizes(nodes=nodes)
     seeds = seed_numbers(seeds)
     real("fractions", fractions, ("fractions",), above=0, below=1)

@@ -12,8 +12,9 @@ from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from .._checked import checked
 from .._checks import as_float, check_range, check_shape, choice, concrete, describe, indices, real
-from ._arguments import check_contexts, check_sizes, floating, inside
+from ._arguments import check_activation, check_contexts, check_logits, check_sizes, check_some, floating, inside
 from ._attention import softmax_attention
+from ._precision import at_least_float32
 from .train import AnyKey
 
 _ATTENTIONS = ("linear", "exp", "softmax")
@@ -72,9 +73,10 @@ class JomaBlock(eqx.Module):
         `tokens + queries`, the columns of the queries last. With `"identity"` the rows of W are V and β themselves: the
         same flow and the same gradient descent in V as any orthonormal ones give, without their products.
 
-        **Raises** `ValueError` for sizes below one, an unknown attention or activation, embeddings of another shape, a
-        temperature or normaliser that is not positive, and `train_decoder` without `classes`. Where the
-        formula above has no temperature or normaliser, it plays no part: one set of options serves all attentions.
+        **Raises** `ValueError` for sizes below one, an unknown attention or activation, an activation that changes
+        the shape of its argument, embeddings of another shape, a temperature or normaliser that is not positive, and
+        `train_decoder` without `classes`. Where the formula above has no temperature or normaliser, it plays no part:
+        one set of options serves all attentions.
         """
         check_sizes(tokens=tokens, nodes=nodes, queries=queries)
         if classes is not None:
@@ -93,7 +95,8 @@ class JomaBlock(eqx.Module):
         else:
             if embeddings is None:
                 key, embed_key = jax.random.split(key)
-                embeddings = jnp.linalg.qr(jax.random.normal(embed_key, (embed, embed), dtype))[0]
+                normal = jax.random.normal(embed_key, (embed, embed), dtype)
+                embeddings = jnp.linalg.qr(normal.astype(at_least_float32(dtype)))[0]
             check_shape("embeddings", embeddings, ("embed", tokens + queries))
             embeddings = jnp.asarray(embeddings, dtype)
             embed, self.u_c, self.u_q = embeddings.shape[0], embeddings[:, :tokens], embeddings[:, tokens:]
@@ -107,6 +110,7 @@ class JomaBlock(eqx.Module):
         self.temperature, self.normaliser = jnp.asarray(temperature, dtype), jnp.asarray(normaliser, dtype)
         self.attention, self.train_decoder = attention, train_decoder
         self.activation = _ACTIVATIONS[activation] if isinstance(activation, str) else activation
+        check_activation(self.activation, (nodes,), dtype)
 
     @property
     def v(self) -> Float[Array, "tokens nodes"]:
@@ -199,15 +203,16 @@ class Contexts(NamedTuple):
 def cross_entropy(model: Callable[[Array, Array], Array], batch: Contexts) -> Float[Array, ""]:
     """Mean cross-entropy of `model(x, query)` against the labels, in nats: of the block, or any network of contexts.
 
-    **Raises** `ValueError` for labels that the model has no output for, queries that it has no logits `z` of, and, for
-    softmax attention, frequencies below zero.
+    **Raises** `ValueError` for no samples, outputs that are no vector, labels that the model has no output for, queries
+    that it has no logits `z` of, and, for softmax attention, frequencies below zero.
     Inside `jit` such a label makes it NaN, and such a query is taken for the nearest there is.
     """
+    check_some("batch", batch.x.shape[0])
     z = getattr(model, "z", None)
     if z is not None and jnp.ndim(z) == 2:
         counts = getattr(model, "attention", "softmax") == "softmax"
         check_contexts(batch.x, batch.query, z, counts=counts, of="batch.")
-    logits = jax.vmap(model)(batch.x, batch.query)
+    logits = jax.vmap(lambda x, query: check_logits(model(x, query)))(batch.x, batch.query)
     indices("batch.label", batch.label, logits.shape[-1])
     label = inside(batch.label, logits.shape[-1])
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
@@ -216,11 +221,12 @@ def cross_entropy(model: Callable[[Array, Array], Array], batch: Contexts) -> Fl
 @checked
 def stationary_loss(model: JomaBlock, batch: Sequence[Any]) -> Float[Array, ""]:
     """`−E[Σ_k g_k h_k]` on `(x, g)`, shapes `(samples, tokens)` and `(samples, nodes)`: the loss whose back-propagated
-    gradient is g at all times (Assumption 1)."""
+    gradient is g at all times (Assumption 1). **Raises** `ValueError` for no samples."""
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"batch must be a pair (x, g), got {describe(batch)}.")
     x, g = as_float(batch[0], "x"), as_float(batch[1], "g")
     check_shape("x", x, ("samples", model.z.shape[1]))
+    check_some("x", x.shape[0])
     check_shape("g", g, (x.shape[0], model.w.shape[1]))
     return -jnp.mean(jnp.sum(g * jax.vmap(model.hidden)(x), axis=1))
 
@@ -241,7 +247,8 @@ def minibatch(data: Any, size: int) -> Callable[[AnyKey], Any]:
         raise ValueError(f"data must be arrays of one common length of at least 1, got {lengths}.")
     total = next(iter(lengths.values()))
 
-    def draw(key):
+    @checked
+    def draw(key: AnyKey) -> Any:
         rows = jax.random.randint(key, (size,), 0, total)
         return jax.tree.map(lambda x: jnp.asarray(x)[rows], data)
 
@@ -278,7 +285,7 @@ class ClassMixture(eqx.Module):
 
     `probability`, shape `(classes, tokens)`: how each class draws its tokens, each row up to a factor.
 
-    **Raises** `ValueError` for negative or non-finite probabilities, and for a row of zeros.
+    **Raises** `ValueError` for negative or non-finite probabilities, a row of zeros, and no classes.
     """
 
     probability: Float[Array, "classes tokens"]
@@ -288,6 +295,8 @@ class ClassMixture(eqx.Module):
     def __check_init__(self):
         check_sizes(length=self.length, batch=self.batch)
         check_shape("probability", self.probability, ("classes", "tokens"))
+        if not self.probability.shape[0]:
+            raise ValueError(f"probability must hold at least one class, got shape {self.probability.shape}.")
         if concrete(self.probability):
             check_range("probability", self.probability, least=0)
             total = np.sum(np.asarray(self.probability), axis=1)

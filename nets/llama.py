@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from .._checked import checked
 from .._checks import check_shape
 from ._arguments import check_sizes, floating
-from ._layers import check_linear, check_norm, check_tokens, rows
+from ._layers import check_linear, check_norm, check_positions, check_tokens, rows
 from ._precision import at_least_float32
 from .train import AnyKey
 
@@ -103,8 +103,15 @@ class Block(eqx.Module):
 
     @checked
     def __call__(self, x: Float[Array, "length width"]) -> Float[Array, "length width"]:
-        """The layer's output at each position, which sees those up to its own."""
+        """The layer's output at each position, which sees those up to its own. **Raises** `ValueError` for a stacked
+        block, which is several layers, and for no position."""
+        if self.output.weight.ndim != 2:
+            raise ValueError(
+                f"block must be one layer, got a stack of {len(self.output.weight)}: scan over it, or take layer i by "
+                "jax.tree.map(lambda x: x[i], block)."
+            )
         check_shape("x", x, ("length", *self.attention_norm.shape))
+        check_positions(x)
         y = jax.vmap(self.attention_norm)(x)
         q, k, v = (
             jax.vmap(part)(y).reshape(len(x), -1, self.head_width) for part in (self.query, self.key, self.value)

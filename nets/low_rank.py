@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._checked import checked
-from .._checks import describe, integer, real
+from .._checks import check_shape, describe, integer, real
 from ._precision import at_least_float32
 from .galore.names import Where, chooser, path_name
 from .train import AnyKey
@@ -38,10 +38,9 @@ class Factorised(eqx.Module):
         return self.b @ self.a
 
     @checked
-    def __call__(self, x: Float[Array, " inputs"], *, key: AnyKey | None = None) -> Float[Array, " outputs"]:
+    def __call__(self, x: Float[Array, "*inputs"], *, key: AnyKey | None = None) -> Float[Array, "*outputs"]:
         """The layer's output, through `r` numbers. `key` has no effect."""
-        y = self.b @ (self.a @ x)
-        return y if self.layer.bias is None else y + self.layer.bias
+        return _through(self, x, lambda x: self.b @ (self.a @ x))
 
 
 @checked
@@ -66,10 +65,10 @@ class LoRA(eqx.Module):
         return jax.lax.stop_gradient(self.layer.weight) + self.scale * (self.b @ self.a)
 
     @checked
-    def __call__(self, x: Float[Array, " inputs"], *, key: AnyKey | None = None) -> Float[Array, " outputs"]:
+    def __call__(self, x: Float[Array, "*inputs"], *, key: AnyKey | None = None) -> Float[Array, "*outputs"]:
         """The layer's output. `key` has no effect."""
-        y = jax.lax.stop_gradient(self.layer.weight) @ x + self.scale * (self.b @ (self.a @ x))
-        return y if self.layer.bias is None else y + self.layer.bias
+        frozen = jax.lax.stop_gradient(self.layer.weight)
+        return _through(self, x, lambda x: frozen @ x + self.scale * (self.b @ (self.a @ x)))
 
 
 @checked
@@ -190,6 +189,17 @@ def _check_layer(layer: Any, a: Array, b: Array) -> None:
     sizes = [1 if size == "scalar" else size for size in (layer.out_features, layer.in_features)]
     if [b.shape[-2], a.shape[-1]] != sizes:
         raise ValueError(f"layer must have {b.shape[-2]} outputs and {a.shape[-1]} inputs, as b and a, got {sizes}.")
+
+
+def _through(
+    module: Factorised | LoRA, x: Float[Array, "*inputs"], product: Callable[[Array], Array]
+) -> Float[Array, "*outputs"]:
+    """The product and the bias; a number where the layer takes or gives one."""
+    layer, inputs = module.layer, module.a.shape[-1]
+    check_shape("x", x, () if layer.in_features == "scalar" else (inputs,))
+    y = product(x.reshape(inputs))
+    y = y if layer.bias is None else y + layer.bias
+    return y.reshape(()) if layer.out_features == "scalar" else y
 
 
 def _is_product(x: Any) -> bool:

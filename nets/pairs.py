@@ -15,9 +15,9 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from .._checked import checked
-from .._checks import check_shape, indices, integer, real
+from .._checks import check_shape, concrete, indices, integer, real
 from ._accuracy import right
-from ._arguments import check_rates, check_sizes, chosen, elements_of, floating
+from ._arguments import check_activation, check_rates, check_sizes, check_used, chosen, elements_of, floating
 from .train import AnyKey
 
 
@@ -29,7 +29,7 @@ class TwoLayer(eqx.Module):
     papers' code's 1 for training; the mask `trainable()` keeps it from both updates and decay. `activation`: σ, by
     default the square; a function that is the same object each time, or each call compiles anew.
 
-    **Raises** `ValueError` for matrices of different shapes.
+    **Raises** `ValueError` for matrices of different shapes, and for a σ that does not keep the shape of its argument.
     """
 
     a: Float[Array, "order nodes"]
@@ -48,6 +48,7 @@ class TwoLayer(eqx.Module):
     ):
         self.a, self.b, self.c = jnp.asarray(a), jnp.asarray(b), jnp.asarray(c)
         self.scale = jnp.asarray(scale, self.a.dtype)
+        check_activation(activation, self.a.shape, self.a.dtype)
         self.activation = activation
 
     @property
@@ -128,12 +129,15 @@ def pairs(
     that leaves nothing.
     """
     label = elements_of(table)
-    order = len(label)
-    used = chosen(mask, order)
-    counts = np.arange(order)
-    latin = (np.sort(label, axis=0) == counts[:, None]).all() and (np.sort(label, axis=1) == counts).all()
-    unused = jnp.asarray(np.flatnonzero(~used), int) if latin else None
+    used = chosen(mask, len(label))
+    unused = jnp.asarray(np.flatnonzero(~used), int) if _is_latin(label) else None
     return Pairs(jnp.asarray(label, int), jnp.asarray(used), unused)
+
+
+def _is_latin(label: Int[np.ndarray, "order order"]) -> bool:
+    """Whether each row and each column has every element once."""
+    counts = np.arange(len(label))
+    return bool((np.sort(label, axis=0) == counts[:, None]).all() and (np.sort(label, axis=1) == counts).all())
 
 
 @checked
@@ -156,7 +160,9 @@ def split(order: int, *, train: float = 0.9, seed: int) -> Bool[np.ndarray, "ord
 
 @checked
 def masked_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
-    """The mean over the pairs used of `‖P(o − onehot)‖²`: `P = I − 11ᵀ/order` takes the mean over outputs away."""
+    """The mean over the pairs used of `‖P(o − onehot)‖²`: `P = I − 11ᵀ/order` takes the mean over outputs away.
+
+    **Raises** `ValueError` where no pair is used; inside `jit` it is NaN."""
     _check_pairs(model, pairs)
     return _mean_square(_outputs(model, _centred(model)), pairs)
 
@@ -168,8 +174,11 @@ def training_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
     For many pairs and few nodes that is, where the activation is `jnp.square`, the sum over the whole table in closed
     form, less the pairs left out. Its rounding is that of numbers of the size of one: nothing to the gradient, but no
     loss of 1e-9 shows in float32.
+
+    **Raises** `ValueError`, where values are known, for an `unused` that is not that of the mask and the table.
     """
     _check_pairs(model, pairs)
+    _check_unused(pairs)
     # Six products of order·nodes² against three of order³·nodes; the rows of labels take as long as 15 order²·nodes.
     dear = 2 * model.nodes + 15 * model.order > model.order**2
     if model.activation is not jnp.square or pairs.unused is None or dear:
@@ -179,7 +188,8 @@ def training_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
 
 @checked
 def accuracy(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
-    """The part of the pairs used of which the largest output is that of the label; NaN where an output is."""
+    """The part of the pairs used of which the largest output is that of the label; NaN where an output is.
+    **Raises** `ValueError` where no pair is used; inside `jit` it is NaN."""
     _check_pairs(model, pairs)
     return _accuracy(model.outputs(), pairs)
 
@@ -187,8 +197,21 @@ def accuracy(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
 def _check_pairs(model: TwoLayer, pairs: Pairs) -> None:
     check_shape("pairs.label", pairs.label, (model.order, model.order))
     indices("pairs.label", pairs.label, model.order)
+    check_used("pairs.mask", pairs.mask)
     if pairs.unused is not None:
         indices("pairs.unused", pairs.unused, model.order**2)
+
+
+def _check_unused(pairs: Pairs) -> None:
+    """The closed form goes by `unused`, which `_replace(mask=…)` and `_replace(label=…)` leave as it was."""
+    if pairs.unused is None or not concrete(pairs):
+        return
+    label, mask, unused = (np.asarray(x) for x in pairs)
+    if not np.array_equal(np.sort(unused), np.flatnonzero(~mask.astype(bool))) or not _is_latin(label):
+        raise ValueError(
+            "pairs.unused must be the pairs that the mask leaves out, and None for a table whose rows or columns have "
+            "an element twice, as pairs(table, mask) gives it, got others."
+        )
 
 
 def _outputs(model: TwoLayer, c: Float[Array, "order nodes"]) -> Float[Array, "order order order"]:

@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Float, PyTree
 
 from .._checked import checked
 from .._checks import choice, describe, integer, real
-from ._arguments import check_sizes
+from ._arguments import check_sizes, one_number
 from ._precision import at_least_float32
 from ._update import update
 from .galore import clip_by_previous_norm, galore, galore_labels
@@ -36,12 +37,25 @@ class Step(eqx.Module):
       gradients are there if their norm is asked for.
     - `shardings`: of the model's trained arrays and of the state (see `shardings_of`), which the new ones get too;
       `None` leaves them to the compiler.
+
+    **Raises** `ValueError` for `shardings` that are no such pair, a model or a state that a step has used up, and a
+    state of another optimiser or model.
     """
 
     loss: Callable[[Any, Any], Float[Array, ""]]
     optimiser: optax.GradientTransformation
     gradient_norm: bool = False
     shardings: tuple[PyTree, PyTree] | None = None
+
+    def __check_init__(self):
+        placed = isinstance(self.shardings, tuple | list) and len(self.shardings) == 2
+        kinds = (Sharding, PartitionSpec)
+        if self.shardings is not None and not (
+            placed and all(isinstance(x, kinds) for x in jax.tree.leaves(self.shardings))
+        ):
+            raise ValueError(
+                f"shardings must be a pair of trees of shardings, or None, got {describe(self.shardings)}."
+            )
 
     def __call__(self, model: Any, state: PyTree, batch: PyTree) -> tuple[Any, PyTree, dict[str, Float[Array, ""]]]:
         """The new model and state, and what was measured on the old model: `loss`, and `gradient_norm` if asked for.
@@ -70,6 +84,8 @@ def _apart(tree: PyTree) -> PyTree:
     seen: set[int] = set()
 
     def once(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted():
+            raise ValueError("model and state must be what the last step returned, got some that a step has used up.")
         if isinstance(x, jax.Array) and id(x) in seen:
             return jnp.array(x, copy=True)
         seen.add(id(x))
@@ -116,9 +132,9 @@ def make_optimiser(
     name: OptimiserName,
     learning_rate: optax.ScalarOrSchedule,
     *,
-    rank: int = 128,
-    gap: int = 200,
-    scale: float = 0.25,
+    rank: int | None = None,
+    gap: int | None = None,
+    scale: float | None = None,
     weight_decay: float = 0.0,
     clip: float | None = None,
     accumulate: int = 1,
@@ -129,14 +145,21 @@ def make_optimiser(
     `adam`, `adamw`, `sgd`; `galore`: on the matrices of attention and hidden layers, with Adam on everything else, as
     in the paper; `adam8bit` and `galore8bit`: with moments in 8 bits. Moments are in float32 at least.
 
-    - `rank`, `gap`, `scale`: of GaLore, by default the paper's gap and scale.
+    - `rank`, `gap`, `scale`: of GaLore alone, by default 128 and the paper's 200 and 0.25.
     - `weight_decay`: decoupled, on matrices only; for `adamw`, `galore` and `galore8bit`.
     - `clip`: largest norm of a gradient, by the norm of the step before.
     - `accumulate`: gradients averaged for one update, of low rank where GaLore is; the schedule counts updates.
+    - `seed`: of GaLore's bases; the others draw nothing.
 
-    **Raises** `ValueError` for an unknown name, and a weight decay for an optimiser that has none.
+    **Raises** `ValueError` for an unknown name, and for a weight decay, rank, gap or scale of an optimiser that has
+    none.
     """
     choice("name", name, OPTIMISERS)
+    of_galore = {"rank": rank, "gap": gap, "scale": scale}
+    for option, value in of_galore.items():
+        if value is not None and not name.startswith("galore"):
+            raise ValueError(f"{option} would be ignored: it is for galore and galore8bit, got {value} for {name}.")
+    rank, gap, scale = 128 if rank is None else rank, 200 if gap is None else gap, 0.25 if scale is None else scale
     check_sizes(rank=rank, gap=gap, accumulate=accumulate)
     real("scale", scale, (), above=0), real("weight_decay", weight_decay, (), least=0)
     integer("seed", seed, least=0)
@@ -146,6 +169,7 @@ def make_optimiser(
         real("clip", clip, (), above=0)
     if weight_decay and name in ("adam", "adam8bit", "sgd"):
         raise ValueError(f"weight_decay is for adamw, galore and galore8bit, got {weight_decay} for {name}.")
+    learning_rate = one_number(learning_rate)
     moments = optax.identity() if name == "sgd" else optax.scale_by_adam()
     moments = quantize_state(moments) if name.endswith("8bit") else moments
     decay = [optax.add_decayed_weights(weight_decay, _is_matrix)] if weight_decay else []
@@ -201,12 +225,16 @@ def shardings(tree: PyTree, mesh: Mesh | AbstractMesh) -> PyTree:
     over `model`, if that divides it; everything else is on all devices. `tree` may hold arrays or their shapes.
 
     GaLore projects the short side, so that its bases stay whole and what it keeps of a gradient is split alike.
+
+    **Raises** `ValueError` for leaves that are neither arrays nor their shapes.
     """
     _check_mesh(mesh, "model")
 
     def place(x: Any) -> NamedSharding:
-        spec = [None] * x.ndim
-        if x.ndim > 1:
+        if not hasattr(x, "shape"):
+            raise ValueError(f"tree must hold arrays or their shapes, got {describe(x)}.")
+        spec: list[str | None] = [None] * len(x.shape)
+        if len(x.shape) > 1:
             longer = -1 if x.shape[-1] > x.shape[-2] else -2
             if x.shape[longer] % mesh.shape["model"] == 0:
                 spec[longer] = "model"
@@ -227,7 +255,8 @@ def shardings_of(tree: PyTree, mesh: Mesh) -> PyTree:
     """Where the arrays of a tree are; those that are on no mesh, as counters are, go on all devices of `mesh`."""
     _check_mesh(mesh)
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else whole, tree)
+    held = lambda x: getattr(x, "sharding", None)
+    return jax.tree.map(lambda x: held(x) if isinstance(held(x), NamedSharding) else whole, tree)
 
 
 def _check_mesh(mesh: Any, *axes: str) -> None:

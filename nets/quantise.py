@@ -78,11 +78,13 @@ def _encoded(x: Array, step: Any, bits: int, block: int) -> Quantised:
     blocked = _blocks(x, block)
     largest, signed = jnp.max(jnp.abs(blocked), axis=-1), jnp.any(blocked < 0, axis=-1)
     scale, both = _along(largest, block, x.shape), _along(signed, block, x.shape)
-    magnitude = (jnp.abs(x) / jnp.where(scale > 0, scale, 1)).astype(at_least_float32(x.dtype))
-    span, levels = _span(both, bits, magnitude.dtype)
-    exact = levels * (1 + jnp.log10(jnp.where(magnitude > 0, magnitude, 1)) / span)
+    wide = at_least_float32(x.dtype)
+    magnitude = jnp.abs(x).astype(wide) / jnp.where(scale > 0, scale, 1).astype(wide)
+    span, levels = _span(both, bits, wide)
+    # The quotient may underflow where x is not zero: it gets the least code.
+    exact = levels * (1 + jnp.log10(jnp.maximum(magnitude, jnp.finfo(wide).tiny)) / span)
     level = 1 + jnp.clip(jnp.floor(exact + _dither(x.shape, step).astype(exact.dtype)), 0, levels)
-    code = jnp.where(magnitude > 0, level + jnp.where(x < 0, 2.0 ** (bits - 1), 0), 0)
+    code = jnp.where((x != 0) & jnp.isfinite(scale), level + jnp.where(x < 0, 2.0 ** (bits - 1), 0), 0)
     return Quantised(code.astype(_dtype(bits)), jnp.where(signed, -largest, largest), block)
 
 
@@ -96,6 +98,7 @@ def _decoded(x: Quantised) -> Array:
     level = jnp.where(negative, code - 2.0 ** (bits - 1), code)
     span, levels = _span(both, bits, scale.dtype)
     magnitude = jnp.abs(scale) * jnp.exp(math.log(10) * span * ((level - 1) / levels - 1))
+    magnitude = jnp.maximum(magnitude, jnp.finfo(scale.dtype).tiny)  # or the least of a small block would be zero
     nothing = 0 * scale  # NaN in a block that was not finite, which must show
     return jnp.where(code > 0, jnp.where(negative, -magnitude, magnitude), nothing).astype(dtype)
 
@@ -185,7 +188,7 @@ def _blocks(x: Array, block: int) -> Array:
     """`(*batch, blocks, block)`, the last block filled up with zeros."""
     pad = -x.shape[-1] % block
     x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, pad)]) if pad else x
-    return x.reshape(*x.shape[:-1], -1, block)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // block, block)
 
 
 def _along(scale: Array, block: int, shape: tuple[int, ...]) -> Array:

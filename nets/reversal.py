@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from .._checked import checked
 from .._checks import indices
-from ._arguments import check_sizes, floating, inside
+from ._arguments import check_logits, check_sizes, check_some, floating, inside
 from .joma import Contexts
 
 
@@ -113,9 +113,10 @@ def recall(
 ) -> Recall:
     """Feeds the first two tokens of each sentence to a causal `model`, which gives logits of each next token.
 
-    **Raises** `ValueError` for tokens that the model has no logits of. Inside `jit` such a last entity has loss NaN.
+    **Raises** `ValueError` for logits of another shape than `(2, vocabulary)`, and for tokens that the model has no
+    logits of. Inside `jit` such a last entity has loss NaN.
     """
-    logits = jax.vmap(model)(sentences[:, :2])
+    logits = jax.vmap(lambda tokens: check_logits(model(tokens), 2))(sentences[:, :2])
     indices("sentences", sentences, logits.shape[-1])
     label = inside(sentences[:, 2], logits.shape[-1])
     return Recall(optax.softmax_cross_entropy_with_integer_labels(logits[:, 1], label), logits[:, 0])
@@ -160,8 +161,9 @@ class Bilinear(eqx.Module):
 @checked
 def pair_loss(model: Bilinear, pairs: Int[Array, "pairs 2"]) -> Float[Array, ""]:
     """Mean cross-entropy of the second token of each pair after the first, in nats. The pairs of sentences are
-    `sentences[:, ::2]`. **Raises** `ValueError` for tokens without a vector; inside `jit` such a second one makes it
-    NaN."""
+    `sentences[:, ::2]`. **Raises** `ValueError` for no pairs and for tokens without a vector; inside `jit` such a
+    second one makes it NaN."""
+    check_some("pairs", pairs.shape[0])
     tokens = model.vectors.shape[0]
     indices("pairs", pairs, tokens)
     logits = jax.vmap(model)(pairs[:, 0])

@@ -17,8 +17,9 @@ from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from .._checked import checked
 from .._checks import concrete, describe, indices, integer, real
-from ._arguments import check_contexts, check_sizes, floating, inside
+from ._arguments import check_contexts, check_fields, check_sizes, check_some, floating, inside
 from ._attention import softmax_attention
+from ._precision import at_least_float32
 from .joma import Contexts as Contexts
 from .joma import cross_entropy as cross_entropy
 from .train import AnyKey
@@ -132,7 +133,7 @@ class OneLayerTransformer(eqx.Module):
         dtype = floating(dtype)
         normal = jax.random.normal(key, (4, vocabulary, vocabulary), dtype)
         weights = normal[1:] * jnp.asarray(init_scale, dtype) / vocabulary**0.5
-        return cls(jnp.linalg.qr(normal[0])[0], *weights)
+        return cls(jnp.linalg.qr(normal[0].astype(at_least_float32(dtype)))[0].astype(dtype), *weights)
 
     @checked
     def __call__(self, sequence: Int[Array, " length"]) -> Float[Array, " vocabulary"]:
@@ -158,12 +159,14 @@ def sequence_loss(
     """Mean cross-entropy of the next token on `(sequences, next tokens)`, in nats, as `SequenceClasses.sequences` draws
     them. The embeddings are trained unless the optimiser leaves them out.
 
-    **Raises** `ValueError` for tokens that are not of the vocabulary. Inside `jit` such a next token makes it NaN.
+    **Raises** `ValueError` for no sequences and for tokens that are not of the vocabulary. Inside `jit` such a next
+    token makes it NaN.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"batch must be a pair (sequences, next tokens), got {describe(batch)}.")
     vocabulary = model.u.shape[0]
     sequences = indices("sequences", batch[0], vocabulary, ("batch", "length"))
+    check_some("sequences", sequences.shape[0])
     following = indices("next tokens", batch[1], vocabulary, (sequences.shape[0],))
     logits = jax.vmap(model)(sequences)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, inside(following, vocabulary)))
@@ -185,13 +188,17 @@ def sgd(
         real("momentum", momentum, (), least=0, below=1)
     descent = optax.sgd(learning_rate, momentum)  # pyright: ignore[reportArgumentType]
 
+    def init(params):
+        check_fields(params, ("y", "z"), "a YZTransformer")
+        return descent.init(params)
+
     def update(updates, state, params=None):
         updates, state = descent.update(updates, state, params)
         scale = lambda eta: lambda x: x * jnp.asarray(eta, x.dtype)
         updates = eqx.tree_at(lambda m: m.y, updates, replace_fn=scale(eta_y))
         return eqx.tree_at(lambda m: m.z, updates, replace_fn=scale(eta_z)), state
 
-    return optax.GradientTransformation(descent.init, update)
+    return optax.GradientTransformation(init, update)
 
 
 @checked
@@ -199,21 +206,40 @@ def precondition(contexts: Contexts) -> optax.GradientTransformation:
     """Turns the gradient of Y, `F R` for the features F of `contexts`, one a class, into `F (FᵀF)⁻¹ R`: chained before
     `sgd`, it trains the decoder that the paper's theory assumes, in which classes do not mix.
 
-    **Raises** `ValueError` for two equal contexts, whose features have no inverse, and frequencies below zero.
+    **Raises** `ValueError` for frequencies below zero and for contexts whose features have no inverse: two equal ones,
+    a sum of others with the same query, and, in `init`, features that depend on each other at the model's start.
     """
     real("contexts.x", contexts.x, least=0), indices("contexts.query", contexts.query, 2**31)
     if concrete(contexts):
         rows = np.column_stack([np.asarray(contexts.x), np.asarray(contexts.query)])
         if len(np.unique(rows, axis=0)) < len(rows):
             raise ValueError("contexts must all differ, got two that are equal.")
+        for query in np.unique(rows[:, -1]):
+            _check_independent(np.asarray(contexts.x)[rows[:, -1] == query], f"contexts.x of query {int(query)}")
+
+    def init(params):
+        if not isinstance(params, YZTransformer):
+            raise ValueError(f"params must be a YZTransformer, got {describe(params)}.")
+        if concrete((contexts, params)):
+            _check_independent(np.asarray(jax.vmap(params.features)(contexts.x, contexts.query)), "features")
+        return optax.EmptyState()
 
     def update(updates, state, params=None):
+        if params is None:
+            raise ValueError("params must be given: precondition takes the features from them.")
         f = jax.vmap(params.features)(contexts.x, contexts.query)
         gram = f @ f.T
         y = f.T @ jnp.linalg.solve(gram, jnp.linalg.solve(gram, f @ updates.y))
         return eqx.tree_at(lambda m: m.y, updates, y), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)
+
+
+def _check_independent(rows: np.ndarray, name: str) -> None:
+    values = np.linalg.svd(rows.astype(float), compute_uv=False)
+    rank = int(np.sum(values > max(rows.shape) * float(jnp.finfo(rows.dtype).eps) * np.max(values, initial=0)))
+    if rank < len(rows):
+        raise ValueError(f"{name} must be linearly independent, got {len(rows)} rows of rank {rank}.")
 
 
 @checked

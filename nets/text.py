@@ -86,11 +86,15 @@ def contexts(tokens: Tokens, queries: str | Sequence[str], *, length: int = 16, 
 
     Windows whose next word is `<unk>` are kept, as class `<unk>`. Queries are numbered as given; one string is one.
 
-    **Raises** `ValueError` for a word that is not in the vocabulary and for a query with fewer than `least` windows.
+    **Raises** `ValueError` for a word that is not in the vocabulary, a word that comes twice in it or in `queries`, and
+    a query with fewer than `least` windows.
     """
     integer("length", length, least=2), integer("least", least, least=0)  # length: a context and the query
     indices("tokens.ids", tokens.ids, len(tokens.vocabulary))
     queries = strings("queries", queries)
+    for name, words in {"queries": queries, "tokens.vocabulary": tokens.vocabulary}.items():
+        if len(set(words)) < len(words):
+            raise ValueError(f"{name} must hold each word once, got {Counter(words).most_common(1)[0][0]!r} twice.")
     if not queries:
         raise ValueError("queries must hold at least one word, got none.")
     size, xs, labels, numbers = len(tokens.vocabulary), [], [], []

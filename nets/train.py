@@ -144,8 +144,14 @@ def _check_data(data: Any, key: AnyKey | None) -> None:
     if key is not None:
         raise ValueError("key would be ignored: data is fixed, so that nothing is drawn.")
     for path, leaf in jax.tree.leaves_with_path(data):
+        name = f"data{jax.tree_util.keystr(path)}"
         if not eqx.is_array_like(leaf):
-            raise ValueError(f"data{jax.tree_util.keystr(path)} must be an array, got {leaf!r}.")
+            raise ValueError(f"{name} must be an array, got {leaf!r}.")
+        if isinstance(leaf, np.ndarray | np.generic):
+            try:
+                jax.typeof(leaf)
+            except TypeError as error:
+                raise ValueError(f"{name} must be an array of numbers, got {describe(leaf)}.") from error
 
 
 def _is_integer(x: Any) -> bool:

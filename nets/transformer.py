@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from .._checked import checked
-from .._checks import check_shape, concrete, indices, real
-from ._arguments import check_sizes, floating
-from ._layers import check_linear, check_norm, check_tokens, rows
+from .._checks import check_shape, concrete, describe, indices, real
+from ._arguments import check_activation, check_logits, check_sizes, floating
+from ._layers import check_linear, check_norm, check_positions, check_tokens, rows
 from .train import AnyKey
 
 
@@ -46,6 +46,7 @@ class Block(eqx.Module):
             check_linear(name, getattr(self, name), shape)
         for name in ("attention_norm", "hidden_norm"):
             check_norm(name, getattr(self, name), width)
+        check_activation(self.activation, (2, hidden), self.hidden_in.weight.dtype)
 
     @checked
     def __call__(
@@ -53,6 +54,7 @@ class Block(eqx.Module):
     ) -> tuple[Float[Array, "length width"], Float[Array, "heads length length"]]:
         """`drop` applies dropout, or nothing."""
         check_shape("x", x, ("length", *self.attention_norm.shape))
+        check_positions(x)
         y = x if self.post_norm else jax.vmap(self.attention_norm)(x)
         q, k, v = jnp.moveaxis(jax.vmap(self.project_in)(y).reshape(len(x), 3, self.heads, -1), 1, 0)
         logits = jnp.einsum("qhc,khc->hqk", q, k) / math.sqrt(q.shape[-1])
@@ -120,8 +122,8 @@ class Transformer(eqx.Module):
         `None` for nothing; `length`: of the longest sequence; `tied`: decode with the embeddings, without a bias;
         `dropout`: the probability, in effect where a call gets a key.
 
-        **Raises** `ValueError` for sizes below one, a width that `heads` does not divide, a dropout outside [0, 1), and
-        an unknown norm or positions.
+        **Raises** `ValueError` for sizes below one, a width that `heads` does not divide, a dropout outside [0, 1), an
+        unknown norm or positions, and an activation that does not keep the shape of its argument.
         """
         hidden = 4 * width if hidden is None else hidden
         check_sizes(vocabulary=vocabulary, layers=layers, width=width, heads=heads, hidden=hidden, length=length)
@@ -248,7 +250,7 @@ class Sequences(NamedTuple):
     """A batch of token sequences, shape `(batch, length + 1)`, and a key for the dropout of each, `None` for none."""
 
     tokens: Int[Array, "batch length_and_one"]
-    keys: Key[Array, " batch"] | UInt32[Array, "batch 2"] | None = None
+    keys: Key[Array, "*keys"] | UInt32[Array, "*keys"] | None = None
 
 
 @checked
@@ -259,13 +261,15 @@ def next_token_loss(
 
     `model(tokens, key=key)` gives the logits of the next token at every position, as a `Transformer` or a `Llama` does.
 
-    **Raises** `ValueError` for tokens that are not of the model's vocabulary, sequences of fewer than two, and none of
-    them. Inside `jit` a token beyond the vocabulary makes it NaN.
+    **Raises** `ValueError` for tokens that are not of the model's vocabulary, sequences of fewer than two, none of
+    them, keys that are not one a sequence, and logits of another shape. Inside `jit` a token beyond the vocabulary
+    makes it NaN.
     """
     tokens, keys = batch if isinstance(batch, Sequences) else (batch, None)
     if tokens.shape[0] < 1 or tokens.shape[1] < 2:
         raise ValueError(f"batch must hold at least one sequence of at least 2 tokens, got shape {tokens.shape}.")
-    logits = jax.vmap(lambda t, k: model(t, key=k))(tokens[:, :-1], keys)
+    _check_keys(keys, tokens.shape[0])
+    logits = jax.vmap(lambda t, k: check_logits(model(t, key=k), len(t)))(tokens[:, :-1], keys)
     vocabulary = logits.shape[-1]
     indices("tokens", tokens, vocabulary)
     known = jnp.all((tokens >= 0) & (tokens < vocabulary), axis=1, keepdims=True)
@@ -273,6 +277,12 @@ def next_token_loss(
     if last_only:
         logits, labels = logits[:, -1:], labels[:, -1:]
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1))
+
+
+def _check_keys(keys: Any, batch: int) -> None:
+    typed = keys is not None and jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    if keys is not None and (keys.ndim != (1 if typed else 2) or keys.shape[0] != batch):
+        raise ValueError(f"batch.keys must be {batch}, one a sequence, or None, got {describe(keys)}.")
 
 
 @checked

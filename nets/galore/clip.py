@@ -40,19 +40,26 @@ def clip_by_previous_norm(max_norm: ArrayLike) -> optax.GradientTransformationEx
         before, most = state.norm, jnp.asarray(max_norm).astype(state.norm.dtype)
         leaves = list(filter(is_float, jax.tree.leaves(updates)))
         each = most / jnp.sqrt(jnp.asarray(max(len(leaves), 1)).astype(most.dtype))
-        squares = lambda g: jnp.sum(jnp.square(jnp.abs(g).astype(before.dtype)))  # in float16 they would overflow
+        norm_of = lambda g: _norm(jnp.abs(g).astype(before.dtype))
         factor = lambda most, norm: jnp.minimum(1, most / jnp.where(norm > 0, norm, 1))
 
         def clipped(g: Array) -> Array:
             if not is_float(g):
                 return g
-            first = factor(each, jnp.sqrt(squares(g)))
+            first = factor(each, norm_of(g))
             least = jnp.where(before < 0, first, factor(most, before))
             return (
                 (g.astype(least.dtype) * least).astype(g.dtype) if short_range(g.dtype) else g * least.astype(g.dtype)
             )
 
-        norm = jnp.sqrt(sum(map(squares, leaves), jnp.zeros((), before.dtype)))
+        norm = _norm(jnp.stack(list(map(norm_of, leaves)))) if leaves else jnp.zeros((), before.dtype)
         return jax.tree.map(clipped, updates), PreviousNormState(jnp.where(jnp.isfinite(norm), norm, before))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _norm(sizes: Array) -> Array:
+    """Of numbers that are not negative, relative to the largest, or their squares would overflow."""
+    largest = jnp.max(sizes, initial=0)
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.sqrt(jnp.sum(jnp.square(sizes / unit)))

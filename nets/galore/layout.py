@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -204,6 +204,9 @@ def state_layouts(
             raise ValueError(_unclear_message([layout]))
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(f"updates must be of floating point, got {describe(leaf)} for {path_name(path)!r}.")
+        held = [basis for basis in (p, q) if not is_masked(basis)]
+        if jnp.iscomplexobj(leaf) and not any(map(jnp.iscomplexobj, held)):
+            raise ValueError(f"updates must be real, as parameters are, got {describe(leaf)} for {path_name(path)!r}.")
         shapes = [None if is_masked(basis) else basis.shape for basis in (p, q)]
         ranks = [None if shape is None else shape[-1] for shape in shapes]
         ranked = None if isinstance(layout, str) else dataclasses.replace(layout, left=ranks[0], right=ranks[1])
@@ -322,7 +325,16 @@ def _would_fit(shape: tuple[int, ...], rank: int) -> bool:
 
 def _needed(dims: GaLoreDimensionNumbers) -> int:
     """How many axes a leaf must have."""
-    return max(2, *(axis + 1 if axis >= 0 else -axis for axis in jax.tree.leaves(tuple(dims))))
+    return max(2, *(axis + 1 if axis >= 0 else -axis for side in _sides(dims) for axis in side))
+
+
+def _sides(dims: GaLoreDimensionNumbers) -> list[tuple[int, ...]]:
+    """The axes of the rows and of the columns. **Raises** `ValueError` unless they are integers."""
+    sides = [(axes,) if _is_int(axes) or not isinstance(axes, Iterable) else tuple(axes) for axes in dims]
+    for axis in (*sides[0], *sides[1]):
+        if not _is_int(axis):
+            raise ValueError(f"weight_dimension_numbers must be integers or tuples of them, got {axis!r}.")
+    return sides
 
 
 def _check_used(dims: GaLoreDimensionNumbers, leaves: list) -> None:
@@ -391,9 +403,9 @@ def _dimension_numbers(layout: Layout) -> str:
 
 def _matrices(name: str, shape: tuple[int, ...], dims: GaLoreDimensionNumbers) -> Layout:
     ndim = len(shape)
-    tuples = [(axes,) if isinstance(axes, int) else tuple(axes) for axes in dims]
+    tuples = _sides(dims)
     for axis in (*tuples[0], *tuples[1]):
-        if not _is_int(axis) or not -ndim <= axis < ndim:
+        if not -ndim <= axis < ndim:
             raise ValueError(
                 f"weight_dimension_numbers for {name!r} name axis {axis}, but its shape is {shape}: they must lie from "
                 f"{-ndim} to {ndim - 1}."

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Int, PyTree
 
+from ..._checks import describe
 from ..quantise import Quantised, dequantise, quantise
 
 FIRST = ("mu", "trace", "momentum", "acc_grads")  # linear in the gradients
@@ -105,6 +106,10 @@ def transported(transport: Transport, held: Mapping[str, Any], rotate: Rotate, c
     """The moments `held`, arrays or `Quantised`, in the new basis, in the form that they came in."""
     moments = {name: dequantise(x) for name, x in held.items()}
     new = transport(moments, rotate, count)
+    for name, x in moments.items():
+        found = new.get(name) if isinstance(new, Mapping) else None
+        if getattr(found, "shape", None) != x.shape:
+            raise ValueError(f"transport must return every moment in its shape, got {describe(found)} for {name!r}.")
     cast = {name: new[name].astype(x.dtype) for name, x in moments.items()}
     packed = lambda x, like: quantise(x, 8 * like.codes.dtype.itemsize, like.block, step=count)
     return {name: packed(cast[name], x) if isinstance(x, Quantised) else cast[name] for name, x in held.items()}

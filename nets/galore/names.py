@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from ..._checks import check_callable, strings
+from ..._checks import check_callable, describe, strings
 
 Where = Callable[[str, Any], bool] | str | Sequence[str]
 
@@ -37,7 +39,7 @@ def chooser(where: Where, names: Sequence[str], kind: str) -> Callable[[str, Any
     """
     if not isinstance(where, str) and callable(where):
         check_callable("where", where)
-        return where
+        return lambda name, value: _chosen(where(name, value), name)
     patterns = strings("where", where)
     if not patterns:
         raise ValueError("where must hold at least one pattern, got none.")
@@ -45,6 +47,12 @@ def chooser(where: Where, names: Sequence[str], kind: str) -> Callable[[str, Any
         for part in pattern.split("|") if re.fullmatch(r"[\w.|]*", pattern) else [pattern]:
             _check_part(pattern, part, names, kind)
     return lambda name, value: any(re.search(pattern, name) for pattern in patterns)
+
+
+def _chosen(answer: Any, name: str) -> bool:
+    if not isinstance(answer, bool | np.bool_) and getattr(answer, "dtype", None) != jnp.bool_:
+        raise ValueError(f"where must return True or False, got {describe(answer)} for {name!r}.")
+    return bool(answer)
 
 
 def nearest(word: str, names: Iterable[str], most: int = 3) -> list[str]:

@@ -185,9 +185,9 @@ def galore_reset(state: PyTree) -> PyTree:
 
 def refresh_options(projector: Projector | None, transport: str | Transport, seed: ArrayLike) -> Refresh:
     """**Raises** `ValueError` for a transport of unknown name, a projector that takes other arguments, and a seed that
-    is no integer."""
+    is no integer of 64 bits."""
     if not isinstance(seed, Tracer):
-        integer("seed", seed)
+        integer("seed", seed, least=-(2**63), most=2**63 - 1)
     if isinstance(transport, str):
         transport = TRANSPORTS[choice("transport", transport, tuple(TRANSPORTS))]
     check_callable("transport", transport)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
@@ -14,8 +15,10 @@ from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 from ..._checked import checked
 from ..._checks import concrete, describe, integer, real
 from ..._checks import mask as as_mask
+from .._arguments import one_number
 from .._precision import at_least_float32
 from .._sharding import full, known_sharding, with_specs
+from .._update import check_real
 from .layout import Choice, Layout, Ranks, Side, check_shared_rank, choices, short_range, state_layouts
 from .moments import States, Transport
 from .names import is_function, is_masked, path_name
@@ -60,7 +63,8 @@ def scale_by_galore(
 
     **Arguments:**
 
-    - `base_optimizer`: by default `optax.scale_by_adam()`. One that needs parameters needs `project_params`.
+    - `base_optimizer`: by default `optax.scale_by_adam()`. One that needs parameters needs `project_params`. One that
+      applies the sign and the learning rate, as `optax.sgd` does, makes the whole a descent; `galore` refuses it.
     - `rank`: an int; a fraction of each short side; a function `(name, shape)` or a tree of these, where `None` leaves
       a parameter whole. A single int leaves whole the matrices whose short side it exceeds.
     - `update_proj_gap`: a basis serves for this many updates; or a function of the number of updates so far that says
@@ -122,6 +126,8 @@ def scale_by_galore(
         if project_params and params is None:
             raise ValueError("params must be given to update, since project_params is True.")
         plan = state_layouts(updates, state.left, state.right, weight_dimension_numbers)
+        if params is not None:
+            check_real("updates must be real for real parameters", params, updates)
         if external:
             _check_refreshed(state)
         else:
@@ -165,12 +171,15 @@ def galore(
     and schedule act once for each update, not for each call. Inside `optax.inject_hyperparams` numbers need not be
     named in `static_args` (but `accumulate`, and `rank`, if its `init` is compiled); functions must.
 
-    **Raises** `ValueError` as `scale_by_galore` does, for a learning rate or a decay that is negative or not finite,
-    and for a mask that does not follow the parameters.
+    **Raises** `ValueError` as `scale_by_galore` does, for a learning rate or a decay that is negative or not finite, a
+    schedule that gives more than a number, a mask that does not follow the parameters, and a `base_optimizer` that
+    applies the sign itself, as `optax.sgd` and `optax.adamw` do, for `galore` would ascend.
     """
     if not callable(learning_rate):
         real("learning_rate", learning_rate, (), least=0)
     real("weight_decay", weight_decay, (), least=0)
+    if base_optimizer is not None:
+        _check_sign(base_optimizer)
     low_rank = scale_by_galore(
         base_optimizer,
         rank,
@@ -193,11 +202,42 @@ def galore(
     if mask is not None and not decays:
         raise ValueError("mask would be ignored: it is for weight_decay, which is 0.")
     decay = [optax.add_decayed_weights(weight_decay, _fitting(mask))] if decays else []  # pyright: ignore[reportArgumentType]
-    outer = optax.chain(*decay, optax.scale_by_learning_rate(learning_rate))
+    outer = optax.chain(*decay, optax.scale_by_learning_rate(one_number(learning_rate)))
     if accumulate not in (None, 1):
         last = lambda step, **extra: (jnp.asarray(step) + 1) % accumulate == 0
         outer = optax.conditionally_transform(outer, last)
     return optax.chain(low_rank, outer)
+
+
+def _check_sign(base: optax.GradientTransformation) -> None:
+    """**Raises** `ValueError` for a base that returns descent, of which `galore` would make an ascent.
+
+    Two updates of a small matrix show it; the second is for a schedule that starts at zero. A base that can't be tried
+    by itself, or whose numbers are traced, passes.
+    """
+    gradient, tx = {"w": jnp.ones((2, 2), jnp.float32)}, optax.with_extra_args_support(base)
+    try:
+        with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+            params = jax.tree.map(jnp.zeros_like, gradient)
+            first, state = tx.update(gradient, tx.init(params), params, value=jnp.ones(()))
+            second, _ = tx.update(gradient, state, params, value=jnp.ones(()))
+            descends = float(jnp.sum(first["w"])) < 0 or float(jnp.sum(second["w"])) < 0
+    except Exception:
+        return
+    if descends:
+        raise ValueError(
+            "base_optimizer must leave the sign and the learning rate to galore, as scale_by_adam does, but it returns "
+            "descent, as sgd, adam and adamw do, so that galore would ascend. Use trace or identity for sgd, and "
+            "scale_by_adam for adam, with the weight_decay of galore for adamw; or scale_by_galore around the whole of "
+            "it, without a learning rate after that."
+        )
+
+
+def _is_truth(x: Any) -> bool:
+    """One truth value or integer."""
+    if isinstance(x, np.generic | np.ndarray | jax.Array):
+        return x.dtype.kind in "biu" and x.shape == ()
+    return isinstance(x, bool | int)
 
 
 class _Due(NamedTuple):
@@ -210,7 +250,10 @@ class _Due(NamedTuple):
     def __call__(self, count: Array, last: Int[Array, "*batch"], i: int, number: int) -> Bool[Array, "*batch"]:
         updates, first = count // self.accumulate, count % self.accumulate == 0
         if callable(self.gap):
-            scheduled = jnp.asarray(self.gap(updates), bool)
+            scheduled = self.gap(updates)
+            if not _is_truth(scheduled):
+                raise ValueError(f"update_proj_gap must return True or False, got {describe(scheduled)}.")
+            scheduled = jnp.asarray(scheduled, bool)
         else:
             gap = jnp.asarray(self.gap).astype(count.dtype)
             offset = i * gap // number if self.stagger else 0
@@ -336,12 +379,15 @@ def _update(
     except (ValueError, TypeError, AttributeError) as error:
         if "incompatible shapes" in str(error):
             raise ValueError(f"updates must have the shapes of the parameters at init: {error}") from error
+        if isinstance(error, TypeError) and "required keyword-only argument" in str(error):
+            raise ValueError(f"update must be given what base_optimizer needs by name: {error}.") from error
         if params is not None or not ("param" in str(error) or "None" in str(error)):
             raise
         raise ValueError(
             "base_optimizer needs parameters, as adamw and adafactor do, but it runs on projected gradients and gets "
             "none. Use one that does not (scale_by_adam) with the weight_decay of galore; or project_params=True, with "
-            "params in the call of update, and it gets projected parameters."
+            "params in the call of update, and it gets projected parameters. One that applies its learning rate, as "
+            "these two do, goes into scale_by_galore, with no learning rate after it."
         ) from error
 
 

@@ -107,6 +107,7 @@ def test_compaction_keeps_the_live_nodes_and_their_moments_to_the_bit():
         (lambda: _train(learning_rate=[0.1, 0.2]), "learning_rate must have shape"),
         (lambda: _train(weight_decay=-1.0), "weight_decay must be at least 0, got -1.0"),
         (lambda: _train(dtype=int), "dtype must be a floating-point dtype"),
+        (lambda: _train(dtype=jnp.float16), "dtype must have the range of float32"),
     ),
 )
 def test_bad_arguments_are_named(as_users, call, message):

@@ -32,3 +32,16 @@ def test_bad_budgets_are_refused():
         keep(jnp.ones(3), 0)
     with pytest.raises(ValueError, match="recent must lie between 0 and budget = 2"):
         keep(jnp.ones(3), 2, recent=3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    (
+        (jnp.array([0, 5, 3], jnp.uint8), [False, True, False]),
+        (jnp.array([-128, 5, 3], jnp.int8), [False, True, False]),
+        (jnp.array([False, True, True]), [False, True, False]),
+        (jnp.array([jnp.nan, -jnp.inf]), [False, True]),
+    ),
+)
+def test_scores_of_any_type_have_their_order(scores, kept):
+    np.testing.assert_array_equal(jax.jit(lambda s: keep(s, 1))(scores), kept)

@@ -428,6 +428,14 @@ def test_clip_by_the_norm_before():
     assert jnp.isfinite(tx.update(jax.tree.map(lambda g: g * jnp.nan, grads), state)[1].norm)
 
 
+def test_clip_of_large_gradients_does_not_overflow():
+    grads = {"a": jnp.full(4, 1e25, jnp.float32), "b": jnp.full(5, -1e25, jnp.float32)}
+    tx = clip_by_previous_norm(2.0)
+    first, state = tx.update(grads, tx.init(grads))
+    np.testing.assert_allclose([jnp.linalg.norm(x) for x in jax.tree.leaves(first)], np.sqrt(2.0), rtol=1e-6)
+    assert float(state.norm) == pytest.approx(3e25, rel=1e-6)
+
+
 def test_bad_input(as_users):
     params = {"w": jnp.zeros((4, 6)), "b": jnp.zeros(4)}
     init = lambda **options: scale_by_galore(**options).init(params)
@@ -471,6 +479,34 @@ def test_a_base_that_needs_parameters_says_what_to_do(base):
         tx.update(params, tx.init(params), params)
     tx = scale_by_galore(base, 2, project_params=True, transport="keep")
     assert jnp.all(jnp.isfinite(tx.update(params, tx.init(params), params)[0]))
+
+
+@pytest.mark.parametrize(
+    "base",
+    (
+        optax.sgd(0.1),
+        optax.adamw(0.1),
+        optax.polyak_sgd(),
+        optax.adam(optax.linear_schedule(0.0, 0.1, 10)),
+        optax.contrib.muon(0.1),
+    ),
+    ids=("sgd", "adamw", "polyak_sgd", "adam that warms up", "muon"),
+)
+def test_a_base_that_descends_by_itself_is_refused(base, as_users):
+    for options in ({}, {"project_params": True, "accumulate": 2}):
+        with pytest.raises(ValueError, match="base_optimizer must leave the sign and the learning rate to galore"):
+            galore(0.1, 2, base_optimizer=base, **options)
+
+
+def test_advice_for_a_base_that_descends_by_itself_is_right():
+    params = jnp.ones((4, 6))
+    for tx in (
+        galore(0.1, 2, base_optimizer=optax.trace(0.9)),
+        galore(0.1, 2, base_optimizer=optax.scale_by_adam(), weight_decay=0.1),
+        scale_by_galore(optax.sgd(0.1), 2),
+        scale_by_galore(optax.adamw(0.1), 2, project_params=True),
+    ):
+        assert jnp.all(tx.update(params, tx.init(params), params)[0] < 0)
 
 
 def test_unknown_moments_are_warned_about():
@@ -579,12 +615,27 @@ def test_more_bad_input(as_users):
         "projector must be callable": {"projector": "svd"},
         r"projector must be a function \(g, previous, key, r\)": {"projector": exact_svd},
         "base_optimizer must be a GradientTransformation": {"base_optimizer": optax.scale_by_adam},
+        "seed must be an integer of at least": {"seed": 2**70},
+        "transport must return every moment in its shape, got None for 'mu'": {"transport": lambda m, rotate, n: {}},
+        "update_proj_gap must return True or False, got 'a'": {"update_proj_gap": lambda n: "a"},
+        r"update_proj_gap must return True or False, got bool\[2\]": {"update_proj_gap": lambda n: jnp.ones(2, bool)},
+        "learning_rate must be a number or a schedule that returns one": {"learning_rate": lambda n: jnp.ones(6)},
+        "must be integers or tuples of them, got 0.0": {"weight_dimension_numbers": GaLoreDimensionNumbers(0.0, 1.0)},
         "weight_dimension_numbers would be ignored": {"weight_dimension_numbers": GaLoreDimensionNumbers(0, 5)},
     }
     for message, options in cases.items():
         with pytest.raises(ValueError, match=message):
             tx = galore(**{"learning_rate": 0.1, "rank": 2} | options)
             tx.update(params, tx.init(params), params)
+    with pytest.raises(ValueError, match="where must return True or False, got 'full' for 'w'"):
+        galore_labels(params, lambda name, leaf: "full")
+    with pytest.raises(ValueError, match=r"update must be given what base_optimizer needs by name.*'value'"):
+        tx = scale_by_galore(optax.polyak_sgd(), 2)
+        tx.update(params, tx.init(params), params)
+    for leaf, message in (("w", "updates must be real, as parameters are"), ("b", "must be real for real parameters")):
+        with pytest.raises(ValueError, match=message):
+            tx = galore(0.1, 2)
+            tx.update(params | {leaf: 1j * params[leaf]}, tx.init(params), params)
     init = scale_by_galore(rank=2).init
     for wrong in (jnp.ones((6, 4), int), jax.nn.relu, "text", 1.0, jax.random.key(0)):
         with pytest.raises(ValueError, match=r"params must hold floating-point arrays alone, got .* at 'w'"):

@@ -130,6 +130,28 @@ def test_an_output_layer_just_begun_is_aligned():
     assert float(grokking.alignment(begun, sample)) == pytest.approx(1, abs=1e-8)
 
 
+@pytest.mark.parametrize(("dtype", "size"), (("float32", 1e-20), ("float64", 1e-170), ("float64", 1e170)))
+def test_what_is_free_of_scale_stays_so_for_small_and_large_nodes(dtype, size):
+    model, sample, _ = _setting(table=_cyclic(5), dtype=dtype)
+    size = jnp.asarray(size, dtype)
+    other = eqx.tree_at(lambda m: (m.a, m.b), model, (size * model.a, size * model.b))
+    rtol = 30 * jnp.finfo(dtype).eps
+    np.testing.assert_allclose(grokking.energies(other, sample), grokking.energies(model, sample), rtol=rtol)
+    shares = (grokking.contents(m, _projectors(5)) for m in (other, model))
+    np.testing.assert_allclose(*shares, rtol=rtol, atol=rtol)
+
+
+def test_alignment_and_norm_of_a_small_output_layer_are_their_limits():
+    # To first order in c what comes back is proportional to c.
+    model, sample, _ = _setting(table=_cyclic(5))
+    seen = [
+        grokking.stages(_projectors(5))(eqx.tree_at(lambda m: m.c, model, size * model.c), sample)
+        for size in (1e-9, 1e-200)
+    ]
+    assert float(seen[1].alignment) == pytest.approx(float(seen[0].alignment), rel=1e-6)
+    assert float(seen[1].gradient_norm) * 1e191 == pytest.approx(float(seen[0].gradient_norm), rel=1e-6)
+
+
 @pytest.mark.parametrize("activation", (jnp.square, jnp.tanh))
 def test_energies_are_those_of_nodes_of_norm_one(activation):
     model, sample, _ = _setting(activation=activation)
@@ -343,6 +365,16 @@ def _whole(order):
         (lambda: _run(learning_rates=(float("nan"),)), "learning_rates must be finite, got nan"),
         (lambda: _run(weight_decays=(-1.0,)), "weight_decays must be at least 0, got -1.0"),
         (lambda: _run(activation="relu"), "activation must be callable, got 'relu'"),
+        (lambda: _run(activation=jnp.sum), "activation must keep the shape"),
+        (lambda: _run(dtype=jnp.float16), "dtype must have the range of float32"),
+        (lambda: grokking.muon(0.1, 0.1).init({"w": jnp.ones((3, 3))}), "params must have the fields a, b, c"),
+        *(
+            (
+                lambda f=f: f(_model(5), _whole(5)._replace(used=jnp.zeros(25, bool))),
+                "sample.used must leave at least one pair, got none",
+            )
+            for f in (grokking.loss, grokking.accuracy)
+        ),
         (lambda: _run(observe="x"), "observe must be callable, got 'x'"),
         (lambda: grokking.sample(_cyclic(5), np.full((5, 5), 2)), "mask must be boolean, or 0 and 1"),
         (

@@ -45,6 +45,13 @@ def test_default_embeddings_are_orthonormal_and_v_and_beta_are_w_in_them(key):
     np.testing.assert_allclose(u @ jnp.concatenate([block.v, block.beta]), block.w, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", (jnp.float16, jnp.bfloat16))
+def test_narrow_embeddings_are_orthonormal_to_rounding(key, dtype):
+    u = _block(key, dtype=dtype).u_c
+    assert u.dtype == dtype
+    np.testing.assert_allclose(u.T.astype(float) @ u.astype(float), np.eye(u.shape[1]), atol=4 * jnp.finfo(dtype).eps)
+
+
 def test_given_embeddings_are_those_of_the_tokens_and_then_of_the_queries(key):
     u = jnp.arange(70.0).reshape(10, 7)
     block = _block(key, embeddings=u)
@@ -191,6 +198,7 @@ def test_gaussian_clusters_have_their_centres_and_width(key):
         ({"classes": 0}, "classes must be an integer of at least 1, got 0"),
         ({"embeddings": jnp.ones((9, 4))}, r"embeddings must have shape \(embed, 6\), got \(9, 4\)"),
         ({"embeddings": jnp.ones(6)}, r"embeddings must have shape \(embed, tokens_and_queries\), got \(6,\)"),
+        ({"activation": jnp.sum}, r"activation must keep the shape \(3,\)"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"train_decoder": True}, "train_decoder would be ignored"),
         ({"dtype": int}, "dtype must be a floating-point dtype"),
@@ -266,6 +274,14 @@ def _contexts(**changes):
         (lambda b: b.attend(-jnp.ones(4)), "x must be frequencies"),
         (lambda b: joma.stationary_loss(b, (jnp.ones((2, 4)), jnp.ones((2, 1)))), r"g must have shape \(2, 3\)"),
         (lambda b: joma.minibatch((jnp.arange(8.0), jnp.arange(2.0)), 6), "data must be arrays of one common length"),
+        (
+            lambda b: joma.cross_entropy(lambda x, query: jnp.sum(x), _contexts()),
+            r"model must return logits of shape \(classes,\), got float64\[\]",
+        ),
+        (lambda b: joma.cross_entropy(b, jax.tree.map(lambda x: x[:0], _contexts())), "batch must hold at least one"),
+        (lambda b: joma.stationary_loss(b, (jnp.ones((0, 4)), jnp.ones((0, 3)))), "x must hold at least one sample"),
+        (lambda b: joma.ClassMixture(jnp.ones((0, 3))), "probability must hold at least one class"),
+        (lambda b: joma.minibatch(_contexts(), 2)(None), "key must be one key"),
         (lambda b: joma.minibatch({}, 6), "data must be arrays of one common length"),
         (lambda b: joma.ClassMixture(jnp.zeros((2, 3))), "probability must leave each class a token"),
         (lambda b: joma.ClassMixture(jnp.array([[1.5, -0.5]])), "probability must be at least 0, got -0.5"),

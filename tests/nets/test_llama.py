@@ -217,8 +217,13 @@ def test_more_tokens_than_the_length_are_refused(key):
         (lambda key: _model(key)(jnp.array([1, -1])), "tokens must lie from 0 to .*, got -1"),
         (lambda key: _model(key)(jnp.array([1.0, 2.0])), "tokens must be integers"),
         (lambda key: Llama("60M", key=key), "config must be a LlamaConfig, got '60M'"),
-        (lambda key: Llama(CONFIG, key=None), "key must be a key"),
+        (lambda key: Llama(CONFIG, key=None), "key must be one key"),
         (lambda key: Llama(CONFIG, dtype=int, key=key), "dtype must be a floating-point dtype"),
+        (
+            lambda key: Llama(CONFIG, stacked=True, key=key).blocks(jnp.ones((3, 8))),
+            "block must be one layer, got a stack",
+        ),
+        (lambda key: _model(key).blocks[0](jnp.ones((0, 8))), "x must hold at least one position"),
     ),
 )
 @pytest.mark.usefixtures("as_users")

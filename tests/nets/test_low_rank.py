@@ -167,3 +167,13 @@ def test_layers_of_other_sizes_are_refused(key, as_users):
         LoRA(jnp.ones((2, 3)), jnp.ones((4, 1)), layer, 1.0)
     with pytest.raises(ValueError, match=r"layer must be an eqx\.nn\.Linear"):
         LoRA(jnp.ones((2, 3)), jnp.ones((4, 2)), "layer", 1.0)
+
+
+@pytest.mark.parametrize("sizes", ((3, "scalar"), ("scalar", 3), ("scalar", "scalar")))
+def test_layers_of_numbers_take_and_give_numbers(key, sizes, as_users):
+    layer, x = eqx.nn.Linear(*sizes, key=key), jnp.array(0.7) if sizes[0] == "scalar" else jnp.arange(3.0)
+    np.testing.assert_array_equal(lora(layer, 1, "weight", key=key)(x), layer(x))
+    factors = factorise(layer, 1, "weight", key=key)
+    np.testing.assert_allclose(factors(x), merge(factors)(x), rtol=1e-13, strict=True)
+    with pytest.raises(ValueError, match="x must have shape"):
+        factors(jnp.ones(4))

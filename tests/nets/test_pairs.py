@@ -170,6 +170,23 @@ def test_a_node_of_zero_weights_and_moments_stays_as_it_is():
         assert (x[:, :2] != at_first[:, :2]).all()
 
 
+def _stale(change):
+    data = pairs.pairs(_cyclic(23), pairs.split(23, seed=0))
+    return data._replace(**change(data))
+
+
+def _empty():
+    return pairs.pairs(_cyclic(5))._replace(mask=jnp.zeros((5, 5), bool))
+
+
+def test_loss_of_the_pairs_left_out_is_by_the_mask():
+    mask = pairs.split(23, seed=0)
+    data, rest = pairs.pairs(_cyclic(23), mask), pairs.pairs(_cyclic(23), ~mask)
+    model = _model(23)
+    left_out = pairs.masked_loss(model, data._replace(mask=~data.mask))
+    assert float(left_out) == pytest.approx(float(pairs.training_loss(model, rest)), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     (
@@ -191,6 +208,17 @@ def test_a_node_of_zero_weights_and_moments_stays_as_it_is():
         (lambda: pairs.pairs(_cyclic(5), np.full((5, 5), 0.5)), "mask must be boolean, or 0 and 1"),
         (lambda: pairs.masked_loss(_model(7), pairs.pairs(_cyclic(5))), r"pairs.label must have shape \(7, 7\)"),
         (lambda: pairs.masked_loss(_model(3), pairs.pairs(_cyclic(5))), r"pairs.label must have shape \(3, 3\)"),
+        *(
+            (lambda change=change: pairs.training_loss(_model(23), _stale(change)), "pairs.unused must be the pairs")
+            for change in (
+                lambda p: {"mask": ~p.mask},
+                lambda p: {"unused": jnp.tile(p.unused, 2)},
+                lambda p: {"label": jnp.zeros_like(p.label)},
+            )
+        ),
+        (lambda: pairs.masked_loss(_model(5), _empty()), "pairs.mask must leave at least one pair, got none"),
+        (lambda: pairs.accuracy(_model(5), _empty()), "pairs.mask must leave at least one pair, got none"),
+        (lambda: _model(5, activation=jnp.sum), r"activation must keep the shape \(5, 4\)"),
         (lambda: _model(5)(9, 0), "g1 must lie from 0 to 4, got 9"),
         (lambda: _model(5)(0, -1), "g2 must lie from 0 to 4, got -1"),
         (lambda: pairs.split(5, seed=-1), "seed must be an integer of at least 0 and at most 4294967295"),

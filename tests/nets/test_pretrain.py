@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from traindyn.nets.pretrain import OPTIMISERS, Step, make_mesh, make_optimiser, shardings, warmup_cosine
+from traindyn.nets.pretrain import OPTIMISERS, Step, make_mesh, make_optimiser, shardings, shardings_of, warmup_cosine
 
 
 class Toy(eqx.Module):
@@ -67,6 +67,8 @@ def test_a_step_uses_up_what_it_is_given():
     state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
     Step(_loss, optimiser)(model, state, batch)
     assert model.weight.is_deleted() and not batch[0].is_deleted()
+    with pytest.raises(ValueError, match="model and state must be what the last step returned"):
+        Step(_loss, optimiser)(model, state, batch)
 
 
 # Optimisers by name
@@ -87,6 +89,10 @@ def _updates(optimiser, params, *gradients):
             new, state = update(g, state, params)
             out.append(new)
     return out, state
+
+
+def _rank(name):
+    return {"rank": 2} if name == "galore" else {}
 
 
 def _like(params, seed):
@@ -113,8 +119,9 @@ def test_accumulated_gradients_lead_to_the_update_of_their_mean(name):
     first = _like(params, 2)
     last = jax.tree.map(lambda g: 3.0 * g, first)  # the mean spans what the first does, so that GaLore's basis agrees
     schedule = warmup_cosine(0.1, 4, 0)
-    (none, both, *_), _ = _updates(make_optimiser(name, schedule, rank=2, accumulate=2), params, first, last)
-    (mean,), _ = _updates(make_optimiser(name, schedule, rank=2), params, jax.tree.map(lambda g: 2.0 * g, first))
+    make = lambda **options: make_optimiser(name, schedule, **_rank(name), **options)
+    (none, both, *_), _ = _updates(make(accumulate=2), params, first, last)
+    (mean,), _ = _updates(make(), params, jax.tree.map(lambda g: 2.0 * g, first))
     assert all(not jnp.any(x) for x in jax.tree.leaves(none))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12), both, mean)
 
@@ -123,7 +130,7 @@ def test_accumulated_gradients_lead_to_the_update_of_their_mean(name):
 def test_weight_decay_is_of_matrices_and_norms_have_none(name):
     params = _params()
     zero = jax.tree.map(jnp.zeros_like, params)
-    (update,), _ = _updates(make_optimiser(name, 0.1, rank=2, weight_decay=0.5), params, zero)
+    (update,), _ = _updates(make_optimiser(name, 0.1, **_rank(name), weight_decay=0.5), params, zero)
     decayed = lambda x: -0.1 * 0.5 * x
     for i, block in enumerate(update["blocks"]):
         np.testing.assert_allclose(block["query"], decayed(params["blocks"][i]["query"]), rtol=1e-12)
@@ -136,7 +143,7 @@ def test_moments_of_bfloat16_parameters_are_in_float32_and_decay():
     params = _params(jnp.bfloat16)
     ones, zeros = jax.tree.map(jnp.ones_like, params), jax.tree.map(jnp.zeros_like, params)
     for name in ("adam", "galore"):
-        optimiser = make_optimiser(name, 0.1, rank=2)
+        optimiser = make_optimiser(name, 0.1, **_rank(name))
         _, state = _updates(optimiser, params, ones, *[zeros] * 20)
         floating = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating) and x.size > 2]
         assert {x.dtype for x in floating} <= {jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)}  # bases in bfloat16
@@ -178,6 +185,8 @@ def test_matrices_are_split_along_their_longer_side_where_that_divides():
         (): (),
     }
     placed = shardings({sizes: shape(*sizes) for sizes in rules}, mesh)
+    whole = shardings_of({"w": np.ones(3)}, make_mesh(1, 1))["w"]  # on no mesh
+    assert whole.spec == PartitionSpec() and whole.mesh.size == 1
     assert {sizes: x.spec for sizes, x in placed.items()} == {k: PartitionSpec(*v) for k, v in rules.items()}
 
 
@@ -221,6 +230,8 @@ def test_what_does_not_fit_a_step_is_named():
     model, batch = _data()
     with pytest.raises(ValueError, match=r"optimiser must be a GradientTransformation, got 0\.1"):
         Step(_loss, 0.1)
+    with pytest.raises(ValueError, match="shardings must be a pair of trees of shardings, or None, got 'x'"):
+        Step(_loss, optax.sgd(0.1), shardings="x")
     with pytest.raises(ValueError, match=r"state must be what optimiser\.init gives for this model"):
         Step(_loss, optax.adam(0.1))(model, optax.sgd(0.1).init(eqx.filter(model, eqx.is_inexact_array)), batch)
 
@@ -233,6 +244,18 @@ def test_what_does_not_fit_a_step_is_named():
             lambda: make_optimiser("adam", 0.1, weight_decay=0.5),
             "weight_decay is for adamw, galore and galore8bit, got 0.5 for adam.",
         ),
+        *(
+            (
+                lambda option=option: make_optimiser("adam", 0.1, **{option: 3}),
+                f"{option} would be ignored: it is for galore and galore8bit, got 3 for adam.",
+            )
+            for option in ("rank", "gap", "scale")
+        ),
+        (
+            lambda: _updates(make_optimiser("adam", lambda count: jnp.ones(4)), _params(), _params()),
+            "learning_rate must be a number or a schedule that returns one, got float64[4].",
+        ),
+        (lambda: shardings({"w": 1}, make_mesh(1, 1)), "tree must hold arrays or their shapes, got 1."),
         (lambda: make_optimiser("adamw", 0.1, weight_decay=-0.1), "weight_decay must be at least 0, got -0.1."),
         (lambda: make_optimiser("adam", 0.1, accumulate=0), "accumulate must be an integer of at least 1, got 0."),
         (lambda: make_optimiser("adam", 0.1, clip=-1.0), "clip must be above 0, got -1.0."),

@@ -48,6 +48,25 @@ def test_zero_stays_zero_and_nothing_else_becomes_it():
     np.testing.assert_allclose([y[0, 7], y[0, 8], y[1, 299]], [1.0, 1e-7, -2.0], rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "x", "expected"),
+    (
+        ("float16", [6e4, 6e-5], [6e4, 6e-3]),
+        ("float32", [1e30, 1e-30], [1e30, 1e23]),
+        ("float32", [1e8, -1.2e-38], [1e8, -1e3]),
+        ("float32", [1e-37, 1.2e-38], [1e-37, 1.2e-38]),
+    ),
+)
+def test_what_is_far_below_the_largest_gets_the_least_magnitude(dtype, x, expected):
+    y = _there_and_back(jnp.asarray(x, dtype), 8, 256, 0)
+    np.testing.assert_allclose(y.astype(float), expected, rtol=0.07)
+
+
+@pytest.mark.parametrize("shape", ((0, 5), (5, 0)))
+def test_nothing_stays_nothing(shape):
+    assert dequantise(quantise(jnp.ones(shape))).shape == shape
+
+
 def test_blocks_have_scales_of_their_own():
     x = jnp.concatenate([jnp.full((2, 256), 1e-20), jnp.full((2, 44), 1e20)], axis=1)
     q = quantise(x)

@@ -50,6 +50,14 @@ def test_the_paper_s_numbers_and_nothing_twice(data, sizes):
         (lambda: nets.reversal(5, 2, vocabulary=11), "vocabulary must be at least 12 .* got 11"),
         (lambda: nets.chain_of_thought(5, 7), "direct must be at least 0 and below triples=5"),
         (lambda: nets.chain_of_thought(5, 2, vocabulary=16), "vocabulary must be at least 17"),
+        (
+            lambda: nets.recall(lambda tokens: jnp.zeros((1, 8)), jnp.array([[2, 0, 4]])),
+            r"model must return logits of shape \(2, vocabulary\), got float64\[1, 8\]",
+        ),
+        (
+            lambda: nets.pair_loss(nets.Bilinear(jnp.ones((5, 3))), jnp.zeros((0, 2), int)),
+            "pairs must hold at least one sample",
+        ),
         (lambda: nets.Bilinear(jnp.ones(3)), r"vectors must have shape \(tokens, width\), got \(3,\)"),
         (lambda: nets.Bilinear(jnp.ones((5, 3)), jnp.ones((3, 2))), r"theta must have shape \(3, 3\)"),
     ),

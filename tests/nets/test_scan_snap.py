@@ -198,6 +198,18 @@ def test_context_without_tokens_has_no_attention_and_a_finite_loss_and_gradient(
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((value, slope)))
 
 
+def _precondition(x, query):
+    x = jnp.asarray(x, float)
+    return nets.precondition(nets.Contexts(x, jnp.arange(len(x)), jnp.asarray(query)))
+
+
+@pytest.mark.parametrize("dtype", (jnp.float16, jnp.bfloat16))
+def test_narrow_embeddings_are_orthonormal_to_rounding(key, dtype):
+    u = nets.OneLayerTransformer.orthonormal(6, dtype=dtype, key=key).u
+    assert u.dtype == dtype
+    np.testing.assert_allclose(u.T.astype(float) @ u.astype(float), np.eye(6), atol=4 * jnp.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     (
@@ -210,6 +222,22 @@ def test_context_without_tokens_has_no_attention_and_a_finite_loss_and_gradient(
         (lambda m, s: nets.SequenceClasses(HALF, [0.0, 1.0]), "query must be integers"),
         (lambda m, s: jax.jit(lambda p: nets.SequenceClasses(p, [0, 1]).table)(HALF), "must be known"),
         (lambda m, s: nets.YZTransformer(2, 1, 2, init_scale=jnp.float32(0.1)), "key must be given"),
+        (
+            lambda m, s: nets.sequence_loss(s, (jnp.zeros((0, 3), int), jnp.zeros(0, int))),
+            "sequences must hold at least one sample",
+        ),
+        (lambda m, s: nets.sgd(0.1).init({"w": jnp.ones(3)}), "params must have the fields y, z"),
+        (lambda m, s: _precondition([[1, 0]], [0]).init({"w": jnp.ones(3)}), "params must be a YZTransformer"),
+        (lambda m, s: _precondition([[1, 0]], [0]).update(m, optax.EmptyState()), "params must be given"),
+        (
+            lambda m, s: _precondition([[1, 0], [0, 1], [0.5, 0.5]], [0, 0, 0]),
+            "contexts.x of query 0 must be linearly independent, got 3 rows of rank 2",
+        ),
+        (lambda m, s: _precondition([[1, 0], [2, 0]], [0, 0]), "got 2 rows of rank 1"),
+        (
+            lambda m, s: _precondition([[1, 1], [1, 1]], [0, 1]).init(nets.YZTransformer(2, 2, 2)),
+            "features must be linearly independent, got 2 rows of rank 1",
+        ),
         (lambda m, s: nets.sgd(0.1, momentum=2.0), "momentum must be at least 0 and below 1, got 2.0"),
     ),
 )

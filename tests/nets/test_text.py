@@ -112,6 +112,11 @@ def test_frequencies_of_a_window_sum_to_one_and_counts_are_whole(words, size, le
             "queries must each end at least 4 windows of 3 words, got 3 for 'the'",
         ),
         (lambda: text.contexts(text.tokenise(WORDS, 5), ()), "queries must"),
+        (lambda: text.contexts(text.tokenise(WORDS, 5), ("the", "the")), "queries must hold each word once, got 'the'"),
+        (
+            lambda: text.contexts(text.Tokens(np.zeros(9, int), ("the", "the", "<unk>")), ("the",)),
+            "tokens.vocabulary must hold each word once, got 'the'",
+        ),
     ),
 )
 def test_bad_input_is_refused(call, message):

@@ -296,6 +296,7 @@ def test_training_learns_a_text_that_needs_attention(key, norm):
         ({"heads": 4}, "width must be a multiple of heads, got width=6, heads=4"),
         ({"norm": "rms"}, "norm must be one of 'post', 'pre', got 'rms'"),
         ({"positions": "rotary"}, "positions must be one of 'sinusoidal', 'learned', got 'rotary'"),
+        ({"activation": jnp.sum}, r"activation must keep the shape \(2, 9\)"),
         ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, got 1\.0"),
         ({"dropout": -0.1}, "dropout must be at least 0 and below 1"),
     ),
@@ -328,6 +329,21 @@ def test_bad_options_are_refused(key, options, message):
         (lambda key: next_token_loss(_model(key), jnp.array([[9, 2, 1]])), "tokens must lie from 0 to 6, got 9"),
         (lambda key: next_token_loss(_model(key), jnp.array([[1]])), "at least one sequence of at least 2 tokens"),
         (lambda key: next_token_loss(_model(key), jnp.zeros((0, 3), int)), "at least one sequence"),
+        *(
+            (
+                lambda key, shape=shape: next_token_loss(lambda t, key: jnp.zeros(shape), jnp.array([[0, 3, 6]])),
+                r"model must return logits of shape \(2, vocabulary\), got float64",
+            )
+            for shape in ((1, 7), (3, 7), (7,), ())
+        ),
+        *(
+            (
+                lambda key, make=make: next_token_loss(_model(key), Sequences(jnp.zeros((2, 4), int), make(key))),
+                r"batch\.keys must be 2, one a sequence, or None",
+            )
+            for make in (lambda key: key, lambda key: jax.random.split(key, 3), jax.random.key_data)
+        ),
+        (lambda key: _model(key).blocks[0](jnp.zeros((0, WIDTH)), lambda x: x), "x must hold at least one position"),
     ),
 )
 @pytest.mark.usefixtures("as_users")
