@@ -11,12 +11,21 @@ from jaxtyping import ArrayLike, Complex, Int
 from .._checked import checked
 from .._checks import concrete, describe, integer
 
+MOST = 2048  # elements: the table has their number squared, and its axioms take the third power
+"""The largest order of a group."""
+
+
+def _check_order(name: str, order: int) -> None:
+    if order > MOST:
+        raise ValueError(f"{name} must make a group of at most {MOST} elements, got {order}.")
+
 
 class Group(eqx.Module):
     """A finite group by its multiplication table, `rows[g][h] = g·h`. Nothing in it is traced.
 
     Made by `from_table`, `dihedral`, `dicyclic`, `metacyclic`, `symmetric`, `alternating`, `direct`, and for Abelian
-    groups `cyclic` and `product`. **Raises** `ValueError` for a table that is no group, as `from_table`.
+    groups `cyclic` and `product`. All of them **raise** `ValueError` for more than `MOST` = 2048 elements, and `Group`
+    for a table that is no group, as `from_table`.
     """
 
     name: str = eqx.field(static=True)
@@ -35,6 +44,7 @@ class Group(eqx.Module):
             raise ValueError(f"table must be integers, got {describe(rows)}.")
         if table.ndim != 2 or len(table) != table.shape[1]:
             raise ValueError(f"table must have shape (order, order), got {table.shape}.")
+        _check_order("table", len(table))
         _check_axioms(table)
         self.name, self.rows = name, tuple(map(tuple, table.tolist()))
 
@@ -67,6 +77,7 @@ class Abelian(Group):
         if isinstance(factors, str) or not isinstance(factors, Sequence) or not factors:
             raise ValueError(f"factors must be a sequence of integers of at least 2, got {describe(factors)}.")
         self.factors = tuple(integer("factors", n, least=2) for n in factors)
+        _check_order("factors", math.prod(self.factors))
         self.name = "×".join(f"Z{n}" for n in self.factors)
         x = self.coordinates
         place = np.cumprod([1, *self.factors[:-1]])
@@ -133,7 +144,7 @@ def _check_axioms(t: Int[np.ndarray, "order order"]) -> None:
 def dihedral(n: int) -> Group:
     """The symmetries of a regular n-gon, of order 2n: rotations 0 … n−1, then reflections. **Raises** `ValueError`
     for `n` below one."""
-    integer("n", n, least=1)
+    _check_order("n", 2 * integer("n", n, least=1))
     flip, turn = np.divmod(np.arange(2 * n), n)
     turns = (turn[:, None] + np.where(flip[:, None] == 1, -1, 1) * turn[None]) % n
     return from_table((flip[:, None] ^ flip[None]) * n + turns, f"D{n}")
@@ -143,7 +154,7 @@ def dihedral(n: int) -> Group:
 def dicyclic(n: int) -> Group:
     """`⟨a, x : a²ⁿ = 1, x² = aⁿ, x a x⁻¹ = a⁻¹⟩`, of order 4n; the quaternion group for n = 2. **Raises** `ValueError`
     for `n` below two."""
-    integer("n", n, least=2)
+    _check_order("n", 4 * integer("n", n, least=2))
     flip, turn = np.divmod(np.arange(4 * n), 2 * n)
     both = flip[:, None] & flip[None]
     turns = (turn[:, None] + np.where(flip[:, None] == 1, -1, 1) * turn[None] + n * both) % (2 * n)
@@ -154,7 +165,7 @@ def dicyclic(n: int) -> Group:
 def metacyclic(n: int, m: int, r: int) -> Group:
     """`Z_n ⋊ Z_m`, where the generator of Z_m multiplies Z_n by r: of order nm, and not Abelian unless r = 1.
     **Raises** `ValueError` for sizes below two, or unless `r^m = 1` modulo n."""
-    integer("n", n, least=2), integer("m", m, least=2)
+    _check_order("n and m", integer("n", n, least=2) * integer("m", m, least=2))
     if pow(r, m, n) != 1:
         raise ValueError(f"r^m must be 1 modulo n for Z_m to act on Z_n, got {r}^{m} = {pow(r, m, n)} modulo {n}.")
     y, x = np.divmod(np.arange(n * m), n)
@@ -166,6 +177,7 @@ def metacyclic(n: int, m: int, r: int) -> Group:
 @checked
 def direct(first: Group, second: Group) -> Group:
     """The direct product of any two groups: element `x + order(first)·y`."""
+    _check_order("first and second", first.order * second.order)
     y, x = np.divmod(np.arange(first.order * second.order), first.order)
     table = first.table[x[:, None], x[None]] + first.order * second.table[y[:, None], y[None]]
     return from_table(table, f"{first.name}×{second.name}")

@@ -27,6 +27,9 @@ class Irrep(eqx.Module):
     regular representation on functions of the group; `kind`, by the Frobenius–Schur indicator: `real` (1), `complex`
     (0) or `quaternionic` (−1). Over the reals `dim = units × multiplicity`: a real representation of complex kind is
     one over C beside its conjugate, of quaternionic kind the same one twice. Over C `dim = multiplicity`.
+
+    **Raises** `ValueError` for matrices that are not orthogonal, no homomorphism or reducible, to 1e-6, and for another
+    kind or multiplicity than theirs.
     """
 
     group: Group
@@ -40,6 +43,17 @@ class Irrep(eqx.Module):
         squares = self.matrices @ self.matrices.conj().swapaxes(1, 2)
         if not np.allclose(squares, np.eye(self.dim), atol=1e-6):
             raise ValueError("matrices must be orthogonal (over C: unitary), got some that are not.")
+        off = departure(self.group, self.matrices)
+        if not off < 1e-6:
+            raise ValueError(f"matrices must obey R(g) R(h) = R(gh), got some that are {off:.2g} off.")
+        kind, dim = _kind(self.group, self.matrices), self.dim
+        if kind is None:
+            raise ValueError("matrices must be irreducible, got some that are not.")
+        if self.kind != kind:
+            raise ValueError(f"kind must be {kind!r} for these matrices, got {self.kind!r}.")
+        wanted = dim if np.iscomplexobj(self.matrices) else dim // self.units
+        if self.multiplicity != wanted:
+            raise ValueError(f"multiplicity must be {wanted} for these matrices, got {self.multiplicity}.")
 
     @property
     def dim(self) -> int:
@@ -63,6 +77,25 @@ class Irrep(eqx.Module):
     def projector(self) -> Inexact[np.ndarray, "order order"]:
         """Onto its isotypic space, the functions that its matrix entries span: `Π[h, h'] = (m/M) χ(h'⁻¹h)`."""
         return self.multiplicity / self.group.order * self.character[quotients(self.group).T]
+
+
+def departure(group: Group, matrices: Inexact[np.ndarray, "order dim dim"]) -> float:
+    """How far matrices are from a homomorphism: the largest entry of any `R(g) R(h) − R(gh)`."""
+    table = group.table
+    return max(float(np.abs(matrices[g] @ matrices - matrices[table[g]]).max()) for g in range(group.order))
+
+
+def _kind(group: Group, matrices: Inexact[np.ndarray, "order dim dim"]) -> Kind | None:
+    """The kind of a representation, if it is irreducible: by the norm of its character, and by its mean at squares."""
+    character = np.trace(matrices, axis1=1, axis2=2)
+    norm, indicator = np.mean(np.abs(character) ** 2), np.mean(character[np.diag(group.table)]).real
+    kinds: dict[tuple[int, int], Kind]
+    if np.iscomplexobj(matrices):
+        kinds = {(1, 1): "real", (1, 0): "complex", (1, -1): "quaternionic"}
+    else:  # χ is that over C, or with its conjugate, or twice
+        kinds = {(1, 1): "real", (2, 0): "complex", (4, -2): "quaternionic"}
+    near = abs(norm - round(norm)) < 1e-5 and abs(indicator - round(indicator)) < 1e-5
+    return kinds.get((round(norm), round(indicator))) if near else None
 
 
 @checked
@@ -113,29 +146,18 @@ def _draw(group: Group, over_c: bool, rng: np.random.Generator) -> tuple[Irrep, 
             first.append(matrices)
             characters.append(character)
         copies[same] = copies.get(same, 0) + 1
-    found = [_sound(group, matrices, copies[i], over_c) for i, matrices in enumerate(first)]
-    sound = [irrep for irrep in found if irrep is not None]
-    if len(sound) < len(found) or sum(irrep.dim * irrep.multiplicity for irrep in sound) != order:
+    found = []
+    for i, matrices in enumerate(first):
+        kind = _kind(group, matrices)
+        if kind is None or departure(group, matrices) > 1e-9:
+            return None
+        try:
+            found.append(Irrep(group, matrices, copies[i], kind))
+        except ValueError:  # of two eigenvalues that came too close
+            return None
+    if sum(irrep.dim * irrep.multiplicity for irrep in found) != order:
         return None
-    return tuple(sorted(sound, key=lambda irrep: (not irrep.trivial, irrep.dim, irrep.units)))
-
-
-def _sound(group: Group, matrices: np.ndarray, copies: int, over_c: bool) -> Irrep | None:
-    table, character = group.table, np.trace(matrices, axis1=1, axis2=2)
-    wrong = max(np.abs(matrices[g] @ matrices - matrices[table[g]]).max() for g in range(group.order))
-    norm = float(np.mean(np.abs(character) ** 2))
-    indicator = float(np.mean(character[np.diag(table)]).real)
-    if over_c:
-        kinds: dict[int, Kind] = {1: "real", 0: "complex", -1: "quaternionic"}
-        kind, expected = kinds.get(round(indicator)), 1
-    else:  # χ is that over C, or with its conjugate, or twice
-        kinds = {1: "real", 2: "complex", 4: "quaternionic"}
-        kind, expected = kinds.get(round(norm)), round(norm)
-    if kind is None or wrong > 1e-9 or abs(norm - expected) > 1e-6:
-        return None
-    if matrices.shape[1] != copies * (1 if over_c else UNITS[kind]):
-        return None
-    return Irrep(group, matrices, copies, kind)
+    return tuple(sorted(found, key=lambda irrep: (not irrep.trivial, irrep.dim, irrep.units)))
 
 
 @checked

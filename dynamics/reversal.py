@@ -112,8 +112,8 @@ def separation_exponent(
     Source: Zhu et al. (arXiv 2405.04669), Theorem 1, which bounds this number. By it, as L reaches c,
     `L_rev ≥ L_rev(0) (c/L(0))^ε` (Theorem 2). NaN for a run with NaN in it.
 
-    **Raises** `ValueError` for no times, and for losses that are negative, or zero or infinite at the start. The same for
-    a training loss that rises above its start, which no gradient flow does. Inside `jit` such losses give NaN.
+    **Raises** `ValueError` for no times, and for losses that are negative, or zero or infinite at the start. So it does
+    for a training loss that rises above its start, which no gradient flow does. Inside `jit` such losses give NaN.
     """
     if not len(loss):
         raise ValueError("loss must hold at least one time, got none.")

@@ -197,8 +197,8 @@ def loss_terms(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Arra
 
 @checked
 def target(order: int) -> Float[Array, "order order order"]:
-    """δ: one at (k, k, k), zero elsewhere."""
-    integer("order", order, least=1)
+    """δ: one at (k, k, k), zero elsewhere. **Raises** `ValueError` for an order outside 1 … 1024."""
+    integer("order", order, least=1, most=1024)  # 8 GiB
     k = jnp.arange(order)
     return jnp.zeros((order, order, order)).at[k, k, k].set(1.0)
 

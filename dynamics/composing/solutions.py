@@ -312,7 +312,7 @@ def occam_path(y: Solution, t: Float[ArrayLike, ""]) -> Solution:
     norm may rise on the way. The theorem's `‖e*z'‖ ≤ ‖y*z'‖` needs a z' with rows a, b and c of equal length.
 
     **Raises** `ValueError` for a t outside 0 … 4, which inside `jit` is clipped, for fewer than two nodes, and for a y
-    whose r_kkk are not 1.
+    whose r_kkk are not 1. Also for a y where at some k no node besides the first has `a·b ≠ 0`.
     """
     a, b, c = y.z
     q, t = y.nodes, real("t", t, (), least=0, most=4)
@@ -328,6 +328,9 @@ def occam_path(y: Solution, t: Float[ArrayLike, ""]) -> Solution:
     first = jnp.broadcast_to(jnp.arange(q)[None] == 0, other.shape).astype(y.z.dtype)
     alone = lambda x: jnp.where(other, x, 0)
     ab = jnp.sum(alone(a * b), axis=1, keepdims=True)
+    if concrete(ab) and not np.all(ab):
+        lacking = int(np.argmin(np.abs(ab)))
+        raise ValueError(f"y must have a node besides the first with a·b ≠ 0 at every k, got none at k = {lacking}.")
     stops = [
         (a, b, c),
         (a, b, alone(jnp.ones_like(c)) / ab),

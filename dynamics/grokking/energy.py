@@ -65,7 +65,8 @@ class Energy(eqx.Module):
     reward nodes that know single elements.
 
     Homogeneous of degree 4 for x², so that `w·∇E = 4E`; `σ = ax + bx²` has b² times as much on all pairs, and a linear
-    σ none. Source: Li2, Theorem 1. **Raises** `ValueError` as `task` does.
+    σ none. Source: Li2, Theorem 1. **Raises** `ValueError` as `task` does, and when called for a σ whose value has
+    another shape than its argument.
     """
 
     quotient: Int[Array, "order order"]  # g⁻¹h at [g, h]
@@ -90,6 +91,7 @@ class Energy(eqx.Module):
     def __call__(self, w: Float[Array, "2 order"]) -> Float[Array, ""]:
         u, v = w[0][:, None], w[1][self.quotient]
         hidden = self.activation(u + v)
+        check_shape("the value of activation", hidden, v.shape)
         if self.interaction:
             hidden = hidden - self.activation(u) - self.activation(v)
         used = self.used.astype(w.dtype)
@@ -115,7 +117,7 @@ def convolution_energy(w: Float[Array, "2 order"], group: Group) -> Float[Array,
 @checked
 def plancherel_energy(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Float[Array, ""]:
     """The same by representations, real or complex: `E = (2/M) Σ m ‖û ŵ₂‖_F²` over those that are given, without the
-    trivial one; m the multiplicities. **Raises** `ValueError` for irreps of another group."""
+    trivial one; m the multiplicities. **Raises** `ValueError` for irreps of another group, and for one given twice."""
     check_irreps(irreps)
     for r in irreps:
         check_shape("w", w, (2, r.group.order))
@@ -126,7 +128,7 @@ def plancherel_energy(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Fl
 
 
 def check_irreps(irreps: Sequence[Irrep], *, real: bool = False) -> None:
-    """Raises `ValueError` unless these are representations of one group, and with `real` over the reals."""
+    """Raises `ValueError` unless these are different representations of one group, and with `real` over the reals."""
     if not isinstance(irreps, Sequence) or not all(isinstance(r, Irrep) for r in irreps):
         raise ValueError(
             f"irreps must be a sequence of representations, as from irreps(group), got {describe(irreps)}."
@@ -136,6 +138,10 @@ def check_irreps(irreps: Sequence[Irrep], *, real: bool = False) -> None:
         raise ValueError(f"irreps must be of one group, got {', '.join(names)}.")
     for r in irreps if real else ():
         check_real(r)
+    characters = np.array([r.character for r in irreps])  # orthogonal, without a common part
+    same = np.triu(np.abs(characters @ characters.conj().T) > 0.5, 1) if len(irreps) else np.zeros((0, 0))
+    for first, second in np.argwhere(same):
+        raise ValueError(f"irreps must hold each representation once, got the same at [{first}] and [{second}].")
 
 
 def check_real(irrep: Irrep) -> None:
@@ -175,7 +181,7 @@ class ScaledAscent(Flow):
 
     **Fields:** `energy`, any function of w that grows along w. **State:** w, shape `(2, order)`, of any norm but zero:
     `d‖w‖²/dt = 2(1 − ‖w‖²)`. **What must happen:** it ends at a local maximum of E on the sphere, within 20 to 40 units
-    of time from random starts. Source: derived here.
+    of time from random starts. It is NaN where E has no slope along w, as at constants. Source: derived here.
     """
 
     energy: Callable[[Array], Array]

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
 from ..._checked import checked
-from ..._checks import check_shape, concrete, describe, integer
+from ..._checks import check_precision, check_shape, concrete, describe, integer
 from ..groups import Group
 from ..representations import Irrep, fourier
 from .energy import check_irreps, check_real, task
@@ -52,11 +52,18 @@ def maximum(
     _check_climbed(irrep)
     for name, vector in {"a": a, "x": x, "b": b}.items():
         check_shape(name, vector, (irrep.dim,))
-        if concrete(vector) and not np.any(vector):
+        if concrete(vector) and not np.any(np.asarray(vector)):
             raise ValueError(f"{name} must not be zero, got {describe(vector)}.")
+    a, x, b = _scaled(a), _scaled(x), _scaled(b)
     matrices = jnp.asarray(irrep.matrices, a.dtype)
     w = jnp.stack([jnp.einsum("i,hij,j->h", a, matrices, x), jnp.einsum("i,hij,j->h", x, matrices, b)])
     return w / (jnp.sqrt(2.0).astype(w.dtype) * jnp.linalg.norm(w, axis=1, keepdims=True))
+
+
+def _scaled(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x over its largest entry, of what depends on its direction only: squares of x may be no numbers."""
+    most = jax.lax.stop_gradient(jnp.max(jnp.abs(x), initial=0.0))
+    return x / jnp.where(most > 0, most, 1.0)
 
 
 class Spectrum(NamedTuple):
@@ -81,7 +88,8 @@ def spectrum(irrep: Irrep) -> Spectrum:
 def curvatures(energy: Callable[[Array], Array], w: Float[Array, "2 order"]) -> Float[Array, " tangents"]:
     """The eigenvalues, ascending, of the Hessian of an energy on the sphere through `w`, shape `(2 order − 1,)`: the
     unit sphere for a w of norm one. Not differentiable. **Raises** `ValueError` for w = 0."""
-    if concrete(w) and not np.any(w):
+    check_precision("w", w)
+    if concrete(w) and not np.any(np.asarray(w)):
         raise ValueError("w must not be zero, which lies on no sphere.")
     flat = w.ravel()
     slope = jax.grad(energy)(w).ravel()
@@ -96,7 +104,7 @@ class Content(NamedTuple):
 
     - `share`, shape `(irreps,)`: of ‖w‖², both halves.
     - `rank`, shape `(irreps, 2)`: for each half the largest singular value beyond rank one (over the numbers of its
-      kind), over the first. NaN where a half holds nothing of a representation.
+      kind), over the first. NaN where a half holds nothing of a representation but rounding, `order eps` of itself.
     """
 
     share: Float[Array, " irreps"]
@@ -106,17 +114,21 @@ class Content(NamedTuple):
 @checked
 def content(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Content:
     """The content of a node by real representations. Shares sum to one over all of them. **Raises** `ValueError` for
-    complex ones, none, those of another group, and a node of zeros."""
+    complex ones, none, one given twice, those of another group, and a node of zeros."""
     _check_some(irreps)
     check_shape("w", w, (2, irreps[0].group.order))
-    if concrete(w) and not np.any(w):
+    if concrete(w) and not np.any(np.asarray(w)):
         raise ValueError("w must not be zero, which holds no representation.")
+    check_precision("w", w)
+    w = _scaled(w)
+    rounding = w.shape[1] * jnp.finfo(w.dtype).eps * jnp.linalg.norm(jax.lax.stop_gradient(w), axis=1)
     shares, ranks = [], []
     for r in irreps:
         values = jnp.linalg.svd(fourier(w, r), compute_uv=False)  # each as often as there are units
         shares.append(r.multiplicity / w.shape[1] * jnp.sum(values**2) / jnp.sum(w**2))
         beyond = values[:, r.units] if r.multiplicity > 1 else jnp.zeros(2, w.dtype)
-        ranks.append(beyond / values[:, 0])
+        some = values[:, 0] > rounding
+        ranks.append(jnp.where(some, beyond / jnp.where(some, values[:, 0], 1.0), jnp.nan))
     return Content(jnp.stack(shares), jnp.stack(ranks))
 
 

@@ -52,7 +52,7 @@ class ModeRace(Flow):
         """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
         check_blow_up(self, y0, t)
         speed = self.mu * y0
-        left = 1 - jnp.where(speed == 0, 0.0, speed * jnp.asarray(t, y0.dtype))
+        left = 1 - jnp.where(speed == 0, 0.0, self.mu * (y0 * jnp.asarray(t, y0.dtype)))  # finite at t = 0
         return jnp.where(left > 0, y0 / jnp.where(left > 0, left, 1.0), jnp.nan)
 
     @checked
@@ -64,10 +64,12 @@ class ModeRace(Flow):
 
     @checked
     def winner(self, y0: Float[Array, " modes"]) -> Int[Array, ""]:
-        """The mode that diverges first: the largest `μ_l α_l(0)`. Lemma 8. **Raises** `ValueError` for NaN; inside
-        `jit` it counts as the largest."""
-        real("y0", y0)
-        return jnp.argmax(self.mu * y0)
+        """The mode that diverges first: the largest `μ_l α_l(0)`. Lemma 8. **Raises** `ValueError` for NaN, and where
+        no `μ_l α_l(0)` is positive and none diverges. Inside `jit` NaN counts as the largest."""
+        speed = self.mu * real("y0", y0)
+        if not y0.size or (concrete(speed) and not np.any(speed > 0)):
+            raise ValueError("y0 must have an entry with mu * y0 above 0: no mode diverges, so there is no winner.")
+        return jnp.argmax(speed)
 
 
 @checked
@@ -85,10 +87,10 @@ def frechet(key: Key[Array, ""], shape: tuple[int, ...], exponent: Real[ArrayLik
 def winner_probabilities(mu: Float[ArrayLike, " modes"], exponent: Real[ArrayLike, ""]) -> Float[Array, " modes"]:
     """`p_l = μ_l^a / Σ μ^a`: how probable each mode is to win the race from Fréchet starts of this exponent. Lemma 7.
 
-    **Raises** `ValueError` unless μ and the exponent are positive.
+    **Raises** `ValueError` unless μ and the exponent are positive and finite.
     """
     mu = as_float(mu)
-    mu = or_nan(mu, _all(mu > 0), f"mu must be positive, got {describe(mu)}.")
+    mu = or_nan(mu, _all((mu > 0) & (mu < jnp.inf)), f"mu must be positive and finite, got {describe(mu)}.")
     return jax.nn.softmax(_exponent(exponent, mu.dtype) * jnp.log(mu))
 
 
@@ -142,7 +144,9 @@ def distinct(p: Float[ArrayLike, " modes"], draws: Real[ArrayLike, ""]) -> Float
     p = _positive(p)
     draws = jnp.asarray(draws, p.dtype)
     draws = or_nan(draws, _all(draws >= 0), f"draws must not be negative, got {describe(draws)}.")
-    return jnp.sum(1 - (1 - p) ** draws)
+    some = p < 1
+    found = -jnp.expm1(draws * jnp.log1p(-jnp.where(some, p, 0.0)))  # small p keep their digits
+    return jnp.sum(jnp.where(some, found, 1 - (1 - p) ** draws))
 
 
 # The update of Muon
@@ -155,7 +159,7 @@ def polar(a: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
 
     Singular values below `max(rows, columns) eps` of the largest count as zero and give nothing: a zero matrix stays
     zero. Differentiable once, where singular values coincide too; with zeros among them along matrices of the same
-    rank.
+    rank. A float16 or bfloat16 matrix is decomposed in float32, and counts by its own eps.
     """
     return unit_factor(a)
 
@@ -170,7 +174,7 @@ def polar_last_column(q: Float[Array, "rows columns"], v: Float[Array, " rows"])
     inside `jit` is divided by zero.
     """
     if concrete(q):
-        off = float(np.max(np.abs(np.asarray(q).T @ np.asarray(q) - np.eye(q.shape[1]))))
+        off = float(np.max(np.abs(np.asarray(q).T @ np.asarray(q) - np.eye(q.shape[1])), initial=0))
         require(q, off < 1e-4, f"q must have orthonormal columns, QᵀQ is off the identity by {off:.2g}.")
     inside = q @ (q.T @ v)
     outside = v - inside

@@ -202,11 +202,13 @@ class LinearAttention(Flow):
         bend, mix = 2 * jnp.sinh(near / 2) ** 2, jnp.sinh(near)  # cosh − 1, sinh
         up, down = _scaled((start + y0.z) / 2, far), _scaled((start - y0.z) / 2, -far)
         added = along * (start * bend + y0.z * mix)[:, None]
-        v = jnp.where(early[:, None], y0.v + added, y0.v - along * start[:, None] + along * (up + down)[:, None])
+        most, total = float(jnp.finfo(norm.dtype).max), (up + down)[:, None]
+        total = jnp.where(along == 0, jnp.clip(total, -most, most), total)  # across it, nothing of infinity
+        v = jnp.where(early[:, None], y0.v + added, y0.v - along * start[:, None] + along * total)
         z = jnp.where(early, y0.z * (1 + bend) + start * mix, up - down)
         # A row of zeros stays, but has derivatives.
-        most = math.sqrt(float(jnp.finfo(norm.dtype).max))
-        time, inner = jnp.clip(t, -most, most), jnp.sum(self.delta * y0.v, axis=1)
+        longest = math.sqrt(most)
+        time, inner = jnp.clip(t, -longest, longest), jnp.sum(self.delta * y0.v, axis=1)
         v_rest = y0.v + self.delta * (y0.z * time + inner * time**2 / 2)[:, None]
         return LinearAttentionState(jnp.where(moves[:, None], v, v_rest), jnp.where(moves, z, y0.z + inner * time))
 

@@ -25,8 +25,8 @@ def logit_gap(k: Real[ArrayLike, "..."], others: Real[ArrayLike, "..."]) -> Floa
     The gap between the logit that is pushed up and the `others` that are pushed down: every cross-entropy flow on
     orthogonal inputs ends in this equation. By Newton's method from above, which converges for any size of `k`; the
     Lambert form `x = c/a − W(e^{c/a}/a)`, `c = k+1`, `a = others`, overflows beyond c/a = 709. Differentiable in both,
-    any number of times. **Raises** `ValueError` for `others` that are not positive, which inside `jit` give NaN, and for
-    shapes that do not broadcast.
+    any number of times. **Raises** `ValueError` for shapes that do not broadcast, and for `others` that are not
+    positive; inside `jit` these give NaN.
     """
     if concrete(others):
         check_range("others", others, above=0)
@@ -121,9 +121,9 @@ class Decoder(Flow):
     def __init__(
         self, outputs: Real[ArrayLike, "..."], classes: Real[ArrayLike, "..."] = 1, eta: Real[ArrayLike, "..."] = 1.0
     ):
-        """Numbers take the dtype of whatever is an array. **Raises** `ValueError` for fewer than two outputs, infinitely
-        many, and shapes that do not broadcast. Where they are known, also for fewer classes than one and a rate that is
-        not positive."""
+        """Numbers take the dtype of whatever is an array. **Raises** `ValueError` for fewer than two or infinitely many
+        outputs, and shapes that do not broadcast. Where they are known, also for fewer classes than one and a rate that
+        is not positive."""
         if concrete(classes):
             check_range("classes", classes, least=1)
         if concrete(eta):

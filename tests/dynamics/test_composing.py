@@ -185,3 +185,7 @@ def test_refused(as_users):
         cg.polynomial(np.ones(3))
     with pytest.raises(ValueError, match="at least 2 nodes"):
         cg.occam_path(cg.one(Z5), 0.5)
+    with pytest.raises(ValueError, match="y must have a node besides the first with a·b ≠ 0 at every k"):
+        cg.occam_path(cg.pseudo_identity(Z5, 2), 1.0)
+    with pytest.raises(ValueError, match="order must be an integer of at least 1 and at most 1024, got 100000"):
+        cg.target(10**5)

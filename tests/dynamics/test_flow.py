@@ -560,14 +560,21 @@ ONE = jnp.ones(2)
         (HALF, ONE, [1.0], {"rtol": 10.0}, "rtol must be above 0 and below 1, got 10.0"),
         (HALF, ONE, [1.0], {"rtol": "1e-3"}, "rtol must be a real number, got '1e-3'"),
         (HALF, ONE, [1.0], {"atol": 0.0}, "atol must be above 0, got 0.0"),
+        (HALF, ONE, [1.0], {"max_steps": 0}, "max_steps must be an integer of at least 1 and at most .*, got 0"),
+        (HALF, ONE, [1.0], {"max_steps": 2**63}, "max_steps must be an integer of .* at most 2147483647, got 9223"),
+        (HALF, ONE, [1.0], {"solver": dfx.KenCarp4()}, "solver must take one term, the flow, .* got KenCarp4"),
+        (HALF, ONE, [1.0], {"adjoint": dfx.ImplicitAdjoint()}, "adjoint must be .* got ImplicitAdjoint"),
+        (HALF, ONE, [1.0], {"adjoint": dfx.BacksolveAdjoint()}, "adjoint must be .* got BacksolveAdjoint"),
         (
             HALF,
             ONE,
             [1.0],
-            {"max_steps": 0},
-            "max_steps must be an integer of at least 1 and at most 2147483647, got 0",
+            {"stepsize_controller": dfx.StepTo(jnp.array([0.0, 0.5]))},
+            r"stepsize_controller must step from 0 up to ts\[-1\] = 1, got StepTo from 0 to 0.5",
         ),
-        (HALF, ONE, [1.0], {"max_steps": -1}, "max_steps must be an integer of at least 1, got -1"),
+        (HALF, {"a": np.ones(2, np.longdouble)}, [1.0], {}, r"y0\['a'\] must be a number or an array of numbers, got"),
+        (HALF, np.array([None, 1]), [1.0], {}, "y0 must be a number or an array of numbers, got object"),
+        (HALF, ONE, [1.0], {"max_steps": -1}, "max_steps must be an integer of at least 1 and at most .*, got -1"),
         (HALF, ONE, [1.0], {"max_steps": 1.5}, "max_steps must be an integer"),
         (HALF, ONE, [1.0], {"max_steps": None}, "max_steps must be an integer"),
         (HALF, ONE, [1.0], {"solver": "tsit5"}, r"solver must be an instance, as diffrax.Tsit5\(\), got 'tsit5'"),
@@ -619,3 +626,48 @@ def test_numbers_beside_arrays_take_their_precision():
     ys = solve(Drift(jnp.float32(2)), {"a": 1.0, "b": jnp.ones(2, jnp.float32)}, [1.0]).ys
     assert ys["a"].dtype == jnp.float32
     np.testing.assert_allclose(ys["a"], [3], rtol=1e-6)
+
+
+def _logistic(t, y, args):
+    return jax.tree.map(lambda y: y * (1 - y), y)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "start", "rtol"), ((jnp.float64, 1e-30, 1e-7), (jnp.float64, 1e-60, 1e-7), (jnp.float32, 1e-20, 3e-3))
+)
+def test_growth_from_far_below_the_usual_tolerance_is_seen(dtype, start, rtol):
+    half = -np.log(start)  # when it is at a half
+    y0 = {"small": jnp.array([start], dtype), "zero": jnp.zeros(2, dtype), "one": jnp.ones(1, dtype)}
+    solution = solve(_logistic, y0, jnp.array([half, half + 5], dtype))
+    np.testing.assert_allclose(solution.ys["small"][:, 0], [0.5, 1 / (1 + np.exp(-5))], rtol=rtol)
+    assert solution.atol == pytest.approx(solution.rtol * start)
+
+
+def test_absolute_tolerance_is_as_documented():
+    for start, atol in ((0.0, 1e-12), (1.0, 1e-12), (1e-5, 1e-15)):
+        assert solve(_logistic, jnp.array([start]), [1.0]).atol == pytest.approx(atol, rel=1e-12)
+    assert solve(_logistic, jnp.array([1e-5]), [1.0], atol=1e-9).atol == 1e-9
+    # One small entry beside a large one is overlooked, as solve says.
+    assert solve(_logistic, jnp.array([1e-30, 1.0]), [150.0]).ys[0, 0] < 0.01
+    slope = lambda y0: solve(_logistic, y0, jnp.array([3.0], y0.dtype)).ys[0, 0]
+    for dtype, rtol in ((jnp.float64, 1e-8), (jnp.float32, 1e-3)):
+        starts = np.array([1e-3, 1e-5])
+        found = jax.jit(jax.vmap(jax.grad(slope)))(jnp.array(starts[:, None], dtype))
+        exact = np.exp(-3) / (starts + np.exp(-3) * (1 - starts)) ** 2
+        np.testing.assert_allclose(found[:, 0], exact, rtol=rtol)
+
+
+@pytest.mark.parametrize(
+    ("flow", "y0"),
+    (
+        (joma.LinearActivation(jnp.ones(1)), jnp.array([40.0])),
+        (joma.ManyNodes(jnp.array([[1.0, 0.0]])), jnp.array([[40.0, 1.0]])),
+        (grokking.ModeRace(jnp.array([1e300])), jnp.array([1e300])),
+    ),
+)
+def test_time_zero_is_never_past_the_blow_up(flow, y0):
+    for t in (0.0, jnp.array(0.0)):
+        np.testing.assert_array_equal(flow.exact(t, y0), y0)
+    np.testing.assert_array_equal(jax.jit(lambda flow, y0: flow.exact(0.0, y0))(flow, y0), y0)
+    with pytest.raises(ValueError, match="lies past the blow-up"):
+        flow.exact(1e-5, y0)

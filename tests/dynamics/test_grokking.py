@@ -345,3 +345,82 @@ def test_repulsion_is_the_entry_of_the_inverse():
 def test_bad_arguments_are_named(as_users, call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_alike_nodes_and_no_decay_have_an_inverse_and_a_repulsion():
+    f = gk.centred(_normal(6, 3))
+    alike = f.at[:, 2].set(f[:, 0])
+    np.testing.assert_allclose(gk.repulsion(f, 0.0, 0, 2), gk.inverse_gram(f, 0.0)[0, 2], rtol=1e-12)
+    for decay in (1e-17, 1e-9, 0.1):
+        found = [gk.repulsion(alike, decay, 0, 2), gk.inverse_gram(alike, decay)[0, 2]]
+        np.testing.assert_allclose(found[0], found[1], rtol=1e-9)
+    np.testing.assert_allclose(gk.repulsion(alike, 1e-17, 0, 2), -5e16, rtol=1e-12)
+    for dtype, decay in ((jnp.float64, 1e-17), (jnp.float32, 1e-10)):
+        found = gk.inverse_gram(jnp.ones((4, 3), dtype), jnp.array(decay, dtype))
+        np.testing.assert_allclose(found * decay, np.eye(3) - 1 / 3, rtol=1e-6)
+    assert np.all(np.isnan(jax.jit(gk.inverse_gram)(alike, 0.0)))
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+@pytest.mark.parametrize("alike", (True, False))
+def test_inverse_and_repulsion_have_first_derivatives(dtype, alike):
+    f = gk.centred(_normal(6, 3)).astype(dtype)
+    f, decay = f.at[:, 2].set(f[:, 0]) if alike else f, jnp.array(0.3, dtype)
+    plain = lambda f, decay: jnp.linalg.inv(f.T @ f + decay * jnp.eye(3, dtype=dtype))
+    for found, wanted in (
+        (lambda f, decay: jnp.sum(jnp.sin(gk.inverse_gram(f, decay))), lambda *x: jnp.sum(jnp.sin(plain(*x)))),
+        (lambda f, decay: gk.repulsion(f, decay, 0, 2), lambda *x: plain(*x)[0, 2]),
+    ):
+        slopes = jax.jit(jax.vmap(jax.grad(found, (0, 1)), (0, None)))(f[None], decay)
+        for x, y in zip(slopes, jax.grad(wanted, (0, 1))(f, decay), strict=True):
+            np.testing.assert_allclose(x[0], y, atol=1000 * float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("size", (1e-200, 1.0, 1e170))
+def test_output_layer_of_any_size_has_its_limit(size):
+    f, y = _normal(6, 3), _normal(6, 2)
+    limit = gk.OutputLayer(f, y, 0.0).limit()
+    layer = gk.OutputLayer(f * size, y, 0.0)
+    np.testing.assert_allclose(layer.limit() * size, limit, rtol=1e-11)
+    np.testing.assert_allclose(layer.exact(jnp.inf, 0 * limit) * size, limit, rtol=1e-11)
+    np.testing.assert_array_equal(layer.exact(0.0, 0 * limit), 0 * limit)
+    slope = lambda size: jax.jit(jax.grad(lambda y: jnp.sum(gk.OutputLayer(f * size, y, 0.0).limit())))(y)
+    np.testing.assert_allclose(slope(size) * size, slope(1.0), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "size"), ((jnp.float64, 1e-200), (jnp.float32, 1e-20), (jnp.float64, 1e200)))
+def test_maximum_and_content_know_no_size(dtype, size):
+    _, _, irrep = irreps(S3)
+    a, x, b = (jnp.array(v, dtype) for v in ([1.0, 1.0], [0.5, -1.0], [0.3, 0.2]))
+    node = gk.maximum(irrep, a, x, b)
+    rtol = 50 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(gk.maximum(irrep, size * a, size * x, size * b), node, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(gk.content(size * node, [irrep]).share, [1.0], rtol=rtol)
+    entry = lambda a: gk.maximum(irrep, a, x, b)[0, 1]
+    slope, step = jax.jit(jax.vmap(jax.grad(entry)))(a[None])[0], jnp.array([1e-3, 0], dtype)
+    np.testing.assert_allclose(slope[0], (entry(a + step) - entry(a - step)) / 2e-3, rtol=1e-3)
+
+
+def test_rounding_of_a_representation_has_no_rank():
+    share, rank = gk.content(jnp.ones((2, 6)), irreps(S3))
+    np.testing.assert_allclose(share, [1, 0, 0], atol=1e-15)
+    np.testing.assert_array_equal(rank, [[0, 0], [np.nan, np.nan], [np.nan, np.nan]])
+
+
+@pytest.mark.parametrize(
+    "call",
+    (
+        lambda r, w: gk.missing([r[0], r[1], r[1]], []),
+        lambda r, w: gk.remaining_energy(w, [r[0], r[1], r[1]], [0]),
+        lambda r, w: gk.plancherel_energy(w, [r[1], irreps(Z5, over="complex")[1]]),  # a part of it
+        lambda r, w: gk.content(w, [r[1], r[2], r[1]]),
+    ),
+)
+def test_a_representation_given_twice_is_refused(call, as_users):
+    with pytest.raises(ValueError, match="irreps must hold each representation once, got the same at"):
+        call(irreps(Z5), jnp.ones((2, 5)))
+
+
+def test_an_activation_that_reduces_is_refused(as_users):
+    with pytest.raises(ValueError, match=r"the value of activation must have shape \(5, 5\), got \(\)"):
+        gk.Energy(Z5, activation=jnp.sum)(jnp.ones((2, 5)))

@@ -201,6 +201,10 @@ def test_integers_are_the_numbers_that_they_stand_for():
         (lambda: ModeRace(MU)(0.0, jnp.ones(5)), r"y must have shape \(6,\), got \(5,\)"),
         (lambda: ModeRace(MU).exact(0.0, jnp.ones(5)), r"y0 must have shape \(6,\), got \(5,\)"),
         (lambda: ModeRace(MU).winner(jnp.ones(5)), r"y0 must have shape \(6,\), got \(5,\)"),
+        (lambda: ModeRace(jnp.ones(2)).winner(jnp.array([-1.0, -2.0])), "no mode diverges, so there is no winner"),
+        (lambda: ModeRace(jnp.ones(2)).winner(jnp.zeros(2)), "no mode diverges, so there is no winner"),
+        (lambda: ModeRace(jnp.ones(0)).winner(jnp.ones(0)), "no mode diverges, so there is no winner"),
+        (lambda: race.winner_probabilities([jnp.inf, 1.0], 1.0), "mu must be positive and finite"),
         (lambda: race.frechet(jax.random.key(0), (3,), 0.0), "exponent must be positive"),
         (lambda: race.winner_probabilities(-MU, 2.0), "mu must be positive"),
         (lambda: race.winner_probabilities(MU, -1.0), "exponent must be positive"),
@@ -218,3 +222,31 @@ def test_integers_are_the_numbers_that_they_stand_for():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("dtype", "p"), ((jnp.float64, 1e-17), (jnp.float32, 1e-8)))
+def test_distinct_keeps_small_probabilities(dtype, p):
+    both = jnp.array([p, 1.0], dtype)
+    np.testing.assert_allclose(race.distinct(both, 1 / p), 1 + (1 - np.exp(-1)), rtol=1e-6)
+    slope, in_draws = jax.jit(jax.grad(race.distinct, (0, 1)))(both, jnp.array(1 / p, dtype))
+    np.testing.assert_allclose(slope, [np.exp(-1) / p, 0], rtol=1e-6)
+    np.testing.assert_allclose(in_draws, p * np.exp(-1), rtol=1e-6)
+    np.testing.assert_array_equal(jax.vmap(lambda k: race.distinct(both[1:], k))(jnp.array([0.0, 3.0], dtype)), [0, 1])
+
+
+@pytest.mark.parametrize("dtype", (jnp.float16, jnp.bfloat16))
+def test_polar_of_half_precision(dtype):
+    a = jnp.array([[1.0, 0.5], [0.25, 1.0]], dtype)
+    wide = a.astype(float)
+    rtol = 2 * float(jnp.finfo(dtype).eps)
+    assert race.polar(a).dtype == dtype
+    np.testing.assert_array_equal(race.polar(jnp.eye(2, dtype=dtype)), np.eye(2))
+    np.testing.assert_allclose(race.polar(a).astype(float), race.polar(wide), rtol=rtol)
+    entry = lambda a: race.polar(a)[0, 1]
+    found = jax.jit(jax.vmap(jax.grad(entry)))(a[None])[0]
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.astype(float), jax.grad(entry)(wide), rtol=2 * rtol)
+
+
+def test_last_column_beside_none_is_its_direction():
+    np.testing.assert_allclose(race.polar_last_column(jnp.zeros((3, 0)), jnp.array([3.0, 0, 4])), [0.6, 0, 0.8])

@@ -223,3 +223,12 @@ def test_bad_arguments_of_predicted_logits_are_refused(attention, changes, messa
     arguments = {"v": jnp.ones((2, 3)), "v0": jnp.ones((2, 3)), "z0": jnp.ones(2)} | changes
     with pytest.raises(ValueError, match=message):
         joma.predicted_logits(attention, arguments.pop("v"), **arguments)
+
+
+@pytest.mark.usefixtures("as_users")
+def test_no_samples_and_an_activation_that_reduces_are_refused():
+    with pytest.raises(ValueError, match="x must hold at least one sample, got none"):
+        joma.Joint(jnp.zeros((0, TOKENS)), jnp.zeros((0, NODES)))
+    flow = joma.Joint(jnp.ones((SAMPLES, TOKENS)), jnp.ones((SAMPLES, NODES)), activation=jnp.sum)
+    with pytest.raises(ValueError, match=r"the value of activation must have shape \(8, 3\), got \(\)"):
+        flow(0.0, STATE)

@@ -217,6 +217,7 @@ def test_linear_attention_from_zero_logits_is_at_rest():
         (lambda: joma.LinearActivation([1.0], jnp.ones(2)), r"normaliser must have shape \(\), got \(2,\)"),
         (lambda: joma.LinearActivation([1j]), "delta must be real"),
         (lambda: joma.LinearActivation([1.0]).exact(jnp.ones(2), jnp.zeros(1)), r"t must have shape \(\), got \(2,\)"),
+        (lambda: joma.LinearActivation(jnp.ones(0)).winner(jnp.ones(0)), "delta must have an entry that is not 0"),
         (lambda: joma.LinearActivation([0.0]).winner(jnp.zeros(1)), "delta must have an entry that is not 0"),
         (
             lambda: joma.LinearActivation(DELTA).regularised()(0.0, joma.ClockState(jnp.zeros(1), jnp.array(0.0))),
@@ -241,3 +242,78 @@ def test_linear_attention_from_zero_logits_is_at_rest():
 def test_wrong_shapes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("dtype", "starts"), ((jnp.float64, [40.0, 45.0]), (jnp.float32, [14.0, 15.0])))
+def test_winner_far_out_is_the_farther_one(dtype, starts):
+    flow, starts = joma.LinearActivation(jnp.ones(2, dtype)), jnp.array(starts, dtype)
+    assert flow.winner(starts) == 1 and flow.winner(starts[::-1]) == 0
+    assert joma.LinearActivation(-flow.delta).winner(-starts) == 1
+    assert jax.jit(lambda f, y: f.winner(y))(flow, starts) == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "time"),
+    (
+        (jnp.float32, 1e-25, 1e25),
+        (jnp.float32, 1e25, 0.5e-25),
+        (jnp.float64, 1e-170, 1e170),
+        (jnp.float64, 1e200, 0.5e-200),
+    ),
+)
+def test_rows_of_any_size_move_as_rows_of_size_one(dtype, size, time):
+    delta, zero, rtol = jnp.array([[1.0, -0.5]], dtype), jnp.zeros((1, 2), dtype), 20 * float(jnp.finfo(dtype).eps)
+    y0 = joma.LinearAttentionState(zero + 0.1, jnp.ones(1, dtype))
+    time, scaled, unit = jnp.array(time, dtype), size * delta, jnp.array(size * time, dtype)
+    for kind, start in ((joma.ManyNodes, zero), (joma.LinearAttention, y0)):
+        found, wanted = kind(scaled).exact(time, start), kind(delta).exact(unit, start)
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(x, y, rtol=rtol)
+    blow_up = joma.ManyNodes(scaled).blow_up_time(zero)
+    np.testing.assert_allclose(blow_up * size, joma.ManyNodes(delta).blow_up_time(zero), rtol=rtol)
+
+
+@pytest.mark.parametrize("t", (800.0, 2000.0, np.inf))
+@pytest.mark.parametrize(
+    ("delta", "v", "z", "v_end", "z_end"),
+    (
+        ([[1.0, 0.0]], [[0.0, 0.0]], [0.0], [[0.0, 0.0]], [0.0]),
+        ([[1.0, 0.0]], [[0.0, 2.0]], [0.0], [[0.0, 2.0]], [0.0]),
+        ([[1.0, 0.0]], [[1.0, 2.0]], [-1.0], [[0.0, 2.0]], [0.0]),
+        ([[1.0, 0.0]], [[1.0, 2.0]], [0.5], [[np.inf, 2.0]], [np.inf]),
+        ([[0.0, 0.0]], [[1.0, 2.0]], [0.5], [[1.0, 2.0]], [0.5]),
+    ),
+)
+def test_linear_attention_has_its_limits(t, delta, v, z, v_end, z_end):
+    start = joma.LinearAttentionState(jnp.array(v), jnp.array(z))
+    end = joma.LinearAttention(delta).exact(t, start)
+    np.testing.assert_allclose(end.v, v_end, atol=1e-300)
+    np.testing.assert_allclose(end.z, z_end, atol=1e-300)
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+def test_linear_attention_has_gradients_early_late_and_at_rest(dtype):
+    def by_hand(delta, t, v, z):  # one node
+        grow, mix = jnp.cosh(delta * t), jnp.sinh(delta * t)
+        return jnp.sum(v * grow[:, None] + (z * mix)[:, None]) + 2 * jnp.sum(z * grow + v[:, 0] * mix)
+
+    def flow(delta, t, v, z):
+        end = joma.LinearAttention(delta[:, None]).exact(t, joma.LinearAttentionState(v, z))
+        return jnp.sum(end.v) + 2 * jnp.sum(end.z)
+
+    delta = jnp.array([1.0, -0.5, 0.0, 2.0], dtype)
+    v, z = jnp.array([[0.3], [1.0], [0.5], [0.0]], dtype), jnp.array([1.0, 0.2, 0.7, 0.0], dtype)
+    for t in (0.1, 3.0, -2.0):
+        point = (delta, jnp.array(t, dtype), v, z)
+        found, wanted = jax.jit(jax.grad(flow, (0, 1, 2, 3)))(*point), jax.grad(by_hand, (0, 1, 2, 3))(*point)
+        for x, y in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(x, y, rtol=100 * float(jnp.finfo(dtype).eps), atol=1e-6)
+
+
+def test_what_stands_still_does_so_for_ever():
+    still, y0 = joma.LinearActivation(jnp.zeros(3)), jnp.array([1.0, 40.0, 0.0])
+    for t in (jnp.inf, -jnp.inf, 1.0):
+        np.testing.assert_allclose(still.exact(t, y0), y0, rtol=1e-15)
+    np.testing.assert_allclose(joma.ManyNodes(jnp.zeros((1, 3))).exact(jnp.inf, y0[None]), y0[None], rtol=1e-15)
+    slope = jax.jit(jax.grad(lambda delta: joma.LinearActivation(delta).exact(2.0, jnp.ones(1))[0]))(jnp.zeros(1))
+    np.testing.assert_allclose(slope, [2 * np.exp(0.5)], rtol=1e-14)

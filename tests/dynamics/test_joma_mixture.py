@@ -148,6 +148,12 @@ def test_a_node_of_length_zero_has_a_finite_field_and_gradient(name):
             lambda: joma.Mixture(jnp.ones((1, 2)), jnp.ones(1), activation=jax.nn.leaky_relu, slope=0.2),
             "slope would be ignored",
         ),
+        (
+            lambda: joma.Mixture(jnp.ones((1, 2)), jnp.ones(1), activation=lambda h: h * jnp.ones(3))(
+                0.0, joma.MixtureState(jnp.ones(2), jnp.array(0.0))
+            ),
+            r"the value of activation must have shape \(\), got \(3,\)",
+        ),
         (lambda: _mixture("relu", sigma=jnp.ones(2)), r"sigma must have shape \(\), got \(2,\)"),
         (
             lambda: joma.Mixture(jnp.ones((1, 2)), jnp.ones(1), activation="swish"),

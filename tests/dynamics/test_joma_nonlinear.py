@@ -203,3 +203,18 @@ def test_integers_are_the_numbers_they_mean():
 def test_wrong_shapes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+@pytest.mark.parametrize("attention", (True, False))
+def test_infinite_time_ends_at_mu_and_the_log_gap_at_infinity(attention, dtype):
+    mu, y0 = jnp.array([0.0, 1.0, 4.0, -6.0], dtype), jnp.array([0.0, 0.5, 0.0, 1.0], dtype)
+    end = lambda mu, t, y0: joma.NonlinearActivation(mu[None], attention).exact(t, y0[None])[0]
+    forever = jnp.array(jnp.inf, dtype)
+    np.testing.assert_array_equal(joma.NonlinearActivation(mu, attention).exact(forever, 0 * y0), mu)
+    slopes = jax.jit(jax.vmap(jax.grad(end, (0, 1, 2)), (0, None, 0)))(mu, forever, y0)
+    for slope, value in zip(slopes, (1.0, 0.0, 0.0), strict=True):
+        np.testing.assert_array_equal(slope, np.full(4, value))
+    gap = joma.LogGap(mu[1:], attention)
+    assert np.all(gap.exact(forever, y0[1:]) == np.inf) and np.all(eqx.filter_jit(gap.exact)(forever, y0[1:]) == np.inf)
+    assert joma.LogGap(jnp.array([4.0]), True).exact(1e307, jnp.zeros(1)) == np.inf  # beyond the largest number

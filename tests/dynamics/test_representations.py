@@ -99,3 +99,26 @@ def test_quotient_is_the_inverse_times():
 def test_another_field_is_refused(as_users):
     with pytest.raises(ValueError, match="over must be one of 'reals', 'complex', got 'rationals'"):
         irreps(groups.cyclic(3), over="rationals")
+
+
+SIGNS, PLANE = np.array([1.0, -1, 1, 1, -1]).reshape(5, 1, 1), irreps(groups.symmetric(3))[2].matrices
+
+
+@pytest.mark.parametrize(
+    ("group", "matrices", "multiplicity", "kind", "message"),
+    (
+        (groups.cyclic(5), SIGNS, 1, "real", r"matrices must obey R\(g\) R\(h\) = R\(gh\), got some that are 2 off"),
+        (groups.cyclic(5), np.tile(np.eye(2), (5, 1, 1)), 2, "real", "matrices must be irreducible"),
+        (groups.symmetric(3), PLANE, 7, "real", "multiplicity must be 2 for these matrices, got 7"),
+        (groups.symmetric(3), PLANE, 2, "complex", "kind must be 'real' for these matrices, got 'complex'"),
+        (groups.symmetric(3), 2 * PLANE, 2, "real", "matrices must be orthogonal"),
+    ),
+)
+def test_what_is_no_irreducible_representation_is_refused(group, matrices, multiplicity, kind, message, as_users):
+    with pytest.raises(ValueError, match=message):
+        representations.Irrep(group, matrices, multiplicity, kind)
+
+
+def test_representations_made_by_hand_are_taken():
+    for matrices in (PLANE, PLANE.astype(np.float32), PLANE.astype(complex)):
+        assert representations.Irrep(groups.symmetric(3), matrices, 2, "real").dim == 2

@@ -152,6 +152,14 @@ def test_visits_are_stochastic_gradient_descent():
             lambda: Bilinear(jnp.eye(6), PAIRS).loss(jnp.eye(6), jnp.array([[5, 7]])),
             "pairs must lie from 0 to 5, got 7",
         ),
+        (lambda: Bilinear(jnp.eye(6), PAIRS).loss(jnp.eye(6), jnp.zeros((0, 2), int)), "pairs must hold at least one"),
+        (
+            lambda: OneLayer(jnp.full(2, 5.0), jnp.full(3, 3.0)),
+            "outputs, sentences, eta must have shapes",
+        ),
+        (lambda: OneLayer(jnp.full(2, 5.0), 3).seen(jnp.ones(3)), "gap, outputs, .* must have shapes that broadcast"),
+        (lambda: separation_exponent(jnp.zeros(0), jnp.zeros(0)), "loss must hold at least one time, got none"),
+        (lambda: separation_exponent(jnp.array([jnp.inf, 1]), jnp.ones(2)), "first loss must be finite and above 0"),
         (lambda: Bilinear(jnp.eye(6), PAIRS)(0.0, jnp.eye(2)), r"y must have shape \(6, 6\), got \(2, 2\)"),
         (lambda: Bilinear.of(jnp.ones((3, 4)), [[0, 1]], jnp.eye(3)), r"theta must have shape \(4, 4\), got \(3, 3\)"),
         (lambda: separation_exponent(jnp.array([1.0, -2]), jnp.ones(2)), "loss must be at least 0, got -2.0"),
@@ -196,3 +204,18 @@ def test_separation_exponent_is_the_power_that_holds():
     exponent = separation_exponent(loss, dip)
     assert jnp.all(dip / 4 >= (loss / 2) ** exponent * (1 - 1e-12))
     assert not jnp.all(dip / 4 >= (loss / 2) ** (0.99 * exponent))
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+def test_probabilities_at_any_gap(dtype):
+    flow = OneLayer(jnp.array(5.0, dtype), jnp.array(3.0, dtype))
+    gap = jnp.array([-jnp.inf, -800.0, -89.0, 0.0, 1.0, 800.0, jnp.inf], dtype)
+    total = 4 + np.e
+    for of, values, slopes in (
+        (flow.unseen, [0.25, 0.25, 0.25, 0.2, 1 / total, 0, 0], [0, 0, -1 / 25, -np.e / total**2, 0]),
+        (flow.seen, [0, 0, 0, 0.2, np.e / total, 1, 1], [0, 0, 4 / 25, 4 * np.e / total**2, 0]),
+    ):
+        np.testing.assert_allclose(of(gap), values, rtol=1e-6, atol=1e-30)
+        found = jax.jit(jax.vmap(jax.grad(of)))(gap[1:-1])
+        np.testing.assert_allclose(found, slopes, rtol=1e-6, atol=1e-30)
+        assert of(gap).dtype == dtype

@@ -270,6 +270,12 @@ SAME = jnp.full((2, 3), 1 / 3)
         (lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, -1.0), "c0 must be above 0, got -1.0"),
         (lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, 1.0).late(0.0), "t must be at least K/"),
         (lambda: scan_snap.backprop_coefficients(jnp.eye(2), 1), "outputs must be an integer of at least 2, got 1"),
+        (lambda: scan_snap.backprop_coefficients(jnp.eye(3), 2), "outputs must be an integer of at least 3, got 2"),
+        (lambda: scan_snap.Decoder(jnp.inf), "outputs must be at least 2 and finite, got inf"),
+        (lambda: scan_snap.logit_gap(jnp.ones(2), jnp.ones(3)), r"k, others must have shapes that .* \(2,\), \(3,\)"),
+        (lambda: scan_snap.Decoder(jnp.full(2, 5.0), jnp.ones(3)), "outputs, classes, eta must have shapes that broad"),
+        (lambda: scan_snap.Decoder(jnp.full(2, 5.0)).exact(jnp.ones(3)), "t, y0, .* must have shapes that broadcast"),
+        (lambda: scan_snap.Decoder(jnp.full(2, 5.0))(0.0, jnp.ones(3)), "y, .* must have shapes that broadcast"),
         (lambda: scan_snap.backprop_coefficients(SAME, 5), "f must have linearly independent rows .* 2 of rank 1"),
         (lambda: scan_snap.ScanSnap(SAME, preconditioned=True), "probability must have linearly independent rows"),
         (lambda: scan_snap.SlowAttention(scan_snap.ScanSnap(SAME)), "probability must have linearly independent rows"),
@@ -307,3 +313,69 @@ def test_other_bad_sizes_are_refused(as_users):
     for common, outputs in ((1, 9), (2, None)):
         with pytest.raises(ValueError, match="law needs outputs=None and one common token"):
             scan_snap.SymmetricAttention(jnp.ones(common), jnp.ones(2), 4, outputs).law(1.0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "k", "others", "root"),
+    (
+        (jnp.float64, -1.0, 1e-15, -31.101519711594776),
+        (jnp.float64, -1.0, 1e-18, -37.81385607558876),
+        (jnp.float64, -1.0, 1e-30, -64.90463377004612),
+        (jnp.float32, -1.0, 1e-8, -15.668997),
+        (jnp.float64, -0.5, 1e-3, -0.6917646075),
+        (jnp.float64, -1e100, 1e-300, -np.inf),
+        (jnp.float32, -1e20, 1e-30, -np.inf),
+    ),
+)
+def test_logit_gap_keeps_its_digits_below_zero(dtype, k, others, root):
+    k, others = jnp.array(k, dtype), jnp.array(others, dtype)
+    found = scan_snap.logit_gap(k, others)
+    assert found.dtype == dtype
+    if np.isinf(root):
+        assert found == root
+        return
+    with localcontext() as context:
+        context.prec = 40
+        x = Decimal(float(found))
+        residual = x.exp() - 1 + Decimal(float(others)) * x - Decimal(float(k))
+        off = residual / ((x.exp() + Decimal(float(others))) * x)  # relative, of x
+    assert abs(float(off)) < 2 * np.finfo(dtype).eps
+    assert float(found) == pytest.approx(root, rel=1e-6)
+    slope = jax.jit(jax.vmap(jax.grad(scan_snap.logit_gap)))(k[None], others[None])
+    np.testing.assert_allclose(slope, 1 / (np.exp(found) + others)[None], rtol=1e-6)
+
+
+def test_peak_of_many_outputs_is_finite():
+    for m in (jnp.array(1e20, jnp.float32), jnp.array(1e300), jnp.array(50.0)):
+        t, size = scan_snap.Decoder(m).peak()
+        u, left = special.lambertw((float(m) - 1) / np.e).real, 1 - 1 / float(m)
+        np.testing.assert_allclose([t, size], [left * (1 / u + 1 + u) - 1 / float(m), left * u], rtol=1e-6)
+        assert t.dtype == size.dtype == m.dtype
+
+
+@pytest.mark.parametrize(("dtype", "start"), ((jnp.float64, 200.0), (jnp.float32, 25.0), (jnp.float32, 200.0)))
+def test_phase_transition_from_a_high_start_is_that_from_infinity(dtype, start):
+    flow = scan_snap.PhaseTransition(scan_snap.Decoder(jnp.array(5.0, dtype)), jnp.ones((), dtype), jnp.ones((), dtype))
+    found = flow.exact(jnp.ones((), dtype), jnp.array(start, dtype))
+    np.testing.assert_allclose(found, -0.0038730595563, rtol=1e-11 if dtype == jnp.float64 else 1e-5)
+    assert flow.exact(jnp.zeros((), dtype), jnp.array(start, dtype)) == start
+
+    def end(t, y0, rate):
+        return scan_snap.PhaseTransition(flow.decoder, rate, flow.c0).exact(t, y0)
+
+    starts, one = jnp.array([-3.0, 0.0, 0.1, start], dtype), jnp.ones((), dtype)
+    for time in (0 * one, one):
+        slopes = jax.jit(jax.vmap(jax.grad(end, (0, 1, 2)), (None, 0, None)))(time, starts, one)
+        assert all(np.all(np.isfinite(x)) for x in slopes)
+    grown = 4 * flow.decoder.gamma_integral(one) * np.exp(4 * starts[:3])
+    np.testing.assert_allclose(slopes[1], [*(1 / (1 + grown)), 0], atol=1e-6)
+    np.testing.assert_allclose(slopes[2][:3], -grown / (1 + grown) / 4, rtol=2e-5)
+
+
+@pytest.mark.parametrize("outputs", (None, 9))
+def test_attention_on_the_common_token_alone_has_its_limit(outputs):
+    flow = scan_snap.SymmetricAttention(jnp.array([0.5]), jnp.array([0.25, 0.25]), 4, outputs)
+    far, near = (flow(1.0, jnp.array([z, 0.0, 0.1])) for z in (800.0, 30.0))
+    np.testing.assert_allclose(far, near, rtol=1e-12, atol=1e-26)  # tier B has come to rest
+    slopes = jax.jit(jax.jacobian(lambda z: flow(1.0, z)))(jnp.array([800.0, 0.0, 0.1]))
+    assert np.all(np.isfinite(slopes))

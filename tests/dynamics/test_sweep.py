@@ -72,6 +72,7 @@ def test_one_compilation_for_all_values():
         ({}, None, "common leading axis"),
         (MU, 0, "batch_size must be an integer of at least 1, got 0"),
         (MU, 1.5, "batch_size must be an integer"),
+        (np.array(["a"]), None, "lanes must be a number or an array of numbers, got <U1"),
         ([1.0, 2.0], None, r"lanes\[0\] must be an array, got 1.0"),
         (["a", "b"], None, r"lanes\[0\] must be an array, got 'a'"),
     ],
