@@ -101,8 +101,8 @@ def check_activation(activation: Callable, shape: tuple[int, ...], dtype: Any) -
 
 def check_logits(logits: Any, *rows: int) -> Any:
     """`logits`, what a model returned. **Raises** `ValueError` unless it has the shape `(*rows, vocabulary)`."""
-    shape = getattr(logits, "shape", ())
-    if len(shape) != len(rows) + 1 or shape[:-1] != rows or not shape[-1]:
+    shape: tuple[int, ...] = getattr(logits, "shape", ())
+    if len(shape) != len(rows) + 1 or shape[:-1] != rows or 0 in shape[-1:]:
         form = ", ".join(map(str, rows)) + ", vocabulary" if rows else "classes,"
         raise ValueError(f"model must return logits of shape ({form}), got {describe(logits)}.")
     return logits

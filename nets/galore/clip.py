@@ -40,7 +40,7 @@ def clip_by_previous_norm(max_norm: ArrayLike) -> optax.GradientTransformationEx
         before, most = state.norm, jnp.asarray(max_norm).astype(state.norm.dtype)
         leaves = list(filter(is_float, jax.tree.leaves(updates)))
         each = most / jnp.sqrt(jnp.asarray(max(len(leaves), 1)).astype(most.dtype))
-        norm_of = lambda g: _norm(jnp.abs(g).astype(before.dtype))
+        norm_of = lambda g: _norm(g, before.dtype)
         factor = lambda most, norm: jnp.minimum(1, most / jnp.where(norm > 0, norm, 1))
 
         def clipped(g: Array) -> Array:
@@ -52,14 +52,20 @@ def clip_by_previous_norm(max_norm: ArrayLike) -> optax.GradientTransformationEx
                 (g.astype(least.dtype) * least).astype(g.dtype) if short_range(g.dtype) else g * least.astype(g.dtype)
             )
 
-        norm = _norm(jnp.stack(list(map(norm_of, leaves)))) if leaves else jnp.zeros((), before.dtype)
+        norm = _norm(jnp.stack(list(map(norm_of, leaves))), before.dtype) if leaves else jnp.zeros((), before.dtype)
         return jax.tree.map(clipped, updates), PreviousNormState(jnp.where(jnp.isfinite(norm), norm, before))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _norm(sizes: Array) -> Array:
-    """Of numbers that are not negative, relative to the largest, or their squares would overflow."""
-    largest = jnp.max(sizes, initial=0)
-    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * jnp.sqrt(jnp.sum(jnp.square(sizes / unit)))
+def _norm(x: Array, dtype: Any) -> Array:
+    """In this dtype, and relative to the largest entry where squares overflow or vanish, which takes twice the time."""
+    sizes = lambda: jnp.abs(x).astype(dtype)  # anew for each use, rather than held
+
+    def relative() -> Array:
+        largest = jnp.max(sizes(), initial=0)
+        unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+        return unit * jnp.sqrt(jnp.sum(jnp.square(sizes() / unit)))
+
+    norm = jnp.sqrt(jnp.sum(jnp.square(sizes())))
+    return jax.lax.cond(jnp.isfinite(norm) & (norm > 0), lambda: norm, relative)

@@ -330,7 +330,7 @@ def _needed(dims: GaLoreDimensionNumbers) -> int:
 
 def _sides(dims: GaLoreDimensionNumbers) -> list[tuple[int, ...]]:
     """The axes of the rows and of the columns. **Raises** `ValueError` unless they are integers."""
-    sides = [(axes,) if _is_int(axes) or not isinstance(axes, Iterable) else tuple(axes) for axes in dims]
+    sides: Any = [(axes,) if _is_int(axes) or not isinstance(axes, Iterable) else tuple(axes) for axes in dims]
     for axis in (*sides[0], *sides[1]):
         if not _is_int(axis):
             raise ValueError(f"weight_dimension_numbers must be integers or tuples of them, got {axis!r}.")

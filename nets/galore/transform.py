@@ -215,7 +215,8 @@ def _check_sign(base: optax.GradientTransformation) -> None:
     Two updates of a small matrix show it; the second is for a schedule that starts at zero. A base that can't be tried
     by itself, or whose numbers are traced, passes.
     """
-    gradient, tx = {"w": jnp.ones((2, 2), jnp.float32)}, optax.with_extra_args_support(base)
+    gradient: Any = {"w": jnp.ones((2, 2), jnp.float32)}
+    tx: Any = optax.with_extra_args_support(base)
     try:
         with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
             params = jax.tree.map(jnp.zeros_like, gradient)
