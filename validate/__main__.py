@@ -200,7 +200,9 @@ class _Axis(click.ParamType):
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[default: out/sweep/NAME]")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Lanes a device has in work at a time.")
-@click.option("--devices", type=click.IntRange(min=1, max=4096), help="Devices that a CPU counts as.  [default: its cores]")
+@click.option(
+    "--devices", type=click.IntRange(min=1, max=4096), help="Devices that a CPU counts as.  [default: its cores]"
+)
 @click.option("--scale", type=click.Choice(["smoke", "laptop", "paper"]), default="smoke", help="Of a claim.")
 @click.option("--corpus", type=click.Path(path_type=Path), help="Text for a claim on real text.  [default: Python's]")
 @click.option("--x32", is_flag=True, help="Compute in float32 instead of float64.")

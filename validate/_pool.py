@@ -22,6 +22,8 @@ from typing import Any
 
 import jax
 
+from . import _start
+
 DECISIVE = (  # JAX's settings that decide a number, or whether there is one
     "jax_enable_x64",
     "jax_default_prng_impl",
@@ -124,7 +126,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         options = {name: getattr(jax.config, name) for name in SETTINGS}
-        self.process = context.Process(target=_serve, args=(theirs, function, options))  # a daemon can't have children
+        # A daemon can't have children.
+        self.process = context.Process(target=_serve, args=(theirs, function, options), name=_start.WORKER)
         self.process.start()
         theirs.close()
         self.time_limit, self.task, self.begun, self.deadline = time_limit, -1, time.monotonic(), float("inf")
@@ -212,7 +215,8 @@ def _serve(pipe: Connection, function: Callable[..., Any], options: dict[str, An
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where there is no mask to inherit
     if hasattr(os, "setpgrp"):
         os.setpgrp()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:
+        _start.ends_after(parent.join)
     for name, value in options.items():
         jax.config.update(name, value)
     while True:
@@ -232,12 +236,3 @@ def _serve(pipe: Connection, function: Callable[..., Any], options: dict[str, An
             answer = None, error
         jax.clear_caches()  # else a process grows by what each of its tasks compiled
         pipe.send(answer)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    if hasattr(os, "killpg"):
-        os.killpg(0, signal.SIGKILL)
-    os._exit(1)
