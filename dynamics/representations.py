@@ -43,7 +43,7 @@ class Irrep(eqx.Module):
         squares = self.matrices @ self.matrices.conj().swapaxes(1, 2)
         if not np.allclose(squares, np.eye(self.dim), atol=1e-6):
             raise ValueError("matrices must be orthogonal (over C: unitary), got some that are not.")
-        off = departure(self.group, self.matrices)
+        off = _departure(self.group, self.matrices)
         if not off < 1e-6:
             raise ValueError(f"matrices must obey R(g) R(h) = R(gh), got some that are {off:.2g} off.")
         kind, dim = _kind(self.group, self.matrices), self.dim
@@ -79,7 +79,7 @@ class Irrep(eqx.Module):
         return self.multiplicity / self.group.order * self.character[quotients(self.group).T]
 
 
-def departure(group: Group, matrices: Inexact[np.ndarray, "order dim dim"]) -> float:
+def _departure(group: Group, matrices: Inexact[np.ndarray, "order dim dim"]) -> float:
     """How far matrices are from a homomorphism: the largest entry of any `R(g) R(h) − R(gh)`."""
     table = group.table
     return max(float(np.abs(matrices[g] @ matrices - matrices[table[g]]).max()) for g in range(group.order))
@@ -149,7 +149,7 @@ def _draw(group: Group, over_c: bool, rng: np.random.Generator) -> tuple[Irrep, 
     found = []
     for i, matrices in enumerate(first):
         kind = _kind(group, matrices)
-        if kind is None or departure(group, matrices) > 1e-9:
+        if kind is None or _departure(group, matrices) > 1e-9:
             return None
         try:
             found.append(Irrep(group, matrices, copies[i], kind))

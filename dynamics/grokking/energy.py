@@ -138,6 +138,8 @@ def check_irreps(irreps: Sequence[Irrep], *, real: bool = False) -> None:
         raise ValueError(f"irreps must be of one group, got {', '.join(names)}.")
     for r in irreps if real else ():
         check_real(r)
+    for i, r in enumerate(irreps):
+        check_shape(f"irreps[{i}].matrices", r.matrices, (r.group.order, "dim", "dim"))
     characters = np.array([r.character for r in irreps])  # orthogonal, without a common part
     same = np.triu(np.abs(characters @ characters.conj().T) > 0.5, 1) if len(irreps) else np.zeros((0, 0))
     for first, second in np.argwhere(same):
