@@ -396,9 +396,10 @@ def _check_steps(controller: dfx.AbstractStepSizeController | None, ts: Float[Ar
 def _default_atol(state: PyTree, rtol: Any, dtype: Any) -> Float[Array, ""]:
     """The usual one, or `rtol` times the size of the smallest leaf that is not zero: growth from far below an absolute
     tolerance would be overlooked."""
-    xp = np if concrete((state, rtol)) else jnp  # numpy compiles nothing
+    known = concrete((state, rtol))
+    xp = np if known else jnp  # numpy compiles nothing
     atol = default_tolerances(dtype)[1]
-    for leaf in jax.tree.leaves(lax.stop_gradient(state)):
+    for leaf in jax.tree.leaves(state if known else lax.stop_gradient(state)):
         size = xp.max(xp.abs(xp.asarray(leaf)), initial=0)
         atol = xp.where(size > 0, xp.minimum(atol, rtol * size), atol)
     return jnp.asarray(xp.maximum(atol, float(jnp.finfo(dtype).tiny)), dtype)

@@ -358,5 +358,7 @@ def least_norm(order4: float | int, order6: float | int) -> float:
     """The predicted `‖z‖²` of n4 order-4 and n6 order-6 frequencies, biases spread over all of order 6:
     `N = 6·6^{1/3} n6 + 6·4^{1/3} n4 + 6^{1/3} n4/n6`. Not in the paper. **Raises** `ValueError` unless `n4 ≥ 0` and
     `n6 ≥ 1`."""
-    order4, order6 = float(real("order4", order4, (), least=0)), float(real("order6", order6, (), least=1))
+    for name, order, least in (("order4", order4, 0), ("order6", order6, 1)):
+        real(name, order, (), least=least)
+    order4, order6 = float(np.asarray(order4)), float(np.asarray(order6))  # on the host, inside jit too
     return 6 * math.cbrt(6) * order6 + 6 * math.cbrt(4) * order4 + math.cbrt(6) * order4 / order6

@@ -179,7 +179,7 @@ def polar_last_column(q: Float[Array, "rows columns"], v: Float[Array, " rows"])
     inside = q @ (q.T @ v)
     outside = v - inside
     size = jnp.linalg.norm(outside)
-    if concrete((q, v)) and size <= 100 * jnp.finfo(v.dtype).eps * np.linalg.norm(v):
+    if concrete(size) and size <= 100 * jnp.finfo(v.dtype).eps * np.linalg.norm(v):
         raise ValueError(f"v must not lie in the span of the columns of q, got {describe(v)}.")
     return outside / size + inside / (1 + size)
 

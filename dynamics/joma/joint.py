@@ -90,7 +90,7 @@ class Joint(Flow):
             integer("queries", queries, least=1)
         query = jnp.zeros(len(self.x), int) if query is None else query
         self.query = indices("query", query, 2**31 if queries is None else queries)
-        asked = int(np.max(self.query, initial=-1)) + 1 if concrete(self.query) else 0
+        asked = int(np.max(np.asarray(self.query), initial=-1)) + 1 if concrete(self.query) else 0
         self.queries = asked if queries is None else queries
         self.g = g if callable(g) else real("g", g)
         self.eta_w, self.eta_z = real("eta_w", eta_w, least=0), real("eta_z", eta_z, least=0)
@@ -133,7 +133,7 @@ class Joint(Flow):
     @checked
     def invariants(self, y: JointState) -> Float[Array, " tokens"] | Float[Array, " queries"]:
         """What the flow conserves: see the function `invariants`. Without a learning rate `eta_w` that is V itself."""
-        if concrete(self.eta_w) and self.eta_w == 0:
+        if concrete(self.eta_w) and np.asarray(self.eta_w) == 0:
             raise ValueError("eta_w must be above 0 for the invariants, which hold η_Z/η_W, got 0.")
         return invariants(self.attention, y.v, y.z, rate_ratio=self.eta_z / self.eta_w, temperature=self.temperature)
 

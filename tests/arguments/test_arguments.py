@@ -4,6 +4,7 @@ import importlib
 import types
 from pathlib import Path
 
+import equinox as eqx
 import pytest
 
 import traindyn.dynamics
@@ -42,3 +43,13 @@ def test_bad_arguments_are_refused(name: str):
     call = CALLS[name]
     call()  # works as it stands
     assert not faults(call)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith("validate.")])
+@pytest.mark.filterwarnings("ignore")
+def test_arguments_that_are_known_work_inside_jit(name: str):
+    """Where checks look at values, those must be values of the host still."""
+    try:
+        eqx.filter_jit(lambda: CALLS[name]())()
+    except ValueError as error:
+        assert "outside jit" in str(error)
