@@ -110,12 +110,8 @@ def _spec_of(name: str) -> ModuleSpec | None:
 
 def _installed(file: Path) -> bool:
     """Whether a file is part of this library, of Python, or of a package that pip has installed."""
-    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return any(file.is_relative_to(place) for place in (_PACKAGE.resolve(), *_rooms(), *map(_resolved, places)))
-
-
-def _resolved(place: str) -> Path:
-    return Path(place).resolve()
+    pips = (Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return any(file.is_relative_to(place.resolve()) for place in (_PACKAGE, *_rooms(), *pips))
 
 
 def _reached(name: str, file: Path | None) -> set[str]:
