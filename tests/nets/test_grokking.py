@@ -285,7 +285,7 @@ def test_a_run_that_diverges_says_when_and_leaves_the_others_alone():
 
 def test_a_stage_is_its_parts_and_new_projectors_compile_nothing():
     model, sample, _ = _setting(table=_cyclic(7), dtype=jnp.float32)
-    compiled = jax.jit(lambda watch, model: watch(model, sample))
+    compiled = jax.jit(eqx.debug.assert_max_traces(lambda watch, model: watch(model, sample), max_traces=1))
     stage = compiled(grokking.stages(_projectors(7)), model)
     parts = lambda model: (
         jnp.linalg.norm(grokking.backpropagated(model, sample)),
@@ -298,7 +298,8 @@ def test_a_stage_is_its_parts_and_new_projectors_compile_nothing():
         assert x.dtype == jnp.float32
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
     compiled(grokking.stages(_projectors(7)[::-1]), model)
-    assert compiled._cache_size() == 1
+    with pytest.raises(RuntimeError, match="traced"):  # another number of projectors does: the counter works
+        compiled(grokking.stages(_projectors(7)[1:]), model)
 
 
 def test_the_output_layer_may_start_at_zero_and_the_activation_is_the_one_given():
