@@ -8,6 +8,7 @@ from . import joma as joma
 from . import representations as representations
 from . import reversal as reversal
 from . import scan_snap as scan_snap
+from ._steps import default_tolerances as default_tolerances
 from .flow import Flow as Flow
 from .flow import GradientFlow as GradientFlow
 from .flow import SolveError as SolveError

@@ -25,19 +25,19 @@ from tqdm import tqdm
 
 from .._files import check_writable
 from ..nets.pretrain import OPTIMISERS
-from . import _start, composing, flows, galore, grokking, joma, named_sweep, report, reversal, scan_snap
+from . import _start, flows, named_sweep, report
 from ._signals import ends_promptly
-from .claim import Claim, Setting
+from .claim import Claim, Setting, built_in, claims_in
 from .corpus import read_corpus
-from .papers import BIBTEX
+from .joma import validity as joma_validity
 from .pretrain import SIZES, pretrain
+from .scan_snap import validity as scan_snap_validity
 from .subject import Subject
 from .sweep import SweepError
 from .verify import verify as run_claims
 
-BUILT_IN = (*joma.CLAIMS, *scan_snap.CLAIMS, *reversal.CLAIMS, *galore.CLAIMS, *composing.CLAIMS, *grokking.CLAIMS)
 CRASHED = 3
-SUBJECTS = (joma.VALIDITY, scan_snap.VALIDITY, *flows.SUBJECTS)
+SUBJECTS = (joma_validity.VALIDITY, scan_snap_validity.VALIDITY, *flows.SUBJECTS)
 
 
 class _Program(click.Group):
@@ -117,16 +117,16 @@ def _keep_compiled() -> None:
 
 
 _MORE = click.option(
-    "--claims", "more", multiple=True, metavar="MODULE", help="Also the CLAIMS of a module or a .py file. Repeatable."
+    "--claims", "more", multiple=True, metavar="MODULE", help="Also the claims of a module or a .py file. Repeatable."
 )
 
 
 @main.command("list")
 @_MORE
 def list_claims(more: tuple[str, ...]) -> None:
-    """List every claim: its name, kind and statement; and what else can be swept, with its parameters."""
+    """List every claim: its name and statement; and what else can be swept, with its parameters."""
     for claim in _all_claims(more):
-        click.echo(f"{claim.name:28}{claim.kind:11}{claim.statement}")
+        click.echo(f"{claim.name:28}{'claim':11}{claim.statement}")
     for subject in SUBJECTS:
         parameters = ", ".join(f"{name}={value:g}" for name, value in subject.defaults.items())
         click.echo(f"{subject.name:28}{'sweep':11}{subject.statement} [{parameters}]")
@@ -158,7 +158,7 @@ def verify(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--corpus") from error
     jax.config.update("jax_enable_x64", not x32)
-    own = all(claim in BUILT_IN for claim in chosen)  # somebody else's may end the process it runs in
+    own = all(claim in built_in() for claim in chosen)  # somebody else's may end the process it runs in
     jobs = jobs or (2 if _backend() == "cpu" and (len(chosen) > 1 or not own) else 1)
     try:
         setting = Setting(scale, seed, text, corpus_name)
@@ -277,8 +277,8 @@ def _sweep_claim(
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 def cite(names: tuple[str, ...]) -> None:
     """Print the BibTeX entries of the papers behind the claims NAMEd, or of all."""
-    papers = dict.fromkeys(claim.name.split(".")[0] for claim in _choose(BUILT_IN, names))
-    click.echo("\n\n".join(BIBTEX[paper] for paper in papers))
+    modules = dict.fromkeys(sys.modules[claim.check.__module__].__package__ for claim in _choose(built_in(), names))
+    click.echo("\n\n".join(importlib.import_module(module or "").PAPER.bibtex for module in modules))
 
 
 class _Mesh(click.ParamType):
@@ -372,7 +372,7 @@ def _choose(claims: Sequence[Claim], names: Iterable[str]) -> list[Claim]:
 def _all_claims(modules: Iterable[str]) -> list[Claim]:
     """The built-in claims, those that installed packages offer as entry points `traindyn.claims`, and those of
     `modules`. Each module holds them as a sequence `CLAIMS`."""
-    claims = [*BUILT_IN]
+    claims = [*built_in()]
     for point in entry_points(group="traindyn.claims"):
         try:
             claims += _as_claims(point.load())
@@ -400,7 +400,10 @@ def _claims_of(name: str) -> Sequence[Claim]:
             module = _module_of(path)
         else:
             module = importlib.import_module(name)
-        return _as_claims(module.CLAIMS)
+        found = claims_in(module)
+        if not found:
+            raise ValueError("it has no claims, which are functions under @claim(…).")
+        return found
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit, and what test libraries raise

@@ -43,7 +43,7 @@ def key_of(claim: Claim, setting: Setting) -> str:
     """
     if not _pool.can_be_sent(claim):
         return ""
-    texts = [claim.name, claim.paper, claim.kind, claim.statement, claim.source, claim.control, *claim.assumptions]
+    texts = [claim.name, claim.paper, claim.statement, claim.source, claim.tex, *claim.assumptions]
     conditions = [setting.scale, setting.seed, str(setting.dtype), setting.corpus_digest]
     settings = {name: str(getattr(jax.config, name)) for name in _pool.DECISIVE}
     device = jax.devices()[0].device_kind

@@ -19,7 +19,7 @@ def check(setting: validate.Setting) -> validate.Evidence:
     return validate.Evidence({"row": ROW}, {"wrong": validate.identity(2.0, 1.0)})
 
 
-CLAIM = validate.claim("x.y", **HEADER, control="c")(check)
+CLAIM = validate.claim("x.y", **HEADER)(check)
 # Any text is a text.
 TEXTS = {name: "text" for name in ("paper", "statement", "source", "control")}
 

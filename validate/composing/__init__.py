@@ -1,23 +1,18 @@
 """The claims of composing global optimisers: the algebra, the solutions built by hand, what training finds."""
 
-from .algebra import loss_decomposition, semi_ring, transform
-from .flows import infinite_width, potential_flow
-from .paths import occam_norm, occam_path, optimum_path
-from .solutions import norms, polynomial, solutions
-from .training import generalisation, trained
+from ..paper import Paper
 
-CLAIMS = (
-    loss_decomposition,
-    transform,
-    semi_ring,
-    solutions,
-    polynomial,
-    norms,
-    occam_path,
-    occam_norm,
-    optimum_path,
-    potential_flow,
-    infinite_width,
-    generalisation,
-    trained,
+PAPER = Paper(
+    "Composing Global Optimizers",
+    "Tian",
+    predicts="Quadratic networks learn group addition by sums and products of simple solutions, a semi-ring.",
+    bibtex="""\
+@misc{tian2024composing,
+  title         = {Composing Global Optimizers to Reasoning Tasks via Algebraic Objects in Neural Nets},
+  author        = {Tian, Yuandong},
+  year          = {2024},
+  eprint        = {2410.01779},
+  archivePrefix = {arXiv},
+  primaryClass  = {cs.LG}
+}""",
 )

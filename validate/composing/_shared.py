@@ -11,8 +11,6 @@ from ...dynamics.composing import Solution, cyclic, loss, product, to_weights
 from ...dynamics.groups import Abelian
 from ...nets import composing as nets
 
-PAPER = "Composing Global Optimizers (Tian, arXiv 2410.01779)"
-
 ALL_PAIRS = "all d² pairs of group elements, mean squared error after projection onto zero mean"
 FINITE = "a finite Abelian group"
 

@@ -9,8 +9,10 @@ import numpy as np
 from ...dynamics import composing
 from ...dynamics.composing import Solution, Weights
 from ...dynamics.groups import Abelian, cyclic, product
-from ..claim import Erratum, Evidence, Setting, claim, heatmap, identity
-from ._shared import ALL_PAIRS, FINITE, PAPER, random_element, some_groups
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import heatmap
+from ..rows import identity
+from ._shared import ALL_PAIRS, FINITE, random_element, some_groups
 
 
 def _random_weights(rng: np.random.Generator, setting: Setting, draws: int, order: int, nodes: int) -> Weights:
@@ -35,15 +37,12 @@ def _losses(weights: Weights, group: Abelian):
     return jax.lax.map(lambda w: jnp.stack([of(w), of(_zero_mean(w))]), weights)
 
 
+# CONTROL: the printed formula on weights whose means are not zero
 @claim(
-    "composing.loss_decomposition",
-    paper=PAPER,
-    kind="identity",
-    statement="The loss is a sum over frequencies of squares of potentials. As printed this is exact where W_a and W_b"
+    "The loss is a sum over frequencies of squares of potentials. As printed this is exact where W_a and W_b"
     " have zero mean over the group; with A^p moved into the squares at (m, 0) and (0, m) for any real weights.",
     source="Theorem 1; the general form is derived here",
     assumptions=(ALL_PAIRS, FINITE, "real weights"),
-    control="the printed formula on weights whose means are not zero",
 )
 def loss_decomposition(setting: Setting) -> Evidence:
     rng, groups = setting.rng, some_groups(setting.scale)
@@ -100,15 +99,12 @@ def _transform(weights: Weights, *, turn: float = 2 * np.pi, divide: bool = True
 SLIPS = {"2π": {"turn": 1.0}, "1/d": {"divide": False}, "the sign of c": {"sign": -1}}
 
 
+# CONTROL: 2π, 1/d or the sign of c left out, one at a time, as on the slides
 @claim(
-    "composing.transform",
-    paper=PAPER,
-    kind="identity",
-    statement="z_akj = (1/d) Σ_m w_amj e^{−2πi mk/d}, b alike and c with the opposite sign is the transform in which"
+    "z_akj = (1/d) Σ_m w_amj e^{−2πi mk/d}, b alike and c with the opposite sign is the transform in which"
     " the decomposition holds: it inverts, ‖W‖² = d‖z‖², and z is Hermitian for real weights.",
     source="Section 3; the slides leave out 2π, 1/d and the sign of c",
     assumptions=("Z_d (for products the characters take the place of e^{2πi mk/d})", "real weights"),
-    control="2π, 1/d or the sign of c left out, one at a time, as on the slides",
 )
 def transform(setting: Setting) -> Evidence:
     rng, group = setting.rng, cyclic(7)
@@ -187,16 +183,13 @@ def _relative(x, y) -> float:
     return float(max(np.max(np.abs(np.asarray(a) - np.asarray(b))) for a, b in pairs) / size)
 
 
+# CONTROL: weights added instead of nodes; node j multiplied with node j only
 @claim(
-    "composing.semi_ring",
-    paper=PAPER,
-    kind="identity",
-    statement="Networks with + (nodes side by side) and * (each node with each, frequency by frequency) are a"
+    "Networks with + (nodes side by side) and * (each node with each, frequency by frequency) are a"
     " commutative semi-ring up to the order of nodes, each potential is a homomorphism into ℂ, and"
     " ‖(y*z)_pk‖ = ‖y_pk‖ ‖z_pk‖.",
     source="Theorems 2 and 3; the norm identity is derived here",
     assumptions=(FINITE, "real weights, all potentials of order three"),
-    control="weights added instead of nodes; node j multiplied with node j only",
 )
 def semi_ring(setting: Setting) -> Evidence:
     rng = setting.rng

@@ -6,21 +6,19 @@ import numpy as np
 
 from ...dynamics import composing, solve
 from ...dynamics.composing import InfiniteWidth, TruncatedFlow, cyclic
-from ..claim import Evidence, Setting, claim, identity, limit, panel
-from ._shared import PAPER, hermitian
+from ..claim import Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity, limit
+from ._shared import hermitian
 
 TRUNCATED = "the truncated loss ℓ̃, without the potentials that have a or b twice"
 
 
+# CONTROL: J Jᵀ without the conjugate; 2/d for 2/d²
 @claim(
-    "composing.potential_flow",
-    paper=PAPER,
-    kind="identity",
-    statement="Under gradient flow of the real weights potentials move as ṙ = (2/d²) J J* (δ − r), J = ∂r/∂z: always"
-    " downhill.",
+    "Under gradient flow of the real weights potentials move as ṙ = (2/d²) J J* (δ − r), J = ∂r/∂z: always downhill.",
     source="what Theorem 6 rests on; written out here",
     assumptions=(TRUNCATED, "Z_7, real weights"),
-    control="J Jᵀ without the conjugate; 2/d for 2/d²",
 )
 def potential_flow(setting: Setting) -> Evidence:
     group, rng = cyclic(7), setting.rng
@@ -76,11 +74,9 @@ def potential_flow(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: 2I for 3I; an off-diagonal part of order 1/q
 @claim(
-    "composing.infinite_width",
-    paper=PAPER,
-    kind="limit",
-    statement="JJ*/(qσ⁴) tends to 3I for wide networks, its off-diagonal part as q^{−1/2}: at the start each potential"
+    "JJ*/(qσ⁴) tends to 3I for wide networks, its off-diagonal part as q^{−1/2}: at the start each potential"
     " follows its own equation, ṙ = (6qσ⁴/d²)(δ − r).",
     source="Theorem 6; its rate in q is measured here",
     assumptions=(
@@ -89,7 +85,6 @@ def potential_flow(setting: Setting) -> Evidence:
         "the initial instant",
         "means over up to 64 draws",
     ),
-    control="2I for 3I; an off-diagonal part of order 1/q",
 )
 def infinite_width(setting: Setting) -> Evidence:
     d, variance, all_nodes = 7, 1e-4, 2**15  # at widths from 512 on, in one draw or in many

@@ -9,8 +9,10 @@ import numpy as np
 from ...dynamics import composing
 from ...dynamics.composing import Solution, cyclic
 from ...dynamics.groups import Abelian
-from ..claim import Erratum, Evidence, Setting, claim, identity, panel
-from ._shared import ALL_PAIRS, PAPER, measure, random_unit
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity
+from ._shared import ALL_PAIRS, measure, random_unit
 
 POINTS = np.linspace(0, 4, 81)  # 21 a piece
 
@@ -34,18 +36,15 @@ def _occam(y: Solution, other: Solution) -> tuple[np.ndarray, np.ndarray, int]:
     return loss, norm, int(live[-1])
 
 
+# CONTROL: the same path with z' = z_F4/6, whose potentials cancel in sums only
 @claim(
-    "composing.occam_path",
-    paper=PAPER,
-    kind="identity",
-    statement="From y * z' a path of zero loss leads to e * z', which has the nodes and the norm of z' alone, for every"
+    "From y * z' a path of zero loss leads to e * z', which has the nodes and the norm of z' alone, for every"
     " z' whose potentials are 0 or 1 and every y with r_kkk(y) = 1.",
     source="Theorem 5; the explicit path of four straight pieces is derived here",
     assumptions=(
         ALL_PAIRS,
         "Z_d, z' = z_F6 or z_M, potentials of z' all 0 or 1 (z_F4/6 needs y real and constant in k)",
     ),
-    control="the same path with z' = z_F4/6, whose potentials cancel in sums only",
 )
 def occam_path(setting: Setting) -> Evidence:
     rng = setting.rng
@@ -96,14 +95,11 @@ def occam_path(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: z' = z_F6 with a times 3 and b over 3, which loses to y * z' with y = (1/3, 3, 1)
 @claim(
-    "composing.occam_norm",
-    paper=PAPER,
-    kind="identity",
-    statement="‖e * z'‖ ≤ ‖y * z'‖ for every y with r_kkk(y) = 1, if z' is balanced: ‖z'_ak‖ = ‖z'_bk‖ = ‖z'_ck‖.",
+    "‖e * z'‖ ≤ ‖y * z'‖ for every y with r_kkk(y) = 1, if z' is balanced: ‖z'_ak‖ = ‖z'_bk‖ = ‖z'_ck‖.",
     source="Theorem 5's remark on regularisation; the condition and the counterexample are derived here",
     assumptions=("Z_11, z' of the constructions of equal rows", "random y with one to four nodes"),
-    control="z' = z_F6 with a times 3 and b over 3, which loses to y * z' with y = (1/3, 3, 1)",
 )
 def occam_norm(setting: Setting) -> Evidence:
     rng, group = setting.rng, cyclic(11)
@@ -181,14 +177,11 @@ def _between(first, second, group: Abelian):
     return ts, jax.lax.map(lambda t: at(t, False), ts), jax.lax.map(lambda t: at(t, True), ts)
 
 
+# CONTROL: straight interpolation, (1−t) z1 + t z2
 @claim(
-    "composing.optimum_path",
-    paper=PAPER,
-    kind="identity",
-    statement="Any two optima are joined by (1−t)^⅓ z1 + t^⅓ z2 at zero loss, over a barrier in the norm.",
+    "Any two optima are joined by (1−t)^⅓ z1 + t^⅓ z2 at zero loss, over a barrier in the norm.",
     source="derived here; the paper joins y * z' and z' only",
     assumptions=(ALL_PAIRS, "nodes of both networks side by side"),
-    control="straight interpolation, (1−t) z1 + t z2",
 )
 def optimum_path(setting: Setting) -> Evidence:
     group = cyclic(setting.pick(smoke=5, laptop=7, paper=11))

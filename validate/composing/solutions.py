@@ -5,8 +5,10 @@ import numpy as np
 from ...dynamics import composing
 from ...dynamics.composing import Solution, cyclic, from_blocks, nu, syn, times, xi
 from ...dynamics.groups import Abelian
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel
-from ._shared import ALL_PAIRS, FINITE, PAPER, measure, some_groups, turns
+from ..claim import Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity
+from ._shared import ALL_PAIRS, FINITE, measure, some_groups, turns
 
 
 def _optima(rng: np.random.Generator, group: Abelian) -> dict[str, Solution]:
@@ -38,15 +40,12 @@ def _not_optima(rng: np.random.Generator, group: Abelian) -> dict[str, Solution]
     }
 
 
+# CONTROL: order 4 without its partner, z_syn without its partner, z_syn,αβ with a ν other than ±i
 @claim(
-    "composing.solutions",
-    paper=PAPER,
-    kind="identity",
-    statement="z_F6 for any ν and y, its variant for any α, β, z_F4/6 for any ξ, z_3c*z_syn, z_M and order 4 with a"
+    "z_F6 for any ν and y, its variant for any α, β, z_F4/6 for any ξ, z_3c*z_syn, z_M and order 4 with a"
     " bias are global optima: loss zero and accuracy one, by the decomposition and inside the real network.",
     source="Corollaries of Theorems 2 to 4; the hat of z_F4/6, the bias and frequencies with 2k = 0 are derived here",
     assumptions=(ALL_PAIRS, FINITE, "z_F4/6 needs a frequency with 2k ≠ 0"),
-    control="order 4 without its partner, z_syn without its partner, z_syn,αβ with a ν other than ±i",
 )
 def solutions(setting: Setting) -> Evidence:
     rng, groups = setting.rng, some_groups(setting.scale)
@@ -98,15 +97,12 @@ def solutions(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: ŝ of the other sign, r(ŝ) = +s
 @claim(
-    "composing.polynomial",
-    paper=PAPER,
-    kind="identity",
-    statement="ρ(u) = Π_{s∈S} (u + ŝ) over the values S that the potentials take at a generator u is, once scaled, a"
+    "ρ(u) = Π_{s∈S} (u + ŝ) over the values S that the potentials take at a generator u is, once scaled, a"
     " global optimum for any u with abc = 1 and 1 ∉ S, of order at most |S| + 1 per frequency.",
     source="Theorem 4, with the explicit ŝ = (1, 1, −s) at +k",
     assumptions=(ALL_PAIRS, "Z_7 and Z_11", "the same u at each frequency"),
-    control="ŝ of the other sign, r(ŝ) = +s",
 )
 def polynomial(setting: Setting) -> Evidence:
     rng = setting.rng
@@ -160,16 +156,13 @@ def _split(group: Abelian, number6: int) -> Solution:
     return Solution(z, group) + four
 
 
+# CONTROL: N without the last term, which the partners of order 4 cost
 @claim(
-    "composing.norms",
-    paper=PAPER,
-    kind="identity",
-    statement="The optima weigh ‖z‖² = 3(d−1)6^⅓ (z_F6), 3(d−1)d^⅔ (z_M) and, with n4 frequencies of order 4 and n6 of"
+    "The optima weigh ‖z‖² = 3(d−1)6^⅓ (z_F6), 3(d−1)d^⅔ (z_M) and, with n4 frequencies of order 4 and n6 of"
     " order 6 that share their biases, N = 6·6^⅓ n6 + 6·4^⅓ n4 + 6^⅓ n4/n6, least at n6 ≈ 1.148 √n: the share of order"
     " 4 rises with d.",
     source="derived here",
     assumptions=("Z_d with d odd",),
-    control="N without the last term, which the partners of order 4 cost",
 )
 def norms(setting: Setting) -> Evidence:
     group, n = cyclic(23), 11

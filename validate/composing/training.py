@@ -10,9 +10,10 @@ import numpy as np
 from ...dynamics import composing
 from ...dynamics.groups import Abelian, cyclic
 from ...nets import composing as nets
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel, statistic
+from ..claim import Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity, statistic
 from . import factorise
-from ._shared import PAPER
 
 RECIPE = "full batches of 90 % of the pairs, Adam with coupled L2, learning rate 0.01, float32"
 PUBLISHED = {  # Table 2: other orders, unfactored 4 and 6, errors of 4 and 6 ×100, ν=i·ξ, ν=i·syn,αβ, ν·syn, others
@@ -139,15 +140,12 @@ def _pooled(runs: dict[float, Trained], group: Abelian) -> np.ndarray:
     return np.stack([np.bincount(np.minimum(c, 10), minlength=11) for c in counts], axis=1)
 
 
+# CONTROL: a decay of 1e-5, too weak to end there; the trained moduli with random phases
 @claim(
-    "composing.trained",
-    paper=PAPER,
-    kind="statistic",
-    statement="Trained networks end in the solutions built by hand: every frequency has order 4 or 6 and nearly all are"
+    "Trained networks end in the solutions built by hand: every frequency has order 4 or 6 and nearly all are"
     " ν=i·ξ, ν=i·syn,αβ or ν·syn; their weight is N(n4, n6) within 1 %, and more decay means more of order 4.",
     source="Table 2 and Fig. 4; N(n4, n6) is derived here",
     assumptions=(RECIPE, "512 nodes, 10 000 steps, weight decay 5e-5 to 2e-4", "the smoke scale: Z_11, 128 nodes"),
-    control="a decay of 1e-5, too weak to end there; the trained moduli with random phases",
 )
 def trained(setting: Setting) -> Evidence:
     each = {d: _trained(setting, d) for d in setting.pick(smoke=(11,), laptop=(23,), paper=(71, 127))}
@@ -273,15 +271,12 @@ def _remarks(runs: dict[float, Trained], settled: tuple[float, ...], group: Abel
     return [f"Columns: {head}.", *published, *rows, last]
 
 
+# CONTROL: the pairs left out learned as early as the others
 @claim(
-    "composing.generalisation",
-    paper=PAPER,
-    kind="statistic",
-    statement="Pairs trained on are learned within 30 steps, pairs left out at more than twice that number, after r_kkk"
+    "Pairs trained on are learned within 30 steps, pairs left out at more than twice that number, after r_kkk"
     " of all frequencies has risen together to one: what is left then are the other potentials, which fade.",
     source="Fig. 3 and the authors' log: 17 and 47 steps, Σ r_kkk = 22.4 at step 31 where the target is 22",
     assumptions=(RECIPE, "Z_23, 512 nodes, weight decay 1e-4, 400 steps", "the smoke scale: 100 steps"),
-    control="the pairs left out learned as early as the others",
 )
 def generalisation(setting: Setting) -> Evidence:
     group = cyclic(23)

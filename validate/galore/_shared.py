@@ -5,8 +5,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-PAPER = "GaLore (Zhao et al., ICML 2024, arXiv 2403.03507)"
-
 
 def stable_ranks(x: Float[np.ndarray, "*batch rows columns"]) -> Float[np.ndarray, "*batch"]:
     """As `metrics.stable_rank`, for a recorded batch: on the host, it compiles nothing."""

@@ -16,8 +16,9 @@ from jax.sharding import PartitionSpec
 
 from ...nets.galore import exact_svd, galore, galore_labels, galore_reset, scale_by_galore
 from ...nets.quantise import quantize_state
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel
-from ._shared import PAPER
+from ..claim import Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity
 
 RATE, RANK, GAP = 0.1, 3, 3
 SHAPES = {"a": (6, 10), "b": (10, 6), "c": (4,)}
@@ -88,15 +89,12 @@ def _differing(tx: Any, grads: Any) -> dict[str, int]:
     return differing
 
 
+# CONTROL: optax.contrib.galore under vmap
 @claim(
-    "galore.compilation",
-    paper=PAPER,
-    kind="identity",
-    statement="For matrices the updates of compiled steps, also with a donated state, and of a scan agree to the bit. "
+    "For matrices the updates of compiled steps, also with a donated state, and of a scan agree to the bit. "
     "Under vmap over states a step off the schedule computes no basis, and as many products as its lanes alone.",
     source="algorithm 2; JAX turns a conditional on a batched number into both of its branches",
     assumptions=("Adam, 6 × 10 and 10 × 6, rank 3, a gap of 3", "counted before compilation"),
-    control="optax.contrib.galore under vmap",
 )
 def compilation(setting: Setting) -> Evidence:
     matrices, few = _gradients(setting, 7, "ab"), (1, 4)
@@ -170,15 +168,12 @@ def _missing_specs(params: Any) -> int:
     return sum(tree != specs for tree in (mapped.inner_state.mu, mapped.inner_state.nu, mapped.left))
 
 
+# CONTROL: optax.contrib.galore in the same places, where it raises (∞)
 @claim(
-    "galore.compose",
-    paper=PAPER,
-    kind="identity",
-    statement="Inside optax's partition, masked, apply_if_finite, MultiSteps and inject_hyperparams, and with a base "
+    "Inside optax's partition, masked, apply_if_finite, MultiSteps and inject_hyperparams, and with a base "
     "that takes arguments, GaLore takes the steps that it takes alone; map_params reaches all of its state.",
     source="optax's contract of transforms",
     assumptions=("7 steps, Adam, rank 3, a gap of 3, singular vectors; functions are named in static_args",),
-    control="optax.contrib.galore in the same places, where it raises (∞)",
 )
 def compose(setting: Setting) -> Evidence:
     grads = _gradients(setting, 7, "ac")
@@ -245,15 +240,12 @@ def _through_disk(how: str, folder: Path, tree: Any, like: Any) -> Any:
         return checkpointer.restore(folder / "saved", jax.eval_shape(lambda: like))
 
 
+# CONTROL: a state that has lost its count, or its bases and when they were made, or its moments
 @claim(
-    "galore.resume",
-    paper=PAPER,
-    kind="identity",
-    statement="Saved and restored at any phase of the gap, with 8-bit moments and staggered bases, training goes on to "
+    "Saved and restored at any phase of the gap, with 8-bit moments and staggered bases, training goes on to "
     "the bit as if it had not stopped.",
     source="the author's code cannot resume; optax.contrib keeps arrays of no entries, which Orbax refuses",
     assumptions=("a gap of 4, three leaves, 8-bit Adam; Equinox's and, where it is installed, Orbax's format",),
-    control="a state that has lost its count, or its bases and when they were made, or its moments",
 )
 def resume(setting: Setting) -> Evidence:
     steps, gap = 10, 4

@@ -9,19 +9,17 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from ..claim import Evidence, Setting, claim, identity, panel
-from ._shared import PAPER
+from ..claim import Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity
 
 
+# CONTROL: exact_svd in place of subspace iteration, which does gather the gradient
 @claim(
-    "galore.sharding",
-    paper=PAPER,
-    kind="identity",
-    statement="On eight devices, in meshes with automatic and with explicit axes, and sharded on either axis, GaLore "
+    "On eight devices, in meshes with automatic and with explicit axes, and sharded on either axis, GaLore "
     "takes the same steps as on one, keeps its state sharded as it began, and gathers nothing larger than a basis.",
     source="algorithm 2; optax.contrib gathers each gradient, and raises in meshes with explicit axes",
     assumptions=("Adam, rank 8, a gap of 2, subspace iteration", "eight devices simulated on the CPU"),
-    control="exact_svd in place of subspace iteration, which does gather the gradient",
 )
 def sharding(setting: Setting) -> Evidence:
     shape = setting.pick(smoke=(48, 96), laptop=(48, 96), paper=(256, 1024))

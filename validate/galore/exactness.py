@@ -19,8 +19,9 @@ from ...nets.galore import (
     scale_by_galore,
     subspace_iteration,
 )
-from ..claim import Evidence, Setting, claim, identity, panel
-from ._shared import PAPER
+from ..claim import Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity
 
 STEPS, RATE, NEVER = 50, 0.1, 1000  # a gap of NEVER: one basis for the whole run
 PROJECTORS = {
@@ -87,15 +88,12 @@ def _full_rank(data, gaps, names):
     return shapes, others, long, theirs
 
 
+# CONTROL: the long side projected: side='long', and the layout of optax.contrib.galore
 @claim(
-    "galore.full_rank",
-    paper=PAPER,
-    kind="identity",
-    statement="At full rank GaLore with gradient descent is gradient descent: for wide, tall and square matrices, "
+    "At full rank GaLore with gradient descent is gradient descent: for wide, tall and square matrices, "
     "however bases are found and however often they are renewed.",
     source="section 4, r = min(m, n) and ρ = 1 reproduce the trajectory; true of the short side alone",
     assumptions=(FULL, QUADRATIC, f"{STEPS} steps; gaps of 1, 3 and 7, and one basis for all"),
-    control="the long side projected: side='long', and the layout of optax.contrib.galore",
 )
 def full_rank(setting: Setting) -> Evidence:
     m, n = setting.pick(smoke=(6, 10), laptop=(16, 24), paper=(64, 96))
@@ -160,15 +158,12 @@ def _momenta(data, gaps):
     return turned, {transport: of(transport, "wide") for transport in ("keep", "reset")}
 
 
+# CONTROL: transport='keep', the paper's, and transport='reset', each at a gap below the number of steps
 @claim(
-    "galore.momentum_transport",
-    paper=PAPER,
-    kind="identity",
-    statement="At full rank GaLore with heavy ball is heavy ball at any gap, if the momentum is turned into the new "
+    "At full rank GaLore with heavy ball is heavy ball at any gap, if the momentum is turned into the new "
     "basis when the basis changes. Kept as it is, as in the paper and its code, it is another algorithm.",
     source="algorithm 2 keeps the moments; turning them by P_newᵀ P_old is LDAdam's (arXiv 2410.16103)",
     assumptions=(FULL, QUADRATIC, f"{STEPS} steps, β = 0.9, exact singular vectors"),
-    control="transport='keep', the paper's, and transport='reset', each at a gap below the number of steps",
 )
 def momentum_transport(setting: Setting) -> Evidence:
     m, n = setting.pick(smoke=(6, 10), laptop=(16, 24), paper=(64, 96))
@@ -232,15 +227,12 @@ def _rotations(size: int, angles: np.ndarray) -> np.ndarray:
     return np.cos(angles)[:, None, None] * np.eye(size) + np.sin(angles)[:, None, None] * pairs * sign
 
 
+# CONTROL: the same equality with plain Adam on W for rotations by 10° and more, and for random Q
 @claim(
-    "galore.adam_basis",
-    paper=PAPER,
-    kind="identity",
-    statement="At full rank GaLore with Adam is Adam on V = Qᵀ W. That is Adam on W for a signed permutation Q, for "
+    "At full rank GaLore with Adam is Adam on V = Qᵀ W. That is Adam on W for a signed permutation Q, for "
     "no other rotation tried: Adam divides entry by entry.",
     source="section 4; ρ commutes with signed permutations only",
     assumptions=(FULL, QUADRATIC, f"{STEPS} steps, one orthogonal basis Q for all"),
-    control="the same equality with plain Adam on W for rotations by 10° and more, and for random Q",
 )
 def adam_basis(setting: Setting) -> Evidence:
     k, n, draws = setting.pick(smoke=(8, 12, 4), laptop=(16, 24, 16), paper=(64, 96, 16))
@@ -303,18 +295,15 @@ def _later_gradient(first, second):
     )
 
 
+# CONTROL: the long side at full rank, also that of optax.contrib; its share taken to be r/k
 @claim(
-    "galore.side",
-    paper=PAPER,
-    kind="identity",
-    statement="A basis of r directions of the short side k keeps r/k of a later, independent gradient, one "
+    "A basis of r directions of the short side k keeps r/k of a later, independent gradient, one "
     "of the long side o keeps r/o. So at full rank only the short side loses nothing.",
     source="section 4, m ≤ n: left; optax.contrib projects the other side",
     assumptions=(
         "24 × 16 matrices of independent normal entries",
         "singular vectors of the first, used for the second",
     ),
-    control="the long side at full rank, also that of optax.contrib; its share taken to be r/k",
 )
 def side(setting: Setting) -> Evidence:
     o, k, draws = 24, 16, setting.pick(smoke=100, laptop=2000, paper=20000)

@@ -15,8 +15,10 @@ from ...nets import joma as nets
 from ...nets import train
 from ...nets.llama import Llama, LlamaConfig
 from ...nets.transformer import Windows, next_token_loss
-from ..claim import Evidence, Setting, claim, identity, panel, statistic
-from ._shared import PAPER, stable_ranks
+from ..claim import Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity, statistic
+from ._shared import stable_ranks
 
 TOKENS, NODES, CLASSES, RECORDS = 64, 32, 40, 20
 
@@ -70,11 +72,9 @@ def _blocks(setting: Setting, attention: str, rate: float, eta_z: float) -> _Blo
     return _Block(loss, *map(stable_ranks, (v, gradient, shuffled)))
 
 
+# CONTROL: attention held fixed; for the shuffled gradient, a normal random matrix
 @claim(
-    "galore.low_rank_joma",
-    paper=PAPER,
-    kind="statistic",
-    statement="Attention that is trained along makes the gradient of the layer below its nonlinearity low rank: on "
+    "Attention that is trained along makes the gradient of the layer below its nonlinearity low rank: on "
     "JoMA's flow the stable rank of V̇ falls below 1.05, ahead of that of V; on the trained block it falls to less than "
     "half, below that of V and of the shuffled gradient.",
     source="Lemma B.6, with the sum over nodes inside the exponential (see joma.many_nodes)",
@@ -82,7 +82,6 @@ def _blocks(setting: Setting, attention: str, rate: float, eta_z: float) -> _Blo
         "flow: stationary back-propagated gradient, zero start, any normal Δ, 1 − t/t* = 1e-5",
         "block: exponential attention, one query, cross-entropy, gradient descent",
     ),
-    control="attention held fixed; for the shuffled gradient, a normal random matrix",
 )
 def low_rank_joma(setting: Setting) -> Evidence:
     rng, draws = np.random.default_rng([setting.seed, 1]), setting.pick(smoke=20, laptop=100, paper=1000)
@@ -258,17 +257,14 @@ def _spectra(g: np.ndarray) -> _Spectra:
     return _Spectra(energy / values[..., -1], values[..., -r:].sum(-1) / energy, np.stack(short), np.stack(long))
 
 
+# CONTROL: random matrices of the same shapes; the long side as if it captured more; a stable rank that falls
 @claim(
-    "galore.low_rank_llama",
-    paper=PAPER,
-    kind="statistic",
-    statement="In a small LLaMA on text the gradient of a matrix is low rank from the start: k/4 of its k directions "
+    "In a small LLaMA on text the gradient of a matrix is low rank from the start: k/4 of its k directions "
     "hold more than 90 % of its energy, and its stable rank is less than half of a random matrix's. On rectangular "
     "matrices a basis of the short side captures more of later gradients than one of the long side. The stable rank "
     "does not fall further in training: it rises.",
     source="section 3 and Algorithm 1 (short side); that the gradient becomes low rank over time is not found here",
     assumptions=("Adam at a fixed rate", "bytes of the corpus", "minibatch gradients", "float32"),
-    control="random matrices of the same shapes; the long side as if it captured more; a stable rank that falls",
 )
 def low_rank_llama(setting: Setting) -> Evidence:
     size = setting.pick(

@@ -9,8 +9,9 @@ import numpy as np
 
 from ...nets.galore import galore_state_bytes
 from ...nets.llama import CONFIGS, Llama, LlamaConfig
-from ..claim import Erratum, Evidence, Setting, claim, identity, panel
-from ._shared import PAPER
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity
 
 SIZES = ("60M", "130M", "350M", "1B")
 RANKS = {"60M": 128, "130M": 256, "350M": 256, "1B": 512, "7B": 1024}
@@ -93,16 +94,14 @@ def _deviation(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.abs(table[name] - PRINTED[name]) for name in PRINTED}
 
 
+# CONTROL: exact counts of the configurations in GB; r(k + 2o) and two moments for embedding and head, as they
+# are
 @claim(
-    "galore.memory_table",
-    paper=PAPER,
-    kind="identity",
-    statement="All 20 independent entries of the published memory table follow to the printed digit from nominal "
+    "All 20 independent entries of the published memory table follow to the printed digit from nominal "
     "weights in units of 1024·10⁶ bytes, with GaLore's r(k + 2o) a matrix taken for 1.5 r(k + o), and with 1.5 numbers "
     "a parameter of embedding and head.",
     source="Table 6; the assumptions are inferred from the fit, the paper does not state them",
     assumptions=("BF16 throughout", "norms left out", "1.3 × 1024·10⁶ for the parameters of 1B"),
-    control="exact counts of the configurations in GB; r(k + 2o) and two moments for embedding and head, as they are",
 )
 def memory_table(setting: Setting) -> Evidence:
     table, lora = _reconstructed()
@@ -192,16 +191,13 @@ def _in_blocks(rank: int):
     return lambda name, shape: rank if name.startswith("blocks") else None
 
 
+# CONTROL: the published table's count of GaLore's numbers; the other side's bytes
 @claim(
-    "galore.state_bytes",
-    paper=PAPER,
-    kind="identity",
-    statement="The state of the transform on the LLaMA models has exactly Σ r(k·sizeof P + 2·o·sizeof moment) bytes, "
+    "The state of the transform on the LLaMA models has exactly Σ r(k·sizeof P + 2·o·sizeof moment) bytes, "
     "and two moments for each parameter that is left whole, apart from a few counters; 7B in one byte a number takes "
     "4.70 GB beside 13.48 GB of weights, 65.1 % less than 8-bit Adam.",
     source="section 4.1; for 7B section 5.2, whose 65.5 % is not quite reached",
     assumptions=("bfloat16 weights, bases and moments", "attention and SwiGLU matrices projected, ranks of Table 2"),
-    control="the published table's count of GaLore's numbers; the other side's bytes",
 )
 def state_bytes(setting: Setting) -> Evidence:
     names = setting.pick(smoke=("60M", "130M"), laptop=(*SIZES, "7B"), paper=(*SIZES, "7B"))

@@ -21,8 +21,9 @@ from ...nets.galore import (
     subspace_iteration,
 )
 from ...nets.galore.projectors import Projector
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel
-from ._shared import PAPER
+from ..claim import Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity
 
 NOISE = 0.5  # of the gradient that the basis in use was made from, relative to ‖G‖_F
 EXACT = {"exact_svd": exact_svd(), "gram_eigh": gram_eigh()}
@@ -85,11 +86,9 @@ def _energy(basis: np.ndarray, g: np.ndarray) -> float:
     return float(np.sum((basis.T @ g) ** 2))
 
 
+# CONTROL: directions drawn uniformly, taken to be as good: what they keep is r/k of the whole
 @claim(
-    "galore.projectors",
-    paper=PAPER,
-    kind="identity",
-    statement="Singular vectors keep Σ_{i≤r} σ_i² of a gradient's energy, the best possible. A random sketch with one "
+    "Singular vectors keep Σ_{i≤r} σ_i² of a gradient's energy, the best possible. A random sketch with one "
     "power iteration keeps 96 % of that for σ_i = i^−1/2 and 99.9 % for i^−1; one product with a basis from a gradient "
     "that was off by half keeps 99 %.",
     source="equation 12 (singular vectors); randomised ranges: arXiv 0909.4061; shares at 1024 × 4096, r = 128",
@@ -98,7 +97,6 @@ def _energy(basis: np.ndarray, g: np.ndarray) -> float:
         f"basis in use: the singular vectors of G + noise, ‖noise‖_F = {NOISE:g} ‖G‖_F",
         "what sketches keep does not depend on the singular vectors, only on the values",
     ),
-    control="directions drawn uniformly, taken to be as good: what they keep is r/k of the whole",
 )
 def projectors(setting: Setting) -> Evidence:
     rng, large, r = setting.rng, (1024, 4096), 128
@@ -217,15 +215,12 @@ def _stray(update: np.ndarray, u: np.ndarray) -> float:
     return float(1 - np.sum(along**2) / np.sum(update**2))
 
 
+# CONTROL: optax.contrib.galore in the same places
 @claim(
-    "galore.guards",
-    paper=PAPER,
-    kind="identity",
-    statement="A zero or NaN gradient makes no basis: the next good one does. Rounding noise in directions that a "
+    "A zero or NaN gradient makes no basis: the next good one does. Rounding noise in directions that a "
     "gradient of lower rank does not have is not blown up by Adam. Complex gradients are projected as such.",
     source="algorithm 2, which says nothing of these; failures measured on optax.contrib",
     assumptions=("16 × 48, rank 4, a gap of 200; rank-one gradient of 256 × 512 in float32 with rank 8",),
-    control="optax.contrib.galore in the same places",
 )
 def guards(setting: Setting) -> Evidence:
     rng, r = setting.rng, 4
@@ -357,15 +352,12 @@ def _checked(trail: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     }
 
 
+# CONTROL: a Gaussian matrix over √r in place of an orthonormal basis, as random sketches use it
 @claim(
-    "galore.update",
-    paper=PAPER,
-    kind="identity",
-    statement="Projecting undoes projecting back; the update α P N has the size α‖N‖_F and at most rank r. The first "
+    "Projecting undoes projecting back; the update α P N has the size α‖N‖_F and at most rank r. The first "
     "update of Adam is α√(r/k) of its full-rank size.",
     source="algorithm 2; section 5 (why a learning rate of 0.01 is stable)",
     assumptions=("normal gradients", f"rank {UPDATE_RANK}, scale {SCALE}, a gap of 2, four steps"),
-    control="a Gaussian matrix over √r in place of an orthonormal basis, as random sketches use it",
 )
 def update(setting: Setting) -> Evidence:
     k, n, draws = setting.pick(smoke=(16, 24, 16), laptop=(16, 24, 256), paper=(64, 96, 256))

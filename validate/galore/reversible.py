@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...dynamics.galore import ReversibleGradient
-from ..claim import Erratum, Evidence, Setting, claim, identity, limit, panel
-from ._shared import PAPER, Operators, draw_operators
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity, limit
+from ._shared import Operators, draw_operators
 
 STEPS = 60
 SIZE, RANKS = (6, 8), (3, 4)  # of W, and of its two projections
@@ -167,11 +169,9 @@ def _one_by_one() -> _Moving:
     )
 
 
+# CONTROL: the printed factor 1; κ of mean eigenvalues instead of the least
 @claim(
-    "galore.theorem_3_8",
-    paper=PAPER,
-    kind="identity",
-    statement="Under fixed projections the projected gradient shrinks in each step by the factor "
+    "Under fixed projections the projected gradient shrinks in each step by the factor "
     "1 − η(κ − L_A − 2 L_B L_C D²) or more, with constant operators by 1 − ηκ.",
     source="Theorem 3.8; the factor 2 is that of the end of its proof (Eq. 70), the statement (Eq. 11) prints 1",
     assumptions=(
@@ -179,7 +179,6 @@ def _one_by_one() -> _Moving:
         "η λ_max ≤ 1",
         "‖W‖ ≤ D, ‖B‖ ≤ L_B ‖W‖, ‖C‖ ≤ L_C ‖W‖",
     ),
-    control="the printed factor 1; κ of mean eigenvalues instead of the least",
 )
 def theorem_3_8(setting: Setting) -> Evidence:
     draws = setting.pick(smoke=300, laptop=3000, paper=30000)
@@ -305,16 +304,13 @@ def _forms(weights: tuple[Array, ...], x: Float[Array, "samples inputs"], label:
     return _Forms(down(half_square), squared, halved, down(entropy), softmax, first)
 
 
+# CONTROL: tanh; x² without the 1/2^k; for the softmax, the term in W left out
 @claim(
-    "galore.gradient_form",
-    paper=PAPER,
-    kind="identity",
-    statement="The gradient of each layer of a deep linear, ReLU or leaky ReLU network without biases is "
+    "The gradient of each layer of a deep linear, ReLU or leaky ReLU network without biases is "
     "(Jᵀy − JᵀJWf)fᵀ for the squared loss, and (JᵀP₁y − JᵀP₁JWf/K)fᵀ for the logarithmic softmax of small logits, with "
     "a relative error of second order in their size.",
     source="Theorem 3.2; a network of x² is not reversible as Definition 3.1 asks: it needs JᵀJ/2^k",
     assumptions=("no biases", "softmax: small logits", "batch: the mean of the samples' gradients"),
-    control="tanh; x² without the 1/2^k; for the softmax, the term in W left out",
 )
 def gradient_form(setting: Setting) -> Evidence:
     rng, samples = setting.rng, setting.pick(smoke=16, laptop=64, paper=1024)

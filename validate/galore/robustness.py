@@ -11,8 +11,9 @@ import optax
 
 from ...nets.galore import GaLoreDimensionNumbers, exact_svd, galore, scale_by_galore
 from ...nets.quantise import dequantise, quantise, quantize_state
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel, statistic
-from ._shared import PAPER
+from ..claim import Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity, statistic
 
 RATE = 0.1
 
@@ -72,15 +73,12 @@ def _alone(maker, g):
     return _scan(maker(), jnp.zeros_like(g[0]), g)
 
 
+# CONTROL: optax.contrib.galore on the same trees, against itself matrix by matrix; ∞: it raises
 @claim(
-    "galore.trees",
-    paper=PAPER,
-    kind="identity",
-    statement="A matrix is treated alike by itself, in a tree with None and scalars, in a stack of layers, and with "
+    "A matrix is treated alike by itself, in a tree with None and scalars, in a stack of layers, and with "
     "heads as an axis of its own.",
     source="algorithm 2 is stated for one matrix; the layouts are ours",
     assumptions=("Adam, rank 2, a gap of 3, 7 steps, singular vectors, 6 × 10 matrices",),
-    control="optax.contrib.galore on the same trees, against itself matrix by matrix; ∞: it raises",
 )
 def trees(setting: Setting) -> Evidence:
     w, stack = (jnp.asarray(setting.rng.standard_normal((7, *shape)), setting.dtype) for shape in (MATRIX, STACK))
@@ -137,15 +135,12 @@ def _second_moments(tx, params, steps, ones):
     return jax.lax.scan(step, tx.init(params), jnp.arange(steps))[1]
 
 
+# CONTROL: optax.scale_by_adam on bfloat16 parameters, whose second moment is bfloat16: there 0.999 is 1
 @claim(
-    "galore.precision",
-    paper=PAPER,
-    kind="identity",
-    statement="With bfloat16 parameters the second moment decays as 0.999^t after a gradient of one, and grows as "
+    "With bfloat16 parameters the second moment decays as 0.999^t after a gradient of one, and grows as "
     "1 − 0.999^t under constant ones: moments are kept in float32.",
     source="the paper trains in bfloat16; Adam's averages",
     assumptions=("4 × 8 matrices of bfloat16", "the basis e₁, e₂"),
-    control="optax.scale_by_adam on bfloat16 parameters, whose second moment is bfloat16: there 0.999 is 1",
 )
 def precision(setting: Setting) -> Evidence:
     steps = setting.pick(smoke=1001, laptop=3001, paper=5001)
@@ -277,11 +272,9 @@ def _rounded(x, steps):
     return jax.lax.map(lambda t: dequantise(quantise(x, step=t)), jnp.arange(steps))
 
 
+# CONTROL: moments in 8 bits on a linear scale; a dither that does not move; scales not counted in the bytes
 @claim(
-    "galore.quantised",
-    paper=PAPER,
-    kind="statistic",
-    statement="Adam with its moments in 8 bits, alone and inside GaLore, ends within 2 % of the excess loss of Adam; "
+    "Adam with its moments in 8 bits, alone and inside GaLore, ends within 2 % of the excess loss of Adam; "
     "for rounding is on a logarithmic scale, so that small second moments do not become zero, and dithered, so that it "
     "averages out and slow averages move.",
     source="8-bit optimizers (arXiv 2110.02861), which the paper uses for its 7B model; codes and dither are ours",
@@ -290,7 +283,6 @@ def _rounded(x, steps):
         "(ln ρ)²/8 is the largest mean error of dithering between codes of ratio ρ, plus ln ρ (1 + ln N)/N of N steps",
         "ln ρ/2 bounds the mean of ln(ν₈/ν): a move of ν upwards is that much too large",
     ),
-    control="moments in 8 bits on a linear scale; a dither that does not move; scales not counted in the bytes",
 )
 def quantised(setting: Setting) -> Evidence:
     rng, steps = setting.rng, setting.pick(smoke=300, laptop=1000, paper=4000)

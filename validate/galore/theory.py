@@ -8,8 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...dynamics.galore import ReversibleGradient, Split, stable_rank_bound
-from ..claim import Erratum, Evidence, Setting, claim, identity, limit, panel, statistic
-from ._shared import PAPER, Operators, draw_operators, psd, stable_ranks
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity, limit, statistic
+from ._shared import Operators, draw_operators, psd, stable_ranks
 
 STEPS = 30
 FORM = "G = (1/N) Σ (A_i − B_i W C_i) with constant A_i, B_i, C_i; B_i, C_i positive semidefinite"
@@ -140,15 +142,12 @@ def _narrow(setting: Setting) -> _Path:
     return _follow(setting, Operators(a, b, c, np.zeros((1, 6, 6))), np.array([0.95]), np.ones((1, 2)))
 
 
+# CONTROL: the bound as printed; the corrected bound with ‖G⊥‖₂ for ‖G⊥‖_F; the printed rate q^{2s}
 @claim(
-    "galore.lemma_3_3",
-    paper=PAPER,
-    kind="identity",
-    statement="The stable rank of the gradient never exceeds (‖G∥‖_F² + q^{2s}‖G⊥‖_F²)/max(0, ‖G∥‖₂ − q^s‖G⊥‖_F)², "
+    "The stable rank of the gradient never exceeds (‖G∥‖_F² + q^{2s}‖G⊥‖_F²)/max(0, ‖G∥‖₂ − q^s‖G⊥‖_F)², "
     "s steps after it was split, and tends to sr(G∥) as q^s.",
     source="Lemma 3.3, whose printed bound sr(G∥) + q^{2s}‖G⊥‖_F²/‖G∥‖₂² is false",
     assumptions=(FORM, DESCENT, "while roundings of A − BWC are small against G"),
-    control="the bound as printed; the corrected bound with ‖G⊥‖₂ for ‖G⊥‖_F; the printed rate q^{2s}",
 )
 def lemma_3_3(setting: Setting) -> Evidence:
     rng, draws = setting.rng, setting.pick(smoke=1000, laptop=10000, paper=100000)
@@ -291,16 +290,14 @@ def _long_run(features: _Features, left: float) -> tuple[np.ndarray, np.ndarray]
     return stable_ranks(matrix(late)), stable_ranks(matrix(inside * (np.arange(WIDTH * SPAN) == 0)))
 
 
+# CONTROL: the printed sr(G) ≤ n/2; features of full rank; for the limit of rank one, a different B for each
+# sample
 @claim(
-    "galore.corollary_3_4",
-    paper=PAPER,
-    kind="identity",
-    statement="If the features span N' < n dimensions, the gradient has no part in the eigenspace of λ₁ = 0: its rank "
+    "If the features span N' < n dimensions, the gradient has no part in the eigenspace of λ₁ = 0: its rank "
     "is at most N' at all times, and Lemma 3.3 holds within the span. There a simple least eigenvalue with an "
     "eigenvector y ⊗ z makes the limit of rank one.",
     source="Corollaries 3.4 and 3.5. As printed, sr(G∥) ≤ n − N' is about G∥ = 0, and sr(G) ≤ n/2 is false",
     assumptions=("G = (1/N) Σ (a_i − B_i W f_i) f_iᵀ, B_i of full rank", DESCENT),
-    control="the printed sr(G) ≤ n/2; features of full rank; for the limit of rank one, a different B for each sample",
 )
 def corollary_3_4(setting: Setting) -> Evidence:
     rng, draws = setting.rng, setting.pick(smoke=64, laptop=512, paper=4096)

@@ -13,8 +13,6 @@ from ...dynamics.grokking import Energy
 from ...dynamics.groups import Group
 from ...dynamics.representations import Irrep
 
-PAPER = "Provable Scaling Laws of Feature Emergence from Learning Dynamics of Grokking (Tian, arXiv 2509.21519)"
-
 ALL_PAIRS = "all M² pairs of elements of a finite group"
 SQUARE = "the activation x²"
 

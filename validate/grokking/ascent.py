@@ -13,11 +13,12 @@ from ...dynamics.grokking import Energy, ScaledAscent
 from ...dynamics.groups import Group, cyclic
 from ...dynamics.representations import Irrep, irreps
 from ...nets.pairs import split
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel, statistic
+from ..claim import Evidence, Setting, claim
 from ..descent import end_of
+from ..panels import heatmap, panel
+from ..rows import identity, statistic
 from ._shared import (
     ALL_PAIRS,
-    PAPER,
     SQUARE,
     nontrivial,
     random_nodes,
@@ -71,15 +72,12 @@ def _beyond_rank_one(w: Float[np.ndarray, "2 order"], irrep: Irrep) -> float:
     return float(np.max(values[:, irrep.units] / values[:, 0])) if irrep.multiplicity > 1 else 0.0
 
 
+# CONTROL: the printed values; w₂ = ±Pu
 @claim(
-    "grokking.ascent",
-    paper=PAPER,
-    kind="identity",
-    statement="From random starts every ascent ends at one of the predicted maxima: one real representation, of"
+    "From random starts every ascent ends at one of the predicted maxima: one real representation, of"
     " dimension D, energy M/(2D), halves of equal norm and of rank one.",
     source="Theorem 2, corrected",
     assumptions=(ALL_PAIRS, SQUARE, "norm one; ẇ = ∇E/(w·∇E) − w, which has the paths of ascent on the sphere"),
-    control="the printed values; w₂ = ±Pu",
 )
 def ascent(setting: Setting) -> Evidence:
     rng, groups = setting.rng, some_groups(setting.scale)
@@ -164,15 +162,12 @@ def _starts(rng: np.random.Generator, order: int, number: int) -> Float[np.ndarr
     return np.cos(angle) / np.sqrt(order / 2) / np.sqrt(2)
 
 
+# CONTROL: the energy of Theorem 1 as it is, Ê = ½‖Ỹᵀ(Xw)²‖², in place of the interaction
 @claim(
-    "grokking.partial_data",
-    paper=PAPER,
-    kind="statistic",
-    statement="On 40 % of the pairs of Z_41 maxima at one frequency last if what both halves do together is all that"
+    "On 40 % of the pairs of Z_41 maxima at one frequency last if what both halves do together is all that"
     " counts; with the squares of x² whole they do not: a single element is worth Mp(1−p)/2, more than p²M/4 if p < ⅔.",
     source="Theorem 4, whose M log M pairs are measured on the interaction here; the values are derived here",
     assumptions=("Z_M, pairs drawn at random, labels centred over them", SQUARE, "starts at maxima of all pairs"),
-    control="the energy of Theorem 1 as it is, Ê = ½‖Ỹᵀ(Xw)²‖², in place of the interaction",
 )
 def partial_data(setting: Setting) -> Evidence:
     p, order = 0.4, 41

@@ -10,9 +10,10 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from ...dynamics.grokking import race
 from ...dynamics.grokking.energy import ScaledAscent
-from ..claim import Erratum, Evidence, Row, Setting, claim, identity, limit, panel
+from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import end_of
-from ._shared import PAPER
+from ..panels import panel
+from ..rows import Row, identity, limit
 
 MU = np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
 EXPONENT = 2.0
@@ -100,11 +101,9 @@ def off_by(samples: np.ndarray, predicted: ArrayLike) -> Row:
     return identity((samples.mean(axis=0) - np.asarray(predicted)) / error, SIGMAS)
 
 
+# CONTROL: p ∝ μ; T_a without the factor 2^{−a}; the lower bound of T₀ without L; ‖v_⊥‖² in Lemma 9
 @claim(
-    "grokking.coupons",
-    paper=PAPER,
-    kind="statistic",
-    statement="Of modes that grow as α̇_l = μ_l α_l² the largest μ_l α_l(0) wins: from Fréchet starts mode l with"
+    "Of modes that grow as α̇_l = μ_l α_l² the largest μ_l α_l(0) wins: from Fréchet starts mode l with"
     " probability μ_l^a/Σμ^a. T₀ = ∫ 1 − Π(1 − e^{−p_l t}) dt draws find all L modes, and 2^{−a} T₀ + (1 − 2^{−a}) L if"
     " modes found before start with half as much.",
     source="Theorem 8, Lemmas 7, 8 and 9",
@@ -112,7 +111,6 @@ def off_by(samples: np.ndarray, predicted: ArrayLike) -> Row:
         "L = 6 orthonormal modes, μ = 1, 0.9, …, 0.5, independent Fréchet starts with a = 2",
         "Muon by the sequential protocol of the theorem: node after node, modes found before damped by exactly ½",
     ),
-    control="p ∝ μ; T_a without the factor 2^{−a}; the lower bound of T₀ without L; ‖v_⊥‖² in Lemma 9",
 )
 def coupons(setting: Setting) -> Evidence:
     trials = setting.pick(smoke=10_000, laptop=40_000, paper=400_000)

@@ -12,10 +12,11 @@ from ...dynamics import grokking
 from ...dynamics.grokking import Energy
 from ...dynamics.groups import Group
 from ...dynamics.representations import Irrep, irreps
-from ..claim import Erratum, Evidence, Setting, claim, heatmap, identity, panel
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity
 from ._shared import (
     ALL_PAIRS,
-    PAPER,
     SQUARE,
     nontrivial,
     random_nodes,
@@ -60,15 +61,12 @@ _SQUARE = (np.square, lambda x: 2 * x)
 _TANH = (np.tanh, lambda x: 1 / np.cosh(x) ** 2)
 
 
+# CONTROL: equation 20 as printed, which has |tr û ŵ₂|², and its fourfold
 @claim(
-    "grokking.energy",
-    paper=PAPER,
-    kind="identity",
-    statement="A node that climbs Ỹ Ỹᵀ F climbs E(w) = ½‖Ỹᵀσ(Xw)‖². For x² and all pairs this is 2‖u∗w₂ − mean‖²,"
+    "A node that climbs Ỹ Ỹᵀ F climbs E(w) = ½‖Ỹᵀσ(Xw)‖². For x² and all pairs this is 2‖u∗w₂ − mean‖²,"
     " and by representations (2/M) Σ m‖û ŵ₂‖_F², real or complex.",
     source="Theorem 1; the two closed forms are derived here and correct equation 20",
     assumptions=(ALL_PAIRS, "x² in the closed forms; any activation and any pairs in Theorem 1"),
-    control="equation 20 as printed, which has |tr û ŵ₂|², and its fourfold",
 )
 def energy(setting: Setting) -> Evidence:
     rng, groups, draws = setting.rng, some_groups(setting.scale), 4
@@ -169,15 +167,12 @@ def _printed_peak(irrep: Irrep) -> float:
     return irrep.group.order / (8 * irrep.dim)
 
 
+# CONTROL: M/8d, M/16d as printed; generic u in the isotypic space, as printed
 @claim(
-    "grokking.maxima",
-    paper=PAPER,
-    kind="identity",
-    statement="With u ∝ aᵀRx and w₂ ∝ xᵀRb in a non-trivial real representation of dimension D the energy is M/(2D),"
+    "With u ∝ aᵀRx and w₂ ∝ xᵀRb in a non-trivial real representation of dimension D the energy is M/(2D),"
     " for any a, x, b; other u in its isotypic space with w₂ = Pu have Σσ⁴/(Σσ²)² of that, σ the singular values of û.",
     source="Theorem 2 and Corollary 2, corrected here: phases are free, quaternionic representations too",
     assumptions=(ALL_PAIRS, SQUARE, "norm one"),
-    control="M/8d, M/16d as printed; generic u in the isotypic space, as printed",
 )
 def maxima(setting: Setting) -> Evidence:
     rng, groups, draws = setting.rng, some_groups(setting.scale), 5
@@ -265,15 +260,12 @@ def _constructed(rng: np.random.Generator, groups, setting: Setting) -> np.ndarr
     return np.array(gaps)
 
 
+# CONTROL: Corollary 1, at representations of real dimension one; D − 1 flat directions, those of u alone
 @claim(
-    "grokking.curvature",
-    paper=PAPER,
-    kind="identity",
-    statement="At a maximum the Hessian on the sphere has the eigenvalues 0, −4E* and −8E* and no others:"
+    "At a maximum the Hessian on the sphere has the eigenvalues 0, −4E* and −8E* and no others:"
     " 3(D − 1) − (δ − 1) times zero and 1 + δ(m − 1) times −8E*.",
     source="derived here; Corollary 1 has all maxima flat",
     assumptions=(ALL_PAIRS, SQUARE),
-    control="Corollary 1, at representations of real dimension one; D − 1 flat directions, those of u alone",
 )
 def curvature(setting: Setting) -> Evidence:
     rng, groups = setting.rng, some_groups(setting.scale)

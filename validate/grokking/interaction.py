@@ -7,20 +7,19 @@ import numpy as np
 from ...dynamics import grokking
 from ...dynamics.groups import Group, alternating, cyclic, dihedral, symmetric
 from ...dynamics.representations import Irrep, irreps
-from ..claim import Erratum, Evidence, Setting, claim, heatmap, identity, panel
+from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import end_of
-from ._shared import ALL_PAIRS, PAPER, SQUARE, nontrivial, random_nodes, short, some_groups
+from ..panels import heatmap, panel
+from ..rows import identity
+from ._shared import ALL_PAIRS, SQUARE, nontrivial, random_nodes, short, some_groups
 
 
+# CONTROL: real [u; ±Pu], 40 pairs a representation; 7 random real maxima in place of 8
 @claim(
-    "grokking.reconstruction",
-    paper=PAPER,
-    kind="identity",
-    statement="Nodes at maxima reconstruct every label: 2 Σ m²d² complex ones (2M − 2 for Abelian groups), 2 Σ mD² real"
+    "Nodes at maxima reconstruct every label: 2 Σ m²d² complex ones (2M − 2 for Abelian groups), 2 Σ mD² real"
     " ones (4(M − 1) for Z_M, M odd). Real pairs [u; ±Pu] do not, however many.",
     source="Theorem 3; the real count, for each kind of representation, is derived here",
     assumptions=(ALL_PAIRS, SQUARE, "least squares output layer, η = 0"),
-    control="real [u; ±Pu], 40 pairs a representation; 7 random real maxima in place of 8",
 )
 def reconstruction(setting: Setting) -> Evidence:
     rng = setting.rng
@@ -99,15 +98,12 @@ def _random_maxima(rng: np.random.Generator, all_: tuple[Irrep, ...], number: in
     return np.concatenate(nodes, axis=2)
 
 
+# CONTROL: the sign by raw similarity f_jᵀf_k; b_jk = −β/(αγ)
 @claim(
-    "grokking.repulsion",
-    paper=PAPER,
-    kind="identity",
-    statement="The output layer's inverse Gram matrix has b_jk = −β/(αγ − β²): nodes that are alike, once the others"
+    "The output layer's inverse Gram matrix has b_jk = −β/(αγ − β²): nodes that are alike, once the others"
     " are accounted for, push each other away.",
     source="Theorem 6 (its sum forgets k ≠ j)",
     assumptions=("M = 7, 20 nodes of normal weights, all pairs", SQUARE),
-    control="the sign by raw similarity f_jᵀf_k; b_jk = −β/(αγ)",
 )
 def repulsion(setting: Setting) -> Evidence:
     pairs, nodes, eta = grokking.task(cyclic(7)), 20, 0.5
@@ -147,15 +143,12 @@ def repulsion(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: Φ_S of characters, as printed, on groups that are not Abelian; the whole E in place of E_S
 @claim(
-    "grokking.top_down",
-    paper=PAPER,
-    kind="identity",
-    statement="Nodes that know the representations S leave Ỹ − Ŷ = Π_miss, row by row: a new node climbs"
+    "Nodes that know the representations S leave Ỹ − Ŷ = Π_miss, row by row: a new node climbs"
     " E_S = (2/M) Σ_missing m‖û ŵ₂‖_F² and ends at a missing representation.",
     source="Theorem 7, with projectors in place of characters",
     assumptions=(ALL_PAIRS, SQUARE, "the nodes of S are complete (Theorem 3)", "the new node small: |f|² ≪ η ≪ 1"),
-    control="Φ_S of characters, as printed, on groups that are not Abelian; the whole E in place of E_S",
 )
 def top_down(setting: Setting) -> Evidence:
     rng = setting.rng

@@ -9,8 +9,9 @@ from ...dynamics import grokking
 from ...dynamics.grokking import OutputLayer, Task
 from ...dynamics.groups import cyclic, symmetric
 from ...nets.pairs import split
-from ..claim import Erratum, Evidence, Setting, claim, heatmap, identity, limit, panel
-from ._shared import PAPER
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity, limit
 
 FEATURES = "features x² of normal weights, held fixed"
 
@@ -68,15 +69,12 @@ def _ridge(flow: OutputLayer, start: Float[Array, "nodes classes"], late: Float[
     )
 
 
+# CONTROL: Lemma 1, G_F ∝ Ỹ Ỹᵀ F; G_F = 0 at η = 0 (more pairs than nodes); the scaled limit as G*/β²
 @claim(
-    "grokking.ridge_gradient",
-    paper=PAPER,
-    kind="identity",
-    statement="The fitted output layer sends back G_F = η K Ỹ Ỹᵀ F̃ A⁻¹ = η K Ỹ Ỹᵀ K F̃ (K, A the inverse-kernel and Gram"
+    "The fitted output layer sends back G_F = η K Ỹ Ỹᵀ F̃ A⁻¹ = η K Ỹ Ỹᵀ K F̃ (K, A the inverse-kernel and Gram"
     " matrices), which it approaches at the rate λ_min(A); outputs scaled by β see the decay η/β².",
     source="Equation 4 and appendix C.3; the kernel form and the exact scaling are derived here",
     assumptions=(FEATURES, "M = 11, all pairs, 40 nodes; S_3, half of the pairs, 30 nodes"),
-    control="Lemma 1, G_F ∝ Ỹ Ỹᵀ F; G_F = 0 at η = 0 (more pairs than nodes); the scaled limit as G*/β²",
 )
 def ridge_gradient(setting: Setting) -> Evidence:
     rng = setting.rng
@@ -134,19 +132,15 @@ def ridge_gradient(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: 2t Ỹ Ỹᵀ F̃; the raw Ỹ Ỹᵀ F, features not centred
 @claim(
-    "grokking.first_gradient",
-    paper=PAPER,
-    kind="limit",
-    statement="From V(0) of size α the gradient sent back starts as G_F(0) + t Ỹ Ỹᵀ F̃, with a relative error of order"
-    " one in α.",
+    "From V(0) of size α the gradient sent back starts as G_F(0) + t Ỹ Ỹᵀ F̃, with a relative error of order one in α.",
     source="Proposition 1",
     assumptions=(
         FEATURES,
         "M = 11, all pairs, 40 nodes",
         "t λ_max = 1e-9 (1e-5 in float32): its own error is linear in t",
     ),
-    control="2t Ỹ Ỹᵀ F̃; the raw Ỹ Ỹᵀ F, features not centred",
 )
 def first_gradient(setting: Setting) -> Evidence:
     pairs, rng = grokking.task(cyclic(11)), setting.rng
@@ -193,11 +187,9 @@ def _wide(layer: OutputLayer):
     return jnp.stack([jnp.linalg.norm(found), _cosine(found, wide), jnp.linalg.norm(found) / jnp.linalg.norm(wide)])
 
 
+# CONTROL: Lemma 1: |G_F| falls as K^{−1/2}; on 60 of the pairs G_F becomes proportional to Ỹ Ỹᵀ F̃ too
 @claim(
-    "grokking.wide_limit",
-    paper=PAPER,
-    kind="limit",
-    statement="On all pairs G_F → η/(4K+η)² Ỹ Ỹᵀ F̃ for K → ∞ nodes, its direction off by order 1/K: |G_F| falls as"
+    "On all pairs G_F → η/(4K+η)² Ỹ Ỹᵀ F̃ for K → ∞ nodes, its direction off by order 1/K: |G_F| falls as"
     " K^{−3/2}. A wide layer sends nothing back.",
     source="What holds of Lemma 1, with the exact kernel of x²; derived here",
     assumptions=(
@@ -206,7 +198,6 @@ def _wide(layer: OutputLayer):
         "η = 1",
         "2048 to 16 384 nodes in float32",
     ),
-    control="Lemma 1: |G_F| falls as K^{−1/2}; on 60 of the pairs G_F becomes proportional to Ỹ Ỹᵀ F̃ too",
 )
 def wide_limit(setting: Setting) -> Evidence:
     rng, pairs = setting.rng, grokking.task(cyclic(11))
@@ -273,15 +264,12 @@ def _kernel_error(pairs: Task, nodes: int, rng: np.random.Generator, setting: Se
     return float(np.linalg.norm(np.asarray(features @ features.T) / nodes - law) / np.linalg.norm(law))
 
 
+# CONTROL: G_F → 0 for η → 0 with fewer nodes than pairs, as the slides have it
 @claim(
-    "grokking.regimes",
-    paper=PAPER,
-    kind="identity",
-    statement="With no fewer nodes than pairs G_F is 100 times smaller at small η, at large η and in wide layers than"
+    "With no fewer nodes than pairs G_F is 100 times smaller at small η, at large η and in wide layers than"
     " in between: there is nothing to learn features from. With fewer nodes it stays at small η.",
     source="The regime table of the slides, with its condition",
     assumptions=("features x² of normal weights of variance one", "all pairs of Z_23 (smoke: Z_11)"),
-    control="G_F → 0 for η → 0 with fewer nodes than pairs, as the slides have it",
 )
 def regimes(setting: Setting) -> Evidence:
     order = setting.pick(smoke=11, laptop=23, paper=23)

@@ -11,9 +11,10 @@ from ...dynamics import groups
 from ...dynamics.grokking.energy import ScaledAscent
 from ...dynamics.grokking.memorisation import ACTIVATIONS, SingleTarget
 from ...dynamics.groups import Group
-from ..claim import Erratum, Evidence, Setting, claim, identity, panel
+from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import end_of
-from ._shared import PAPER
+from ..panels import panel
+from ..rows import identity
 
 RANDOM = 40  # starts, besides one near each pair
 # Approaches have rates from 0.15 on. Up to 16 are met on the way: steps of 0.1 neither amplify them nor overshoot zero,
@@ -111,11 +112,9 @@ class _Run:
         )
 
 
+# CONTROL: √p for p in the spreading profiles, and for x³ the most probable pair as the only local optimum
 @claim(
-    "grokking.memorisation",
-    paper=PAPER,
-    kind="identity",
-    statement="A node that sees one target only does best at the most probable pair if φ(x) = σ'(x)/x never falls for"
+    "A node that sees one target only does best at the most probable pair if φ(x) = σ'(x)/x never falls for"
     " x > 0, and spread over the pairs, s_g = φ⁻¹(2λ/p_g), Σ s² = 2, if it falls. It ends there; x³ ends at any pair.",
     source="Theorem 5; where ascents for x³ end is derived here",
     assumptions=(
@@ -123,7 +122,6 @@ class _Run:
         "F = Σ p_g σ(s_g) on ‖w‖ = 1: the energy itself is zero for one target",
         "from w ≥ 0, at random and near each pair",
     ),
-    control="√p for p in the spreading profiles, and for x³ the most probable pair as the only local optimum",
 )
 def memorisation(setting: Setting) -> Evidence:
     few = (groups.cyclic(6), groups.symmetric(3))  # of one order, which share their compilation

@@ -10,8 +10,10 @@ from jaxtyping import Array, Float
 from ...dynamics.grokking import race
 from ...dynamics.grokking.energy import convolution_energy
 from ...dynamics.groups import cyclic
-from ..claim import Evidence, Setting, claim, identity, panel, statistic
-from ._shared import ALL_PAIRS, PAPER, SQUARE, random_nodes
+from ..claim import Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity, statistic
+from ._shared import ALL_PAIRS, SQUARE, random_nodes
 from .coupons import SIGMAS
 
 STEP = 0.05
@@ -65,11 +67,9 @@ def _occupancy(draws: int) -> Float[np.ndarray, " frequencies"]:
     return chance[1:]
 
 
+# CONTROL: Muon's nodes taken for independent draws
 @claim(
-    "grokking.muon",
-    paper=PAPER,
-    kind="statistic",
-    statement="On the joint energy Σ E(w_j) nodes that move along the polar factor of all gradients (Muon) learn more"
+    "On the joint energy Σ E(w_j) nodes that move along the polar factor of all gradients (Muon) learn more"
     " distinct frequencies than nodes from the same starts that follow their own: those find as many as independent"
     " draws do.",
     source="Theorem 8's conclusion, in a setting that it does not assume: nodes at once and normal starts",
@@ -78,7 +78,6 @@ def _occupancy(draws: int) -> Float[np.ndarray, " frequencies"]:
         SQUARE,
         "nodes of norm one, steps of 0.05 for each node, no momentum",
     ),
-    control="Muon's nodes taken for independent draws",
 )
 def muon(setting: Setting) -> Evidence:
     runs = setting.pick(smoke=100, laptop=200, paper=1000)

@@ -6,8 +6,9 @@ from jaxtyping import Float
 
 from ...dynamics.groups import Group, cyclic, dihedral, metacyclic, product
 from ...nets import grokking as nets
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel, statistic
-from ._shared import PAPER
+from ..claim import Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity, statistic
 from .training import RECIPE, first
 
 CRITICAL = 2.7482  # c in p = c ln M/M, the authors' code's
@@ -54,11 +55,10 @@ def _half(ratios: np.ndarray, accuracy: Float[np.ndarray, "ratios seeds"]) -> fl
     return float(np.interp(0.5, mean[i - 1 : i + 1], ratios[i - 1 : i + 1]))
 
 
+# CONTROL: the same law for Z7:Z3 and Z13:Z3 (smoke: Z7:Z3), which have representations of dimension 3; a
+# fraction that does not depend on M; d² ln M/M, as Theorem 4 has it for representations of dimension d
 @claim(
-    "grokking.scaling",
-    paper=PAPER,
-    kind="statistic",
-    statement="The fraction of the pairs at which training generalises is c ln M/M, with c within a quarter of its"
+    "The fraction of the pairs at which training generalises is c ln M/M, with c within a quarter of its"
     " mean, for Abelian and dihedral groups of order 11 to 31: their representations have dimension 1 or 2. It is not"
     " so for every group: Z7:Z3 and Z13:Z3 need more.",
     source="Theorem 4 and Fig. 5; c is measured",
@@ -67,8 +67,6 @@ def _half(ratios: np.ndarray, accuracy: Float[np.ndarray, "ratios seeds"]) -> fl
         "laptop: twelve groups, 256 nodes, rate 2e-3, decay 1e-3, 1500 steps, 3 seeds",
         "Z_23 at the paper's rate 5e-4 and decay 2e-4 beside it: 512 nodes, 6000 steps; smoke: 128 nodes",
     ),
-    control="the same law for Z7:Z3 and Z13:Z3 (smoke: Z7:Z3), which have representations of dimension 3; a fraction"
-    " that does not depend on M; d² ln M/M, as Theorem 4 has it for representations of dimension d",
 )
 def scaling(setting: Setting) -> Evidence:
     families, smoke = FAMILIES[setting.scale], setting.scale == "smoke"
@@ -144,11 +142,9 @@ def scaling(setting: Setting) -> Evidence:
     )  # fmt: skip
 
 
+# CONTROL: p = 0.45 (smoke: 0.5), where both generalise
 @claim(
-    "grokking.learning_rate",
-    paper=PAPER,
-    kind="statistic",
-    statement="Near the critical share of pairs a learning rate of 1e-3 generalises where one of 5e-2 memorises: at p ="
+    "Near the critical share of pairs a learning rate of 1e-3 generalises where one of 5e-2 memorises: at p ="
     " 0.34 of Z_23 its accuracy on the pairs left out is more than 0.1 higher. With more pairs both generalise.",
     source="Fig. 6, at M = 23 and 512 nodes; its shares of pairs are not stated",
     assumptions=(
@@ -156,7 +152,6 @@ def scaling(setting: Setting) -> Evidence:
         "6000 steps, decays 1e-4 and 2e-4, 3 seeds",
         "smoke: p = 0.36, 256 nodes, rates 5e-3 and 5e-2, decay 2e-4, 4 seeds, 2500 steps",
     ),
-    control="p = 0.45 (smoke: 0.5), where both generalise",
 )
 def learning_rate(setting: Setting) -> Evidence:
     smoke = setting.scale == "smoke"
@@ -227,11 +222,9 @@ def _energies_and_sizes(model: nets.TwoLayer, sample: nets.Sample):
     return nets.energies(model, sample), jnp.sum(model.a**2 + model.b**2, axis=0)
 
 
+# CONTROL: Fig. 7: the rate 5e-3 memorises, accuracy below ½ on the pairs left out
 @claim(
-    "grokking.figure_7",
-    paper=PAPER,
-    kind="identity",
-    statement="With a fifth of the pairs of Z_127, which is twice the critical share, rates of 1e-3, 2e-3 and 5e-3 all"
+    "With a fifth of the pairs of Z_127, which is twice the critical share, rates of 1e-3, 2e-3 and 5e-3 all"
     " generalise, the largest first.",
     source="Fig. 7, whose number of nodes, decay and seed are not stated",
     assumptions=(
@@ -239,7 +232,6 @@ def _energies_and_sizes(model: nets.TwoLayer, sample: nets.Sample):
         "1024 nodes, decay 2e-4, 320 steps, one seed",
         "smoke: Z_23, 0.71 of the pairs, 256 nodes, 800 steps",
     ),
-    control="Fig. 7: the rate 5e-3 memorises, accuracy below ½ on the pairs left out",
 )
 def figure_7(setting: Setting) -> Evidence:
     smoke = setting.scale == "smoke"

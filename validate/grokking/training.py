@@ -6,8 +6,10 @@ from jaxtyping import Float
 from ...dynamics.groups import cyclic
 from ...dynamics.representations import irreps
 from ...nets import grokking as nets
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel, statistic
-from ._shared import PAPER, nontrivial
+from ..claim import Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity, statistic
+from ._shared import nontrivial
 
 RECIPE = (
     "full batches, Adam with coupled L2, x², mean squared error over centred outputs, initial weights of torch's linear"
@@ -21,11 +23,9 @@ def first(steps: np.ndarray, curve: Float[np.ndarray, "*batch records"], level: 
     return np.where(reached.any(axis=-1), steps[np.argmax(reached, axis=-1)], np.nan)
 
 
+# CONTROL: no weight decay
 @claim(
-    "grokking.three_stages",
-    paper=PAPER,
-    kind="identity",
-    statement="I: the output layer fits the pairs trained on before features move. II: G_F turns to Ỹ Ỹᵀ F̃ and grows by"
+    "I: the output layer fits the pairs trained on before features move. II: G_F turns to Ỹ Ỹᵀ F̃ and grows by"
     " a third or more, nodes climb E, and nothing is general yet. III: G_F fades and the pairs left out are learned.",
     source="Fig. 3 (M = 71, 2048 nodes, 2016 pairs, weight decay 2e-4 against none)",
     assumptions=(
@@ -33,7 +33,6 @@ def first(steps: np.ndarray, curve: Float[np.ndarray, "*batch records"], level: 
         "learning rate 1e-3, which the paper leaves open",
         "one seed; smoke: Z_23, 512 nodes, 238 pairs",
     ),
-    control="no weight decay",
 )
 def three_stages(setting: Setting) -> Evidence:
     order, nodes, fraction = setting.pick(smoke=(23, 512, 0.45), laptop=(71, 2048, 0.4), paper=(71, 2048, 0.4))
@@ -144,15 +143,12 @@ def _features(share: Float[np.ndarray, "nodes classes"], order: int):
     )
 
 
+# CONTROL: no decay; a decay of 1e-2, under which nothing is learned
 @claim(
-    "grokking.weight_decay",
-    paper=PAPER,
-    kind="statistic",
-    statement="Pairs trained on are learned within 30 steps at any decay that is not too large; those left out at 1000"
+    "Pairs trained on are learned within 30 steps at any decay that is not too large; those left out at 1000"
     " to 1700 (decay 2e-4), earlier the larger the decay, and without decay never: the decay sends the gradient back.",
     source="Fig. 3 and section 3, at M = 23, 238 pairs, 512 nodes",
     assumptions=(RECIPE, "learning rate 1e-3, 5 seeds", "smoke: Z_11, 85 pairs, 128 nodes, rate 2e-3, decay 1e-3"),
-    control="no decay; a decay of 1e-2, under which nothing is learned",
 )
 def weight_decay(setting: Setting) -> Evidence:
     smoke = setting.scale == "smoke"
@@ -227,15 +223,12 @@ def _range(values: np.ndarray) -> str:
     return f"{known.min():.0f}–{known.max():.0f}" + (" (not all)" if len(known) < len(values) else "")
 
 
+# CONTROL: the 200 least similar pairs
 @claim(
-    "grokking.trained_repulsion",
-    paper=PAPER,
-    kind="statistic",
-    statement="In trained networks 95 % or more of the 200 most similar pairs of nodes push each other away, b_jk"
+    "In trained networks 95 % or more of the 200 most similar pairs of nodes push each other away, b_jk"
     " having the sign opposite to f_jᵀf_k; and nodes become more alike.",
     source="Theorem 6 with the raw similarity, which the paper uses",
     assumptions=(RECIPE, "M = 23, 238 pairs, 512 nodes, rate 1e-3, decay 2e-4, η = n·decay/2", "3 seeds, 6 times"),
-    control="the 200 least similar pairs",
 )
 def trained_repulsion(setting: Setting) -> Evidence:
     smoke = setting.scale == "smoke"

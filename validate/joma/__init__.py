@@ -1,42 +1,17 @@
-"""The claims of JoMA."""
+"""The claims of JoMA: attention and MLP move together, and what follows for attention over training."""
 
-from .invariants import (
-    exp_invariant,
-    gd_invariant,
-    linear_invariant,
-    query_sum,
-    softmax_half,
-    softmax_law,
-    softmax_sum,
-)
-from .linear import blow_up, erf_law, linear_attention, low_rank, many_nodes, sgd_erf_law
-from .mixture import mixture_training, theta
-from .nonlinear import entropy_bounce, entropy_bounce_ce, implicit_law, lag_law, no_attention
-from .training import adam_breaks, gd_to_flow, text_invariant
-from .validity import VALIDITY as VALIDITY
+from ..paper import Paper
 
-CLAIMS = (
-    linear_invariant,
-    exp_invariant,
-    gd_invariant,
-    query_sum,
-    softmax_sum,
-    softmax_half,
-    softmax_law,
-    gd_to_flow,
-    adam_breaks,
-    text_invariant,
-    erf_law,
-    blow_up,
-    many_nodes,
-    sgd_erf_law,
-    low_rank,
-    linear_attention,
-    theta,
-    mixture_training,
-    implicit_law,
-    lag_law,
-    no_attention,
-    entropy_bounce,
-    entropy_bounce_ce,
+PAPER = Paper(
+    "JoMA",
+    "Tian et al., ICLR 2024",
+    predicts="Attention logits equal half the sum of squared MLP weights: attention sparsens, then comes back.",
+    bibtex="""\
+@inproceedings{tian2024joma,
+  title     = {{JoMA}: Demystifying Multilayer Transformers via Joint Dynamics of {MLP} and Attention},
+  author    = {Tian, Yuandong and Wang, Yiping and Zhang, Zhenyu and Chen, Beidi and Du, Simon},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2024},
+  note      = {arXiv:2310.00535}
+}""",
 )

@@ -12,8 +12,6 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from ...dynamics import GradientFlow, solve
 from ...nets import joma as nets
 
-PAPER = "JoMA (Tian et al., ICLR 2024, arXiv 2310.00535)"
-
 TIME = "t = learning rate × step"
 FLOW = f"gradient flow, {TIME}"
 ONE_QUERY = "all samples share one query"

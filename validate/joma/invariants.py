@@ -9,13 +9,14 @@ import optax
 from ...dynamics.joma import Attention, invariants, predicted_logits
 from ...nets import joma as nets
 from ...nets import train
-from ..claim import Evidence, Setting, claim, identity, limit, panel, statistic
+from ..claim import Evidence, Setting, claim
 from ..descent import at_common_time, halving_rates
 from ..metrics import normalised_correlation, relative_error
+from ..panels import panel
+from ..rows import identity, limit, statistic
 from ._shared import (
     FLOW,
     ONE_QUERY,
-    PAPER,
     STATIONARY,
     TIME,
     along_flow,
@@ -85,14 +86,11 @@ def _law_panels(attention: str, y: str, ts, left, right, wrong: str, wrong_right
     ]
 
 
+# CONTROL: the factor η_Z/η_W left out; c = 0, as for a zero start
 @claim(
-    "joma.linear_invariant",
-    paper=PAPER,
-    kind="identity",
-    statement="With linear attention z² = (η_Z/η_W) Σ_k v_k² + c along gradient flow, for any activation and data.",
+    "With linear attention z² = (η_Z/η_W) Σ_k v_k² + c along gradient flow, for any activation and data.",
     source="Theorem 1, linear attention; the factor η_Z/η_W is what the slides' “any learning rates” needs",
     assumptions=(FLOW, ONE_QUERY),
-    control="the factor η_Z/η_W left out; c = 0, as for a zero start",
 )
 def linear_invariant(setting: Setting) -> Evidence:
     ts, v, z, model = _along_flow(setting, "linear")
@@ -115,15 +113,11 @@ def linear_invariant(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the factor ½ left out; the factor η_Z/η_W left out
 @claim(
-    "joma.exp_invariant",
-    paper=PAPER,
-    kind="identity",
-    statement="With exponential attention z = ½ (η_Z/η_W) Σ_k v_k² + c along gradient flow, for any activation and "
-    "data.",
+    "With exponential attention z = ½ (η_Z/η_W) Σ_k v_k² + c along gradient flow, for any activation and data.",
     source="Theorem 1, exponential attention",
     assumptions=(FLOW, ONE_QUERY),
-    control="the factor ½ left out; the factor η_Z/η_W left out",
 )
 def exp_invariant(setting: Setting) -> Evidence:
     ts, v, z, model = _along_flow(setting, "exp")
@@ -149,15 +143,12 @@ def exp_invariant(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: Σ_k v_k² counted twice (for exponential attention: the ½ left out)
 @claim(
-    "joma.gd_invariant",
-    paper=PAPER,
-    kind="limit",
-    statement="Under gradient descent the invariants drift at first order in the learning rate, so that they hold in "
+    "Under gradient descent the invariants drift at first order in the learning rate, so that they hold in "
     "the limit of the flow.",
     source="Theorem 1 and the Euler method's order",
     assumptions=("full-batch gradient descent", ONE_QUERY),
-    control="Σ_k v_k² counted twice (for exponential attention: the ½ left out)",
 )
 def gd_invariant(setting: Setting) -> Evidence:
     data, rates, steps = random_task(setting.rng), halving_rates(0.01, 5), 2000
@@ -194,15 +185,12 @@ def gd_invariant(setting: Setting) -> Evidence:
     return Evidence(rows, control, panels)
 
 
+# CONTROL: the law of a single query, applied to each query alone
 @claim(
-    "joma.query_sum",
-    paper=PAPER,
-    kind="identity",
-    statement="Several queries that share their hidden nodes obey Theorem 1 only summed: Σ_m z_m² = Σ_k v_k² + c "
+    "Several queries that share their hidden nodes obey Theorem 1 only summed: Σ_m z_m² = Σ_k v_k² + c "
     "(linear) and Σ_m z_m = ½ Σ_k v_k² + c (exponential).",
     source="Theorem 1's derivation; the slides state it for a single query only",
     assumptions=(FLOW, "three queries share the hidden nodes"),
-    control="the law of a single query, applied to each query alone",
 )
 def query_sum(setting: Setting) -> Evidence:
     data, ts = random_task(setting.rng, queries=3), np.linspace(0, 20, 21)
@@ -231,14 +219,11 @@ def query_sum(setting: Setting) -> Evidence:
     return Evidence(rows, control, panels)
 
 
+# CONTROL: the sum of the logits that the printed form ½Σv_k² − ‖v_k‖² b̄ predicts
 @claim(
-    "joma.softmax_sum",
-    paper=PAPER,
-    kind="identity",
-    statement="With softmax attention Σ_l z_l is conserved exactly, under the flow and under gradient descent.",
+    "With softmax attention Σ_l z_l is conserved exactly, under the flow and under gradient descent.",
     source="shift invariance of softmax; the corrected form of Theorem 1 respects it, the printed one does not",
     assumptions=(ONE_QUERY,),
-    control="the sum of the logits that the printed form ½Σv_k² − ‖v_k‖² b̄ predicts",
 )
 def softmax_sum(setting: Setting) -> Evidence:
     data, model, ts = random_task(setting.rng), _block(setting, "softmax"), np.linspace(0, 20, 21)
@@ -274,15 +259,12 @@ def softmax_sum(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the printed form, without the ½ in front of b̄
 @claim(
-    "joma.softmax_half",
-    paper=PAPER,
-    kind="limit",
-    statement="z = ½ [Σ_k v_k² − (Σ_k ‖v_k‖²) b̄] is the leading order of softmax attention from a zero start: on one "
+    "z = ½ [Σ_k v_k² − (Σ_k ‖v_k‖²) b̄] is the leading order of softmax attention from a zero start: on one "
     "sample, where E[b bᵀ] = b̄ b̄ᵀ, its relative error falls as t².",
     source="Theorem 1, softmax attention, with the ½ and the Σ_k in front of b̄ that the slides lack",
     assumptions=(FLOW, STATIONARY, "one sample, zero start", "b̄ is the initial attention"),
-    control="the printed form, without the ½ in front of b̄",
 )
 def softmax_half(setting: Setting) -> Evidence:
     rng, dtype = setting.rng, setting.dtype
@@ -329,15 +311,12 @@ def _figure_2(data: nets.Contexts, model: nets.JomaBlock):
     return *correlations, relative_error(z, predicted), v[:, :4, 0]
 
 
+# CONTROL: the prediction without the b̄ term, at step 50
 @claim(
-    "joma.softmax_law",
-    paper=PAPER,
-    kind="statistic",
-    statement="In the protocol of the paper's Fig. 2 and 3 the logits predicted by the softmax law correlate with the "
+    "In the protocol of the paper's Fig. 2 and 3 the logits predicted by the softmax law correlate with the "
     "real ones over training: NC ≥ 0.95 (gaussian), ≥ 0.80 (random) from step 100 on, in the mean over seeds.",
     source="Theorem 1, softmax attention; Fig. 2 and 3",
     assumptions=("softmax attention of temperature ½, identity activation, cross-entropy", "b̄ = E[x] stays constant"),
-    control="the prediction without the b̄ term, at step 50",
 )
 def softmax_law(setting: Setting) -> Evidence:
     seeds = setting.pick(smoke=4, laptop=10, paper=20)

@@ -19,10 +19,12 @@ from ...dynamics.joma import (
     ManyNodes,
 )
 from ...nets import joma as nets
-from ..claim import Evidence, Setting, claim, identity, limit, panel
+from ..claim import Evidence, Setting, claim
 from ..descent import at_common_time, halving_rates
 from ..metrics import stable_rank
-from ._shared import FLOW, LINEAR, ONE_QUERY, PAPER, STATIONARY, TIME, along_flow
+from ..panels import panel
+from ..rows import identity, limit
+from ._shared import FLOW, LINEAR, ONE_QUERY, STATIONARY, TIME, along_flow
 
 DELTA = np.array([1.0, 0.8, 0.5, 0.1, -0.3, -0.9])
 ONE_NODE = (FLOW, STATIONARY, ONE_QUERY, LINEAR, "one node, exponential attention")
@@ -35,14 +37,11 @@ def _stationary_task(setting: Setting, samples: int, tokens: int, nodes: int):
     return jnp.asarray(x, setting.dtype), jnp.asarray(g, setting.dtype)
 
 
+# CONTROL: the printed erf(v/2)/Δ, at 0.9 of the blow-up time
 @claim(
-    "joma.erf_law",
-    paper=PAPER,
-    kind="identity",
-    statement="v̇ = Δ∘exp(v²/2)/A keeps erf(v_l/√2)/Δ_l equal for all tokens, up to the blow-up.",
+    "v̇ = Δ∘exp(v²/2)/A keeps erf(v_l/√2)/Δ_l equal for all tokens, up to the blow-up.",
     source="Theorem 2, whose printed erf(v/2) is the law of exp(v²/4)",
     assumptions=(*ONE_NODE, "zero start"),
-    control="the printed erf(v/2)/Δ, at 0.9 of the blow-up time",
 )
 def erf_law(setting: Setting) -> Evidence:
     flow, zero = LinearActivation(DELTA), jnp.zeros(6)
@@ -75,15 +74,12 @@ def erf_law(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the printed winner argmax|Δ| for a nonzero start; the other tokens' values by the printed erf(v/2)
 @claim(
-    "joma.blow_up",
-    paper=PAPER,
-    kind="identity",
-    statement="The first token to diverge is the one of least A√(π/2)(1 − sgn(Δ) erf(v(0)/√2))/|Δ|, towards "
+    "The first token to diverge is the one of least A√(π/2)(1 − sgn(Δ) erf(v(0)/√2))/|Δ|, towards "
     "sgn(Δ)·∞; from zero the others stop at √2 erf⁻¹(Δ_l/|Δ_max|).",
     source="Theorem 2; the winner for a nonzero start and its sign are not in the paper",
     assumptions=ONE_NODE,
-    control="the printed winner argmax|Δ| for a nonzero start; the other tokens' values by the printed erf(v/2)",
 )
 def blow_up(setting: Setting) -> Evidence:
     draws = setting.pick(smoke=32, laptop=128, paper=512)
@@ -155,15 +151,12 @@ class _SumOutside(Flow):
         return self.factor * jnp.sum(jnp.exp(y**2 / 2), axis=1, keepdims=True) * self.delta / self.normaliser
 
 
+# CONTROL: the sum outside the exponential, as printed and divided by the number of nodes
 @claim(
-    "joma.many_nodes",
-    paper=PAPER,
-    kind="identity",
-    statement="With several nodes the joint flow of nodes and logits is V̇ = (1/A) diag(exp(½ (V∘V) 1)) Δ, the "
+    "With several nodes the joint flow of nodes and logits is V̇ = (1/A) diag(exp(½ (V∘V) 1)) Δ, the "
     "sum over nodes inside the exponential, and erf(‖u_l‖/√2) = √(2/π) ‖μ_l‖ t/A row by row.",
     source="from Theorem 1; the slides and GaLore's Lemma B.6 print the sum outside",
     assumptions=(FLOW, STATIONARY, ONE_QUERY, LINEAR, "exponential attention, zero start"),
-    control="the sum outside the exponential, as printed and divided by the number of nodes",
 )
 def many_nodes(setting: Setting) -> Evidence:
     tokens, nodes, samples, scale = 16, 6, 24, 2.0
@@ -215,15 +208,12 @@ def many_nodes(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the printed law, erf(v/2)/Δ equal for all tokens
 @claim(
-    "joma.sgd_erf_law",
-    paper=PAPER,
-    kind="limit",
-    statement="Gradient descent on the real block follows the closed form of Theorem 2 at first order in the "
+    "Gradient descent on the real block follows the closed form of Theorem 2 at first order in the "
     "learning rate, at 0.9 of the blow-up time.",
     source="Theorem 2 against the network itself",
     assumptions=(*ONE_NODE, "zero start"),
-    control="the printed law, erf(v/2)/Δ equal for all tokens",
 )
 def sgd_erf_law(setting: Setting) -> Evidence:
     steps = setting.pick(smoke=4096, laptop=10240, paper=102400)
@@ -264,11 +254,9 @@ def sgd_erf_law(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: two rows of the same largest length
 @claim(
-    "joma.low_rank",
-    paper=PAPER,
-    kind="identity",
-    statement="Where one row ‖μ_l‖ is largest, V̇ comes within 5 % of rank one by 1 − t/t* = 1e-4, ahead of V, "
+    "Where one row ‖μ_l‖ is largest, V̇ comes within 5 % of rank one by 1 − t/t* = 1e-4, ahead of V, "
     "whose stable rank falls too, but only logarithmically.",
     source="from the closed form for several nodes; GaLore's motivation for low-rank gradients",
     assumptions=(
@@ -279,7 +267,6 @@ def sgd_erf_law(setting: Setting) -> Evidence:
         "exponential attention, zero start",
         "a unique largest row, by 2 %",
     ),
-    control="two rows of the same largest length",
 )
 def low_rank(setting: Setting) -> Evidence:
     draws = setting.pick(smoke=4, laptop=20, paper=100)
@@ -329,15 +316,11 @@ def low_rank(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: each node growing at its own rate, z₀ sinh(Δ_lk t)
 @claim(
-    "joma.linear_attention",
-    paper=PAPER,
-    kind="identity",
-    statement="Under linear attention from V = 0, z = z₀: u_l = μ̂_l z₀ sinh(‖μ_l‖ t), z_l = z₀ cosh(‖μ_l‖ t), "
-    "without a blow-up.",
+    "Under linear attention from V = 0, z = z₀: u_l = μ̂_l z₀ sinh(‖μ_l‖ t), z_l = z₀ cosh(‖μ_l‖ t), without a blow-up.",
     source="the linear-attention analogue of Theorem 2",
     assumptions=(FLOW, STATIONARY, ONE_QUERY, LINEAR, "linear attention"),
-    control="each node growing at its own rate, z₀ sinh(Δ_lk t)",
 )
 def linear_attention(setting: Setting) -> Evidence:
     x, g = _stationary_task(setting, 24, 8, 3)

@@ -10,8 +10,10 @@ from ...dynamics import Flow, solve
 from ...dynamics.joma import Mixture, MixtureState
 from ...nets import joma as nets
 from ...nets import train
-from ..claim import Evidence, Setting, claim, identity, limit, panel
-from ._shared import FLOW, ONE_QUERY, PAPER, STATIONARY, TIME, sgd
+from ..claim import Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity, limit
+from ._shared import FLOW, ONE_QUERY, STATIONARY, TIME, sgd
 
 CLUSTERS = ("uniform attention", "isotropic Gaussian clusters", "one node")
 CLOSED = ("identity", "relu", "leaky_relu", "square", "erf")
@@ -27,15 +29,12 @@ ACTIVATIONS = {
 }
 
 
+# CONTROL: θ as a function of r alone, taken at ‖v‖ = 1
 @claim(
-    "joma.theta",
-    paper=PAPER,
-    kind="statistic",
-    statement="θ₁ = ‖v‖ E[φ'(r+s)] and θ₂ = ‖v‖ E[s φ'(r+s)], in closed form for identity, ReLU, leaky ReLU, "
+    "θ₁ = ‖v‖ E[φ'(r+s)] and θ₂ = ‖v‖ E[s φ'(r+s)], in closed form for identity, ReLU, leaky ReLU, "
     "square and erf and by quadrature for smooth activations, agree with Monte Carlo within five standard errors.",
     source="Theorem 3's coefficients; printed as functions of r alone",
     assumptions=("isotropic Gaussian clusters",),
-    control="θ as a function of r alone, taken at ‖v‖ = 1",
 )
 def theta(setting: Setting) -> Evidence:
     samples = setting.pick(smoke=100_000, laptop=1_000_000, paper=4_000_000)
@@ -79,14 +78,11 @@ def theta(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the flow without its θ₂ term
 @claim(
-    "joma.mixture_training",
-    paper=PAPER,
-    kind="limit",
-    statement="A real node trained on N samples of the mixture approaches the flow of Theorem 3 at order ½ in 1/N.",
+    "A real node trained on N samples of the mixture approaches the flow of Theorem 3 at order ½ in 1/N.",
     source="Theorem 3 against the network itself",
     assumptions=(FLOW, STATIONARY, ONE_QUERY, *CLUSTERS),
-    control="the flow without its θ₂ term",
 )
 def mixture_training(setting: Setting) -> Evidence:
     seeds = setting.pick(smoke=20, laptop=40, paper=96)

@@ -11,9 +11,11 @@ from ...dynamics import solve
 from ...dynamics.joma import LinearActivation, LogGap, ManyNodes, NonlinearActivation
 from ...nets import joma as nets
 from ...nets import train
-from ..claim import Evidence, Setting, claim, identity, panel, statistic
+from ..claim import Evidence, Setting, claim
 from ..metrics import attention_entropy, largest_rise, rebound
-from ._shared import PAPER, TIME
+from ..panels import panel
+from ..rows import identity, statistic
+from ._shared import TIME
 
 MODEL = (
     "the critical-point model v̇ = (μ − v)∘exp(v²/2), proportional to the flow near a critical point",
@@ -22,15 +24,11 @@ MODEL = (
 MU = np.linspace(1.0, 4.0, 7)
 
 
+# CONTROL: R left out, as in the leading law ln 1/δ = e^{μ²/2} t
 @claim(
-    "joma.implicit_law",
-    paper=PAPER,
-    kind="identity",
-    statement="v̇ = (μ − v)∘exp(v²/2) has the implicit solution e^{μ²/2} t = ln 1/δ + R(δ; μ), δ = 1 − v/μ, for "
-    "all times.",
+    "v̇ = (μ − v)∘exp(v²/2) has the implicit solution e^{μ²/2} t = ln 1/δ + R(δ; μ), δ = 1 − v/μ, for all times.",
     source="Theorem 4; the remainder R makes its leading term exact",
     assumptions=MODEL,
-    control="R left out, as in the leading law ln 1/δ = e^{μ²/2} t",
 )
 def implicit_law(setting: Setting) -> Evidence:
     flow, zero = NonlinearActivation(MU), jnp.zeros(7)
@@ -70,15 +68,12 @@ def implicit_law(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the ratio read at t = 1; the lag left out at t = 10
 @claim(
-    "joma.lag_law",
-    paper=PAPER,
-    kind="identity",
-    statement="ln(1/δ_j)/ln(1/δ_k) tends to e^{μ_j²/2}/e^{μ_k²/2}, and ln 1/δ_j = e^{μ_j²/2} (t − τ(μ_j)) with a"
+    "ln(1/δ_j)/ln(1/δ_k) tends to e^{μ_j²/2}/e^{μ_k²/2}, and ln 1/δ_j = e^{μ_j²/2} (t − τ(μ_j)) with a"
     " lag τ that the theorem leaves open.",
     source="Theorem 4: the ratio holds as t → ∞ only",
     assumptions=(*MODEL, "late times, zero start"),
-    control="the ratio read at t = 1; the lag left out at t = 10",
 )
 def lag_law(setting: Setting) -> Evidence:
     flow = LogGap(MU)
@@ -120,14 +115,11 @@ def lag_law(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the same check on the flow with attention
 @claim(
-    "joma.no_attention",
-    paper=PAPER,
-    kind="identity",
-    statement="Without attention every token approaches at the same rate: 1 − v/μ = e^{−t}.",
+    "Without attention every token approaches at the same rate: 1 − v/μ = e^{−t}.",
     source="Theorem 4's comparison",
     assumptions=("v̇ = μ − v, zero start",),
-    control="the same check on the flow with attention",
 )
 def no_attention(setting: Setting) -> Evidence:
     zero, ts = jnp.zeros(7), np.linspace(0, 10, 41)
@@ -151,15 +143,12 @@ def no_attention(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the flow with attention never rises; the flow without attention bounces
 @claim(
-    "joma.entropy_bounce",
-    paper=PAPER,
-    kind="statistic",
-    statement="With nonlinear activation the entropy of attention falls and bounces back; without attention, and"
+    "With nonlinear activation the entropy of attention falls and bounces back; without attention, and"
     " with linear activation under a stationary gradient, it never rises.",
     source="Theorem 4's consequence and the paper's Fig. 4",
     assumptions=(*MODEL, "μ ~ U(1, 4)^10", "attention softmax(v²/2): exponential attention, uniform tokens, c = 0"),
-    control="the flow with attention never rises; the flow without attention bounces",
 )
 def entropy_bounce(setting: Setting) -> Evidence:
     draws = setting.pick(smoke=40, laptop=300, paper=1000)
@@ -210,16 +199,13 @@ def entropy_bounce(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the same linear block under a stationary gradient
 @claim(
-    "joma.entropy_bounce_ce",
-    paper=PAPER,
-    kind="statistic",
-    statement="Under cross-entropy the attention entropy of the real block bounces back with linear activation "
+    "Under cross-entropy the attention entropy of the real block bounces back with linear activation "
     "too: the bounce is not a signature of nonlinearity. (Bounce: the entropy rises by 0.01 nats or more after a "
     "fall.)",
     source="measured here; the paper ascribes the bounce to nonlinear activation",
     assumptions=("softmax attention, gradient descent on class-token mixtures, fixed random decoder",),
-    control="the same linear block under a stationary gradient",
 )
 def entropy_bounce_ce(setting: Setting) -> Evidence:
     seeds = setting.pick(smoke=12, laptop=24, paper=100)

@@ -11,9 +11,11 @@ from ...dynamics import solve
 from ...dynamics.joma import invariants
 from ...nets import joma as nets
 from ...nets import text, train
-from ..claim import Evidence, Setting, claim, identity, limit, panel, statistic
+from ..claim import Evidence, Setting, claim
 from ..descent import at_common_time, halving_rates
-from ._shared import ONE_QUERY, PAPER, four_activations, loss_flow, random_task, sgd
+from ..panels import panel
+from ..rows import identity, limit, statistic
+from ._shared import ONE_QUERY, four_activations, loss_flow, random_task, sgd
 
 
 def _trainable(model: Any) -> Any:
@@ -28,15 +30,11 @@ OPTIMISERS = {
 }
 
 
+# CONTROL: the flow with η_Z = η_Y
 @claim(
-    "joma.gd_to_flow",
-    paper=PAPER,
-    kind="limit",
-    statement="Gradient descent on the block approaches its gradient flow at first order in the learning rate, at "
-    "η_Z ≠ η_Y.",
+    "Gradient descent on the block approaches its gradient flow at first order in the learning rate, at η_Z ≠ η_Y.",
     source="the flow in which every theorem of the paper is stated",
     assumptions=("fixed data, full batch", "exponential attention, four activations", "t = learning rate × step"),
-    control="the flow with η_Z = η_Y",
 )
 def gd_to_flow(setting: Setting) -> Evidence:
     steps, end, eta_z = setting.pick(smoke=512, laptop=1024, paper=8192), 8.0, 0.3
@@ -74,15 +72,12 @@ def gd_to_flow(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: gradient descent at the same learning rate and number of steps
 @claim(
-    "joma.adam_breaks",
-    paper=PAPER,
-    kind="statistic",
-    statement="Adam breaks the exponential invariant: at learning rate 1e-3, after 20 000 steps (at smoke scale 5000), "
+    "Adam breaks the exponential invariant: at learning rate 1e-3, after 20 000 steps (at smoke scale 5000), "
     "it is off by more than one.",
     source="Theorem 1 is a law of gradient flow, not of other optimisers",
     assumptions=("exponential attention, full batch", ONE_QUERY),
-    control="gradient descent at the same learning rate and number of steps",
 )
 def adam_breaks(setting: Setting) -> Evidence:
     seeds = setting.pick(smoke=4, laptop=10, paper=20)
@@ -123,16 +118,13 @@ def adam_breaks(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: Σ_k v_k² counted twice (the ½ of exponential attention left out)
 @claim(
-    "joma.text_invariant",
-    paper=PAPER,
-    kind="limit",
-    statement="On real text, for each of the most frequent query words, the exponential and the linear invariant drift "
+    "On real text, for each of the most frequent query words, the exponential and the linear invariant drift "
     "at first order in the learning rate under minibatch SGD. Heavy ball keeps that order; weight decay and Adam do "
     "not.",
     source="Theorem 1, on text",
     assumptions=("minibatches of one query", "windows of 16 words", "exponential attention for the other optimisers"),
-    control="Σ_k v_k² counted twice (the ½ of exponential attention left out)",
 )
 def text_invariant(setting: Setting) -> Evidence:
     size = setting.pick(smoke=64, laptop=128, paper=1000)

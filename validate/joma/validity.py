@@ -25,7 +25,8 @@ from ...nets import joma as nets
 from ..descent import descend, end_of, steps_to, uniforms
 from ..subject import Subject
 from ..sweep import Point
-from ._shared import PAPER, sgd
+from . import PAPER
+from ._shared import sgd
 
 TIME = 2.0  # to which all train
 SHARE = 0.74  # of the blow-up time, where there is one: whole steps reach at most 4/3 of the time asked for
@@ -308,6 +309,6 @@ VALIDITY = Subject(
     cost=lambda point: point["time"] / point["learning_rate"],
     labels=LABELS,
     bounds=dict.fromkeys(LABELS, 0.1),
-    source=PAPER,
+    source=str(PAPER),
     domains={"strength": {"least": 0, "most": 1}},
 )

@@ -1,8 +1,18 @@
 """The claims of the reversal curse: what is learned from A to B, and what is not from B to A, in three models."""
 
-from .closed_forms import chain_of_thought, one_layer
-from .gpt import diagonal_score as diagonal_score
-from .gpt import transformer, transformer_chain
-from .separation import bilinear, bilinear_flow
+from ..paper import Paper
 
-CLAIMS = (one_layer, chain_of_thought, bilinear_flow, bilinear, transformer, transformer_chain)
+PAPER = Paper(
+    "Reversal curse",
+    "Zhu et al., NeurIPS 2024",
+    predicts="Training on A → B teaches little or nothing about B → A: effective weights are not symmetric.",
+    bibtex="""\
+@inproceedings{zhu2024reversal,
+  title     = {Towards a Theoretical Understanding of the 'Reversal Curse' via Training Dynamics},
+  author    = {Zhu, Hanlin and Huang, Baihe and Zhang, Shaolun and Jordan, Michael and Jiao, Jiantao and Tian, Yuandong
+               and Russell, Stuart},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  note      = {arXiv:2405.04669}
+}""",
+)

@@ -16,8 +16,10 @@ from ...nets import reversal as nets
 from ...nets import train
 from ...nets.joma import Contexts, minibatch
 from ...nets.scan_snap import YZTransformer, cross_entropy
-from ..claim import Evidence, Setting, claim, identity, panel
-from ._shared import PAPER, TIME
+from ..claim import Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity
+from ._shared import TIME
 
 VISITED = "η_Y t/N, updates a sentence"
 VOCABULARY, ETA_Y, ETA_Z = 120, 0.5, 0.7  # M, and the two multipliers of the learning rate
@@ -123,15 +125,13 @@ def _relative(observed: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     return observed / predicted - 1
 
 
+# CONTROL: M for M−1 in the equation; visits taken as equal; a reversal that was trained; a context of two
+# tokens
 @claim(
-    "reversal.one_layer",
-    paper=PAPER,
-    kind="identity",
-    statement="In the one-layer transformer a trained sentence has p = e^x/(M−1+e^x), e^x + (M−1)x = Mη_Y t/N + 1, and "
+    "In the one-layer transformer a trained sentence has p = e^x/(M−1+e^x), e^x + (M−1)x = Mη_Y t/N + 1, and "
     "its reversal p = 1/M, at all times; Z stays zero. Under SGD with one sentence a step x = M h*, by the visits.",
     source="Theorem 3, which says p → 1 and p ≤ 1/M in the limit; in closed form here",
     assumptions=("sentences of three tokens, the relation is the query", "zero start", f"gradient flow, {TIME}; SGD"),
-    control="M for M−1 in the equation; visits taken as equal; a reversal that was trained; a context of two tokens",
 )
 def one_layer(setting: Setting) -> Evidence:
     data = nets.reversal(9, 6, vocabulary=VOCABULARY)
@@ -192,15 +192,12 @@ def one_layer(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: p(C|A⇝) → 1 where it is trained; its closed form as if C were A's only target
 @claim(
-    "reversal.chain_of_thought",
-    paper=PAPER,
-    kind="identity",
-    statement="With A→B and B→C trained, p(C|A⇝) = 1/(M−1+e^x) falls below 1/M while two steps succeed. Where A⇝C is "
+    "With A→B and B→C trained, p(C|A⇝) = 1/(M−1+e^x) falls below 1/M while two steps succeed. Where A⇝C is "
     "trained as well, B and C share the row of A and p → ½ each, never 1.",
     source="Theorem 4, which bounds the limits; in closed form here, with the limit ½ that the theorem does not state",
     assumptions=("sentences of three tokens, the relation is the query", "zero start", f"gradient flow, {TIME}"),
-    control="p(C|A⇝) → 1 where it is trained; its closed form as if C were A's only target",
 )
 def chain_of_thought(setting: Setting) -> Evidence:
     n, direct = 6, 3

@@ -13,8 +13,9 @@ from jaxtyping import Array, ArrayLike, Real
 from ...nets import reversal as nets
 from ...nets import train
 from ...nets.transformer import Transformer, next_token_loss
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel, statistic
-from ._shared import PAPER
+from ..claim import Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity, statistic
 
 RECORDS = 20
 
@@ -160,11 +161,10 @@ def _by_seed(values: ArrayLike) -> str:
     return ", ".join(f"{v:.3g}" for v in np.asarray(values))
 
 
+# CONTROL: the bound on the test's loss, for pairs trained both ways; the bounds of what is trained and seen,
+# for the unseen direction, and the reverse
 @claim(
-    "reversal.transformer",
-    paper=PAPER,
-    kind="statistic",
-    statement="A small GPT trained on both directions of some pairs and one direction of others does not learn the "
+    "A small GPT trained on both directions of some pairs and one direction of others does not learn the "
     "reversal of these: training loss → 0, test loss at least that of a uniform guess; the weights from first to last "
     "entity have a bright diagonal in the direction seen, and not in the other. Nor does it where embeddings are tied.",
     source="Section 5, at a size that a laptop trains",
@@ -172,8 +172,6 @@ def _by_seed(values: ArrayLike) -> str:
         "AdamW, full batch, loss on the last entity alone, float32",
         "pre-norm, a decoder of its own",
     ),
-    control="the bound on the test's loss, for pairs trained both ways; the bounds of what is trained and seen, for "
-    "the unseen direction, and the reverse",
 )
 def transformer(setting: Setting) -> Evidence:
     (pairs, both), number = _size(setting).reversal, sum(_size(setting).reversal)
@@ -208,19 +206,16 @@ def transformer(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the bound on the test's loss, for A⇝C that were trained; the bounds of training and of A→B, for the
+# unseen A⇝C, and the reverse
 @claim(
-    "reversal.transformer_chain",
-    paper=PAPER,
-    kind="statistic",
-    statement="A small GPT trained on A→B, B→C and some of A⇝C does not conclude the others: training loss → 0, test "
+    "A small GPT trained on A→B, B→C and some of A⇝C does not conclude the others: training loss → 0, test "
     "loss at least that of a uniform guess; the weights have a bright diagonal for A→B and B→C, and not for A⇝C.",
     source="Section 5 (chain of thought), at a size that a laptop trains",
     assumptions=(
         "AdamW, full batch, loss on the last entity alone, float32",
         "pre-norm, a decoder of its own",
     ),
-    control="the bound on the test's loss, for A⇝C that were trained; the bounds of training and of A→B, for the "
-    "unseen A⇝C, and the reverse",
 )
 def transformer_chain(setting: Setting) -> Evidence:
     n, direct = _size(setting).chain

@@ -12,8 +12,10 @@ from scipy import special
 from ...dynamics import GradientFlow, solve
 from ...dynamics.reversal import Bilinear, OneLayer, separation_exponent
 from ...nets import reversal as nets
-from ..claim import Evidence, Setting, claim, heatmap, identity, panel, statistic
-from ._shared import PAPER, TIME
+from ..claim import Evidence, Setting, claim
+from ..panels import heatmap, panel
+from ..rows import identity, statistic
+from ._shared import TIME
 
 TOKENS = 40
 UPDATES = np.concatenate([[0.0], np.geomspace(0.01, 3000, 40)])  # t/N
@@ -73,16 +75,14 @@ def _logits(model: nets.Bilinear, theta: Float[Array, "times width width"]) -> F
     return jax.vmap(lambda theta: jax.vmap(network(theta))(jnp.arange(TOKENS)))(theta)
 
 
+# CONTROL: one Gram matrix left out of the logits; the free flow for symmetric Θ; random tokens taken as
+# orthonormal
 @claim(
-    "reversal.bilinear_flow",
-    paper=PAPER,
-    kind="identity",
-    statement="Gradient flow of the bilinear model stays in Θ₀ + VᵀCV, with Ċ = (1/N) Σ e_x (e_y − p)ᵀ and logits "
+    "Gradient flow of the bilinear model stays in Θ₀ + VᵀCV, with Ċ = (1/N) Σ e_x (e_y − p)ᵀ and logits "
     "VΘ₀Vᵀ + GCG; on orthonormal tokens, from zero, a row is that of the one-layer transformer and the reversal stays "
     "at 1/m.",
     source="section 3; the reduction is exact for any tokens",
     assumptions=(f"gradient flow, {TIME}",),
-    control="one Gram matrix left out of the logits; the free flow for symmetric Θ; random tokens taken as orthonormal",
 )
 def bilinear_flow(setting: Setting) -> Evidence:
     rng, dtype, runs = setting.rng, setting.dtype, setting.pick(smoke=1, laptop=4, paper=8)
@@ -142,15 +142,12 @@ def bilinear_flow(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: Θ kept symmetric; for the row of symmetric Θ, Θ free
 @claim(
-    "reversal.bilinear",
-    paper=PAPER,
-    kind="statistic",
-    statement="For random tokens in width d the reversal loss obeys L_rev(t)/L_rev(0) ≥ (L(t)/L(0))^ε at all times, "
+    "For random tokens in width d the reversal loss obeys L_rev(t)/L_rev(0) ≥ (L(t)/L(0))^ε at all times, "
     "with an ε that falls with d, as d^−½ or faster, to below 0.05 at d = 1600. With symmetric Θ there is no curse.",
     source="Theorem 1 (its d is beyond any computer's; measured here); the cause it names is the asymmetry of Θ",
     assumptions=("gradient flow from Θ = 0", "m = 40 tokens N(0, I/d), 10 pairs", "t up to 3000 N, N = 19"),
-    control="Θ kept symmetric; for the row of symmetric Θ, Θ free",
 )
 def bilinear(setting: Setting) -> Evidence:
     widths = setting.pick(smoke=(25, 1600), laptop=(25, 100, 400, 1600), paper=(25, 100, 400, 1600, 6400))

@@ -1,31 +1,17 @@
-"""The claims of Scan and Snap."""
+"""The claims of Scan and Snap: attention scans for the tokens that distinguish classes, then snaps."""
 
-from .attention import fates, law, lemma_4, phase_transition, relative_gain
-from .decoder import backprop, decoder_law, decoder_sgd, symmetric_decoder
-from .eviction import eviction
-from .gradients import gradients, population_flow
-from .phase_diagram import phase_diagram
-from .text import text_attention
-from .training import figure_4, figure_6, finite_length, three_tiers
-from .validity import VALIDITY as VALIDITY
+from ..paper import Paper
 
-CLAIMS = (
-    gradients,
-    population_flow,
-    three_tiers,
-    decoder_sgd,
-    decoder_law,
-    backprop,
-    symmetric_decoder,
-    lemma_4,
-    law,
-    fates,
-    relative_gain,
-    phase_transition,
-    phase_diagram,
-    finite_length,
-    figure_4,
-    figure_6,
-    eviction,
-    text_attention,
+PAPER = Paper(
+    "Scan and Snap",
+    "Tian et al., NeurIPS 2023",
+    predicts="Attention grows on distinct tokens, falls on common ones, and snaps at a phase transition.",
+    bibtex="""\
+@inproceedings{tian2023scan,
+  title     = {Scan and Snap: Understanding Training Dynamics and Token Composition in 1-layer Transformer},
+  author    = {Tian, Yuandong and Wang, Yiping and Chen, Beidi and Du, Simon},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2023},
+  note      = {arXiv:2305.16380}
+}""",
 )

@@ -11,8 +11,6 @@ from ...dynamics import GradientFlow, solve
 from ...dynamics.scan_snap import ScanSnap
 from ...nets import scan_snap as nets
 
-PAPER = "Scan and Snap (Tian et al., NeurIPS 2023, arXiv 2305.16380)"
-
 TIME = "t = learning rate × step"
 ASSUMED = "Y and Z trained independently, from zero; no positions, no residual"
 LONG = "sequences so long that frequencies are probabilities"

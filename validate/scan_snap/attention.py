@@ -8,7 +8,9 @@ from scipy.integrate import cumulative_simpson
 from ...dynamics import solve
 from ...dynamics.scan_snap import Decoder, PhaseTransition, ScanSnap, SlowAttention, SymmetricAttention
 from ...nets import scan_snap as nets
-from ..claim import Erratum, Evidence, Setting, claim, identity, limit, panel
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity, limit
 from ._shared import (
     ASSUMED,
     CLASSES,
@@ -17,7 +19,6 @@ from ._shared import (
     LONG,
     OUTPUTS,
     OWN,
-    PAPER,
     SYMMETRIC,
     TIME,
     follow,
@@ -36,15 +37,12 @@ def _slow(eta_z: float, ts: np.ndarray) -> np.ndarray:
     return np.asarray(solve(SlowAttention(flow), flow.zero().z, ts).ys)[:, 0, OWN]
 
 
+# CONTROL: Lemma 4 as printed, without 1/K
 @claim(
-    "scan_snap.lemma_4",
-    paper=PAPER,
-    kind="limit",
-    statement="Tier A's attention follows Lemma 4's equation, with an error of first order in η_Z/η_Y: below 1 % at "
+    "Tier A's attention follows Lemma 4's equation, with an error of first order in η_Z/η_Y: below 1 % at "
     "η_Z/η_Y = 1e-3 up to t = 1000 t₀'.",
     source="Lemma 4, with the factor 1/K",
     assumptions=(ASSUMED, LONG, SYMMETRIC, "tier A, M = 100"),
-    control="Lemma 4 as printed, without 1/K",
 )
 def lemma_4(setting: Setting) -> Evidence:
     ts = log_times(1, 1000 * START)
@@ -100,15 +98,12 @@ def lemma_4(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: Theorem 4's law, ¼ ln(1 + 4Γ/C₀), C₀ = 1/(Kρ₀²), with tier B's decoder
 @claim(
-    "scan_snap.law",
-    paper=PAPER,
-    kind="identity",
-    statement="Under plain gradient flow with the softmax over the K next tokens (tier B) attention follows "
+    "Under plain gradient flow with the softmax over the K next tokens (tier B) attention follows "
     "−z_c = ½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀)) over six decades of time.",
     source="derived here; the exponent is e^{2z}, not Theorem 4's e^{4z}",
     assumptions=(ASSUMED, LONG, SYMMETRIC, "tier B", "ρ₀ = 0.021 (K = 10) and 0.143 (K = 5)"),
-    control="Theorem 4's law, ¼ ln(1 + 4Γ/C₀), C₀ = 1/(Kρ₀²), with tier B's decoder",
 )
 def law(setting: Setting) -> Evidence:
     ratios = np.array([1e-3, 1e-2, 0.1, 1.0])
@@ -165,15 +160,12 @@ def _laws(flow: SymmetricAttention, ts):
     return jax.vmap(flow.law)(ts), -jax.vmap(theorem_4.exact)(ts)
 
 
+# CONTROL: three common tokens of unequal P(l|n), random tables
 @claim(
-    "scan_snap.fates",
-    paper=PAPER,
-    kind="identity",
-    statement="Distinct tokens always gain attention and a single common token always loses it, in all three tiers and "
+    "Distinct tokens always gain attention and a single common token always loses it, in all three tiers and "
     "at η_Z/η_Y from 1e-3 to 1.",
     source="Theorem 2 and Corollary 2",
     assumptions=(ASSUMED, LONG, "one common token, or several of equal P(l|n) under one query and a zero start"),
-    control="three common tokens of unequal P(l|n), random tables",
 )
 def fates(setting: Setting) -> Evidence:
     ts, ratios = log_times(0.1, 1e4 * CLASSES), (1.0, 0.1, 0.01, 1e-3)
@@ -248,15 +240,12 @@ def _weakly_correlated(rng: np.random.Generator, number: int) -> np.ndarray:
     return tables / tables.sum(axis=2, keepdims=True)
 
 
+# CONTROL: B without its 1/K, as printed
 @claim(
-    "scan_snap.relative_gain",
-    paper=PAPER,
-    kind="identity",
-    statement="Among distinct tokens r = f_l²/f_l'² − 1 grows as r(0) e^{2(z_l − z_l(0))}: frequent ones dwarf rare "
+    "Among distinct tokens r = f_l²/f_l'² − 1 grows as r(0) e^{2(z_l − z_l(0))}: frequent ones dwarf rare "
     "ones. The factor lies between e^{2f²(0)B} and e^{2B}, B = (η_Z/K)∫ξ.",
     source="Theorem 3, with the factor 1/K in B",
     assumptions=(ASSUMED, LONG, SYMMETRIC, "Lemma 4's equation; on the full flows to the order of η_Z/η_Y"),
-    control="B without its 1/K, as printed",
 )
 def relative_gain(setting: Setting) -> Evidence:
     ts = log_times(1, 1000 * START)
@@ -340,15 +329,12 @@ def _gain(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return r, (ratio - 1) * np.exp(2 * z[:, -1:])
 
 
+# CONTROL: B as in the slides (no ¼, no offset) and as in eq. 14 (no offset)
 @claim(
-    "scan_snap.phase_transition",
-    paper=PAPER,
-    kind="identity",
-    statement="Under Theorem 4's premise ż = −(η_Z/C₀) γ e^{4z}, B = −z is ¼ ln(1 + 4Γ/C₀): ln t while scanning, "
+    "Under Theorem 4's premise ż = −(η_Z/C₀) γ e^{4z}, B = −z is ¼ ln(1 + 4Γ/C₀): ln t while scanning, "
     "ln ln t after snapping.",
     source="Theorem 4, with the offset −¼ ln C₀ that eq. 14 lacks",
     assumptions=("the premise, which is heuristic: see the remark", "M = 1000, K = 10"),
-    control="B as in the slides (no ¼, no offset) and as in eq. 14 (no offset)",
 )
 def phase_transition(setting: Setting) -> Evidence:
     m, k, c0 = 1000.0, 10.0, 50.0

@@ -9,19 +9,18 @@ from ...dynamics import solve
 from ...dynamics.scan_snap import Decoder, ScanSnap, SymmetricDecoder, SymmetricLogits, backprop_coefficients
 from ...nets import joma, train
 from ...nets import scan_snap as nets
-from ..claim import Erratum, Evidence, Setting, claim, identity, panel
-from ._shared import ASSUMED, CLASSES, LONG, OUTPUTS, PAPER, TIME, follow, log_times, reference, scan_flow
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity
+from ._shared import ASSUMED, CLASSES, LONG, OUTPUTS, TIME, follow, log_times, reference, scan_flow
 
 
+# CONTROL: the continuous h in place of the discrete h*
 @claim(
-    "scan_snap.decoder_sgd",
-    paper=PAPER,
-    kind="identity",
-    statement="Under stochastic gradient descent with one sample a step, the decoder of a class after s visits is "
+    "Under stochastic gradient descent with one sample a step, the decoder of a class after s visits is "
     "w_n = (M−1) h*(s) ζ_n, with h* from its recursion.",
     source="Lemmas 5 and 6",
     assumptions=(ASSUMED, LONG, "classes share no token, FᵀF = I"),
-    control="the continuous h in place of the discrete h*",
 )
 def decoder_sgd(setting: Setting) -> Evidence:
     steps, every, eta = setting.pick(smoke=500, laptop=2000, paper=20_000), 25, 0.5
@@ -77,15 +76,12 @@ def decoder_sgd(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the factor M − 1 left out of the implicit law; the late γ as printed in Theorem 1(b), with ln(ηt/K)
 @claim(
-    "scan_snap.decoder_law",
-    paper=PAPER,
-    kind="identity",
-    statement="h obeys e^{Mh} + (M−1)Mh = Mηt/K + 1; 0 ≤ h* − h ≤ 2η/M; γ grows like ηt/K, peaks, and falls like "
+    "h obeys e^{Mh} + (M−1)Mh = Mηt/K + 1; 0 ≤ h* − h ≤ 2η/M; γ grows like ηt/K, peaks, and falls like "
     "K ln(Mηt/K)/(ηt).",
     source="Lemmas 7 to 9; the peak in closed form is derived here",
     assumptions=("attention standing still", "M = 10, 100, 1000, 10 000"),
-    control="the factor M − 1 left out of the implicit law; the late γ as printed in Theorem 1(b), with ln(ηt/K)",
 )
 def decoder_law(setting: Setting) -> Evidence:
     widths = np.array([10.0, 100.0, 1000.0, 10000.0])
@@ -192,15 +188,11 @@ def _tables(rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
+# CONTROL: β as printed in eq. 88, with + q₀(1 + ΣE')
 @claim(
-    "scan_snap.backprop",
-    paper=PAPER,
-    kind="identity",
-    statement="Under tier A's preconditioned decoder the gradient that reaches attention is "
-    "g_n = γ(ι_n f_n − Σ β_nn' f_n').",
+    "Under tier A's preconditioned decoder the gradient that reaches attention is g_n = γ(ι_n f_n − Σ β_nn' f_n').",
     source="Theorem 1, with the sign of eq. 88 corrected",
     assumptions=(ASSUMED, LONG, "attention standing still", "tier A"),
-    control="β as printed in eq. 88, with + q₀(1 + ΣE')",
 )
 def backprop(setting: Setting) -> Evidence:
     ts = log_times(0.1, 1e4)
@@ -268,15 +260,12 @@ def backprop(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the rate η in place of (1−ρ)η; tier B's closed form for tier C
 @claim(
-    "scan_snap.symmetric_decoder",
-    paper=PAPER,
-    kind="identity",
-    statement="On symmetric data the decoder under plain gradient flow is two scalars; with the softmax over the K "
+    "On symmetric data the decoder under plain gradient flow is two scalars; with the softmax over the K "
     "next tokens they have a closed form, a_n = (K−1) h_ρ/(1−ρ) ζ_n.",
     source="derived here for tiers B and C; the effective rate (1−ρ)η is the paper's Remark 1, true for M = K only",
     assumptions=(ASSUMED, LONG, "symmetric data, attention standing still"),
-    control="the rate η in place of (1−ρ)η; tier B's closed form for tier C",
 )
 def symmetric_decoder(setting: Setting) -> Evidence:
     ts = log_times(0.1, 1e4)

@@ -7,8 +7,10 @@ import numpy as np
 from ...dynamics import solve
 from ...dynamics.scan_snap import YZ, ScanSnap
 from ...nets import scan_snap as nets
-from ..claim import Erratum, Evidence, Setting, claim, identity, panel
-from ._shared import ASSUMED, LONG, OUTPUTS, PAPER, TIME, follow, log_times, loss_flow, reference, scan_flow
+from ..claim import Erratum, Evidence, Setting, claim
+from ..panels import panel
+from ..rows import identity
+from ._shared import ASSUMED, LONG, OUTPUTS, TIME, follow, log_times, loss_flow, reference, scan_flow
 
 
 def _task(rng: np.random.Generator, vocabulary: int = 30, classes: int = 6, queries: int = 3) -> nets.SequenceClasses:
@@ -40,15 +42,12 @@ def _lemma_1(model: nets.OneLayerTransformer, sequence: np.ndarray, label: int, 
     return np.outer(f, residual), x.T @ np.diag(b) @ x @ back / norm
 
 
+# CONTROL: the projection (I − f fᵀ) that normalisation brings, left out; Z without the √d of the slides
 @claim(
-    "scan_snap.gradients",
-    paper=PAPER,
-    kind="identity",
-    statement="The gradients of Y and Z are those of Lemma 1, for single sequences and in expectation, with ℓ2 "
+    "The gradients of Y and Z are those of Lemma 1, for single sequences and in expectation, with ℓ2 "
     "normalisation and without; with orthonormal embeddings training W_V is training Y.",
     source="Lemma 1, eq. 3 and 4, and Lemma 2",
     assumptions=("orthonormal embeddings, for single sequences of the network in its original parameters",),
-    control="the projection (I − f fᵀ) that normalisation brings, left out; Z without the √d of the slides",
 )
 def gradients(setting: Setting) -> Evidence:
     rng, classes = setting.rng, _task(setting.rng)
@@ -130,15 +129,12 @@ def gradients(setting: Setting) -> Evidence:
     )
 
 
+# CONTROL: the 1/K left out of ż, as in the paper's eq. 10; column sums of Y
 @claim(
-    "scan_snap.population_flow",
-    paper=PAPER,
-    kind="identity",
-    statement="The coupled flow of Y and Z is the gradient flow of the real network's expected loss, and rows of Y and "
+    "The coupled flow of Y and Z is the gradient flow of the real network's expected loss, and rows of Y and "
     "Z keep their sums.",
     source="Lemma 1 in the limit of Lemma 2, with the factor 1/K; the flow through autodiff on the network",
     assumptions=(ASSUMED, LONG, "η_Z = 0.3 η_Y"),
-    control="the 1/K left out of ż, as in the paper's eq. 10; column sums of Y",
 )
 def population_flow(setting: Setting) -> Evidence:
     data, ts = reference(), log_times(1, 1e4)

@@ -11,9 +11,11 @@ from ...dynamics import solve
 from ...dynamics.scan_snap import YZ, ScanSnap
 from ...nets import scan_snap as nets
 from ...nets import train
-from ..claim import Erratum, Evidence, Setting, claim, heatmap, identity, panel
+from ..claim import Erratum, Evidence, Setting, claim
 from ..metrics import entropy
-from ._shared import ASSUMED, CLASSES, LONG, PAPER, TIME, reference
+from ..panels import heatmap, panel
+from ..rows import identity
+from ._shared import ASSUMED, CLASSES, LONG, TIME, reference
 
 QUANTITIES = ("gradient", "attention", "entropy")  # the time each of two is largest, and the final entropy
 
@@ -57,15 +59,12 @@ def diagram(data: nets.SequenceClasses, eta_y, eta_z, steps: int):
     return jax.vmap(jax.vmap(cell, (None, 0), 1), (0, None), 1)(eta_y, eta_z)
 
 
+# CONTROL: the moment at which attention itself moves fastest
 @claim(
-    "scan_snap.phase_diagram",
-    paper=PAPER,
-    kind="identity",
-    statement="Snapping, the moment when the gradient that reaches attention is largest, comes at a time set by η_Y: "
+    "Snapping, the moment when the gradient that reaches attention is largest, comes at a time set by η_Y: "
     "it goes as η_Y^−1 and η_Z^0 over two decades of each, in theory and in descent alike.",
     source="Theorem 4's t₀ = 2K ln M/η_Y, for tier C, which has no closed form; the diagram is measured here",
     assumptions=(ASSUMED, LONG, "five classes, ten common and ten distinct tokens each", "descent at learning rate 1"),
-    control="the moment at which attention itself moves fastest",
 )
 def phase_diagram(setting: Setting) -> Evidence:
     number, steps = setting.pick(smoke=(4, 300), laptop=(9, 1000), paper=(25, 10_000))

@@ -7,10 +7,12 @@ import optax
 
 from ...nets import scan_snap as nets
 from ...nets import train
-from ..claim import Erratum, Evidence, Setting, claim, heatmap, identity, limit, panel
+from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import halving_rates
 from ..metrics import entropy
-from ._shared import ASSUMED, CLASSES, LONG, OWN, PAPER, SYMMETRIC, TIERS, TIME, follow, log_times, reference, scan_flow
+from ..panels import heatmap, panel
+from ..rows import identity, limit
+from ._shared import ASSUMED, CLASSES, LONG, OWN, SYMMETRIC, TIERS, TIME, follow, log_times, reference, scan_flow
 
 NAMES = {
     "A": "A, preconditioned decoder",
@@ -24,15 +26,12 @@ def _descent(tier: str, data: nets.SequenceClasses, rate, eta_z, momentum=None) 
     return optax.chain(nets.precondition(data.expected()), plain) if TIERS[tier][1] else plain
 
 
+# CONTROL: the real network against the paper's tier A, and against tier B
 @claim(
-    "scan_snap.three_tiers",
-    paper=PAPER,
-    kind="limit",
-    statement="Gradient descent approaches each tier's own flow at first order in the learning rate: the real network "
+    "Gradient descent approaches each tier's own flow at first order in the learning rate: the real network "
     "is tier C, over the K next tokens tier B; only a preconditioned decoder is the paper's tier A.",
     source="Lemma 1 and the preconditioning that Lemma 3 amounts to; tiers B and C are derived here",
     assumptions=(ASSUMED, LONG, SYMMETRIC, "η_Z = 0.1 η_Y; heavy ball at (1 − β) times the rate"),
-    control="the real network against the paper's tier A, and against tier B",
 )
 def three_tiers(setting: Setting) -> Evidence:
     data, eta_z = reference(), 0.1
@@ -127,14 +126,11 @@ def _padded(values: np.ndarray, number: int, *, before: bool) -> np.ndarray:
     return np.concatenate([empty, values] if before else [values, empty])
 
 
+# CONTROL: an order of 1/√T, as Lemma 18's bound on the fluctuations would suggest
 @claim(
-    "scan_snap.finite_length",
-    paper=PAPER,
-    kind="limit",
-    statement="Sequences of finite length T separate tokens more than the limit T → ∞ does, by a bias of order 1/T.",
+    "Sequences of finite length T separate tokens more than the limit T → ∞ does, by a bias of order 1/T.",
     source="Lemma 2 takes the limit; Lemma 18 bounds its fluctuations by 1/√T, its bias is measured here",
     assumptions=(ASSUMED, SYMMETRIC, "tier B, batches of 128 sampled sequences, η_Z = 0.1 η_Y, t = 200"),
-    control="an order of 1/√T, as Lemma 18's bound on the fluctuations would suggest",
 )
 def finite_length(setting: Setting) -> Evidence:
     lengths = setting.pick(smoke=(33, 65, 129, 257), laptop=(33, 65, 129, 257), paper=(33, 65, 129, 257, 513, 1025))
@@ -189,15 +185,12 @@ def finite_length(setting: Setting) -> Evidence:
 LOSSES = {0: 3.526, 2: 2.368, 4: 0.733, 10: 0.0130}  # of the authors' log, η_Y = 1, one seed
 
 
+# CONTROL: the losses of η_Y = 10 against the same log
 @claim(
-    "scan_snap.figure_4",
-    paper=PAPER,
-    kind="identity",
-    statement="On Syn-Small the losses of the authors' log are met within 0.02, attention among distinct tokens "
+    "On Syn-Small the losses of the authors' log are met within 0.02, attention among distinct tokens "
     "becomes monotone in P(l|n), and a larger η_Y leaves it denser.",
     source="Fig. 4 and the authors' log: K = 2, two queries, M = 34, batch 128 of 128 tokens, heavy ball 0.9, η_Z = 1",
     assumptions=("the released command's setting: the text says M = 30 and until convergence",),
-    control="the losses of η_Y = 10 against the same log",
 )
 def figure_4(setting: Setting) -> Evidence:
     seeds, steps = setting.pick(smoke=4, laptop=10, paper=100), 100
@@ -338,11 +331,9 @@ def figure_6_cells(tasks, keys) -> list:
     return [over_seeds(data, keys, etas, factors) for data in tasks]
 
 
+# CONTROL: the published table with η_Z and η_Y/η_Z exchanged
 @claim(
-    "scan_snap.figure_6",
-    paper=PAPER,
-    kind="identity",
-    statement="The entropy table of Fig. 6 is reproduced cell by cell: within 0.02 and three standard errors where "
+    "The entropy table of Fig. 6 is reproduced cell by cell: within 0.02 and three standard errors where "
     "seeds agree (standard deviation below 0.05), within two standard deviations elsewhere; entropy falls with η_Z, "
     "and rises with η_Y beyond η_Y/η_Z = 2.",
     source="Fig. 6 and the data file behind it; entropy over renormalised distinct tokens is our reading of it",
@@ -350,7 +341,6 @@ def figure_6_cells(tasks, keys) -> list:
         "Syn-Medium, uniform initial values, heavy ball 0.9, 100 steps, float32",
         "10 seeds, other than theirs",
     ),
-    control="the published table with η_Z and η_Y/η_Z exchanged",
 )
 def figure_6(setting: Setting) -> Evidence:
     numbers = setting.pick(smoke=(5,), laptop=(1, 3, 5, 10), paper=(1, 3, 5, 10))

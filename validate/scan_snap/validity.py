@@ -18,7 +18,7 @@ from ...nets import scan_snap as nets
 from ..descent import descend, end_of, steps_to, uniforms
 from ..subject import Subject
 from ..sweep import Point
-from ._shared import PAPER
+from . import PAPER
 
 TIME = 20.0  # to which all train: past the end of scanning, K ln M
 LEAST = 1e-6  # a rate of attention so small that what it moves is of first order in it
@@ -252,6 +252,6 @@ VALIDITY = Subject(
     cost=lambda point: point["time"] / point["learning_rate"],
     labels=LABELS,
     bounds=dict.fromkeys(LABELS, 0.1),
-    source=PAPER,
+    source=str(PAPER),
     domains={"strength": {"least": 0, "most": 1}},
 )
