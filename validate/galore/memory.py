@@ -1,20 +1,16 @@
-"""The published memory table, entry by entry, beside the exact bytes of the transform on the real models."""
+"""The published memory table, entry by entry, beside exact counts of the models' configurations."""
 
 from typing import NamedTuple
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ...nets.galore import galore_state_bytes
-from ...nets.llama import CONFIGS, Llama, LlamaConfig
+from ...nets.llama import CONFIGS
 from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
 from ..rows import identity
 
 SIZES = ("60M", "130M", "350M", "1B")
-RANKS = {"60M": 128, "130M": 256, "350M": 256, "1B": 512, "7B": 1024}
+RANKS = {"60M": 128, "130M": 256, "350M": 256, "1B": 512}
 NOMINAL = {"60M": 60e6, "130M": 130e6, "350M": 350e6, "1B": 1.3 * 1024e6}
 UNIT = 1024e6  # bytes: what the printed G comes to
 GB = 1e9
@@ -38,7 +34,6 @@ class _Count(NamedTuple):
     matrices: int  # the projected matrices
     low_rank: int  # Σ r (m + n) over those
     short: int  # Σ r (k + 2o): basis and two moments of GaLore
-    long: int  # Σ r (o + 2k)
     embeddings: int
 
     @property
@@ -58,7 +53,6 @@ def _count(name: str) -> _Count:
         matrices=over(lambda k, o: k * o),
         low_rank=over(lambda k, o: r * (k + o)),
         short=over(lambda k, o: r * (k + 2 * o)),
-        long=over(lambda k, o: r * (o + 2 * k)),
         embeddings=embeddings,
     )
 
@@ -158,7 +152,7 @@ def memory_table(setting: Setting) -> Evidence:
                 "r(k + 2o) for each matrix and two moments for each other parameter: "
                 + ", ".join(f"{value:.3f}" for value in exact["GaLore, states"])
                 + " GB",
-                "0 B against the transform's own state (galore.state_bytes)",
+                "0 B against the transform's own state (tests/nets/test_galore_llama.py)",
                 f"the totals are {listed(short_by)} short",
             ),
             Erratum(
@@ -170,104 +164,3 @@ def memory_table(setting: Setting) -> Evidence:
             ),
         ],
     )
-
-
-EXPECTED = {  # bytes of the state in bfloat16 throughout: short side, long side
-    "60M": (163_743_744, 158_435_328),
-    "130M": (342_961_152, 319_368_192),
-    "350M": (652_808_192, 589_697_024),
-    "1B": (2_084_921_344, 1_833_287_680),
-}
-
-
-def _shapes(config: LlamaConfig) -> Llama:
-    """The real model's arrays, as shapes: nothing is allocated."""
-    model = eqx.filter_eval_shape(Llama, config, dtype=jnp.bfloat16, key=jax.random.key(0))
-    return eqx.filter(model, lambda x: isinstance(x, jax.ShapeDtypeStruct))
-
-
-def _in_blocks(rank: int):
-    """Attention and SwiGLU matrices at this rank; embedding, head and norms whole."""
-    return lambda name, shape: rank if name.startswith("blocks") else None
-
-
-# CONTROL: the published table's count of GaLore's numbers; the other side's bytes
-@claim(
-    "The state of the transform on the LLaMA models has exactly Σ r(k·sizeof P + 2·o·sizeof moment) bytes, "
-    "and two moments for each parameter that is left whole, apart from a few counters; 7B in one byte a number takes "
-    "4.70 GB beside 13.48 GB of weights, 65.1 % less than 8-bit Adam.",
-    source="section 4.1; for 7B section 5.2, whose 65.5 % is not quite reached",
-    assumptions=("bfloat16 weights, bases and moments", "attention and SwiGLU matrices projected, ranks of Table 2"),
-)
-def state_bytes(setting: Setting) -> Evidence:
-    names = setting.pick(smoke=("60M", "130M"), laptop=(*SIZES, "7B"), paper=(*SIZES, "7B"))
-    models, counts = {name: _shapes(CONFIGS[name]) for name in names}, {name: _count(name) for name in (*SIZES, "7B")}
-    found = {
-        (name, side): galore_state_bytes(
-            models[name], _in_blocks(RANKS[name]), side=side, accumulator_dtype=jnp.bfloat16
-        )
-        for name in names
-        for side in ("short", "long")
-    }
-    size = lambda name, side: found[name, side].bases + found[name, side].inner
-    formula = lambda name, side: 2 * (getattr(counts[name], side) + 2 * counts[name].whole)
-    printed = lambda name: 3 * (counts[name].embeddings + counts[name].low_rank)
-    parameters = {name: sum(x.size for x in jax.tree.leaves(model)) for name, model in models.items()}
-    seven = counts["7B"]
-    one_byte = seven.short + 2 * seven.whole
-    known = [name for name in names if name in EXPECTED]
-    counters = max(bytes_.counters for bytes_ in found.values())
-    rows = {
-        **{
-            f"{name}: bytes less {EXPECTED[name][0]:,}": identity(size(name, "short") - EXPECTED[name][0], 0)
-            for name in known
-        },
-        **{
-            f"{name}, long side: less {EXPECTED[name][1]:,}": identity(size(name, "long") - EXPECTED[name][1], 0)
-            for name in known
-        },
-        "bytes less the formula, all sizes and sides": identity(
-            np.array([size(*key) - formula(*key) for key in found]), 0
-        ),
-        "parameters of the models less their count": identity(
-            np.array([parameters[name] - counts[name].parameters for name in names]), 0
-        ),
-        "7B: GB of weights less 13.48": identity(2 * seven.parameters / GB - 13.48, 0.005),
-        "7B in one byte a number: GB of states less 4.70": identity(one_byte / GB - 4.70, 0.005),
-        "7B: share saved of 8-bit Adam's states less 65.1 %": identity(
-            1 - one_byte / (2 * seven.parameters) - 0.651, 0.0005
-        ),
-    }
-    return Evidence(
-        rows,
-        control={
-            "bytes less the published table's count": identity(
-                np.array([size(name, "short") - printed(name) for name in known]), 0
-            ),
-            "long side as if short": identity(np.array([size(name, "long") - EXPECTED[name][0] for name in known]), 0),
-            "7B: share saved less the printed 65.5 %": identity(1 - one_byte / (2 * seven.parameters) - 0.655, 0.0005),
-        },
-        panels=[
-            panel(
-                "state of the transform, all in bfloat16",
-                ("parameters", np.array([parameters[name] for name in names])),
-                y="GB",
-                observed={side: np.array([size(n, side) for n in names]) / GB for side in ("short", "long")},
-                predicted={"r(k + 2o), short side": np.array([formula(n, "short") for n in names]) / GB},
-                control={"as the published table counts": np.array([printed(n) for n in names]) / GB},
-                log="xy",
-            )
-        ],
-        remarks=[
-            f"Counters and bookkeeping take up to {counters} B more, in proportion to the number of arrays.",
-            f"7B: {2 * seven.parameters / GB:.2f} GB of weights and {one_byte / GB:.2f} GB of states in one byte a "
-            f"number, {(2 * seven.parameters + one_byte) / GB:.1f} GB in all; "
-            f"{(one_byte + _bases('7B')) / GB:.2f} GB of states with the basis in bfloat16.",
-        ],
-    )
-
-
-def _bases(name: str) -> int:
-    """Numbers in the bases of the short side."""
-    config = CONFIGS[name]
-    return config.layers * 7 * RANKS[name] * min(config.width, config.hidden)

@@ -1,7 +1,6 @@
-"""How much of a gradient each way of finding a basis keeps, and gradients that no basis should be made of."""
+"""How much of a gradient each way of finding a basis keeps."""
 
 import functools
-import warnings
 from typing import Any
 
 import jax
@@ -185,108 +184,6 @@ def projectors(setting: Setting) -> Evidence:
             + ".",
             f"A sketch of r columns, not r + 8, is expected to keep {_expected(singular, r, 0) / best:.3f} with no "
             f"power iteration and {_expected(singular, r, 1) / best:.3f} with one, for i^−1/2.",
-        ],
-    )
-
-
-SHORT, LONG, GOOD = 16, 48, 40
-
-
-@functools.partial(jax.jit, static_argnames="tx")
-def _captured(tx, bad, grads):
-    """Shares of later gradients in the basis, and the updates, for a first gradient that is `bad`."""
-    state = tx.update(bad, tx.init(bad))[1]
-
-    def step(state, g):
-        update, state = tx.update(g, state)
-        return state, jnp.sum(update**2) / jnp.sum(g**2)
-
-    return jax.lax.scan(step, state, grads)[1]
-
-
-@functools.partial(jax.jit, static_argnames="tx")
-def _first_update(tx, g):
-    return tx.update(g, tx.init(g))[0]
-
-
-def _stray(update: np.ndarray, u: np.ndarray) -> float:
-    """The share of an update's energy that is not along the one direction u of the gradient's columns."""
-    along = u @ update / np.linalg.norm(u)
-    return float(1 - np.sum(along**2) / np.sum(update**2))
-
-
-# CONTROL: optax.contrib.galore in the same places
-@claim(
-    "A zero or NaN gradient makes no basis: the next good one does. Rounding noise in directions that a "
-    "gradient of lower rank does not have is not blown up by Adam. Complex gradients are projected as such.",
-    source="algorithm 2, which says nothing of these; failures measured on optax.contrib",
-    assumptions=("16 × 48, rank 4, a gap of 200; rank-one gradient of 256 × 512 in float32 with rank 8",),
-)
-def guards(setting: Setting) -> Evidence:
-    rng, r = setting.rng, 4
-    signal = np.linalg.qr(rng.standard_normal((SHORT, 4)))[0] * 3 @ rng.standard_normal((4, LONG))
-    draw = lambda: signal + rng.standard_normal((SHORT, LONG))
-    real = np.stack([draw() for _ in range(GOOD)])
-    grads = jnp.asarray(real, setting.dtype)
-    identity_base = optax.identity()
-    ours = scale_by_galore(identity_base, r, 200, projector=exact_svd())
-    theirs = optax.contrib.scale_by_galore(r, 200, 1.0, identity_base)
-    bad = {"zero": jnp.zeros_like(grads[0]), "NaN": jnp.full_like(grads[0], jnp.nan)}
-    kept = {name: np.asarray(_captured(ours, g, grads)) for name, g in bad.items()}
-    lost = {name: np.asarray(_captured(theirs, g, grads)) for name, g in bad.items()}
-    basis = np.linalg.svd(real[0])[0][:, :r]
-    best = np.sum((basis.T @ real) ** 2, axis=(1, 2)) / np.sum(real**2, axis=(1, 2))
-
-    u, v = rng.standard_normal(256), rng.standard_normal(512)
-    g = jnp.asarray(np.outer(u, v), jnp.float32)
-    adam = {"here": scale_by_galore(rank=8, projector=exact_svd()), "optax.contrib": optax.contrib.scale_by_galore(8)}
-    stray = {name: _stray(np.asarray(_first_update(tx, g), float), u) for name, tx in adam.items()}
-
-    factors = [rng.standard_normal(shape) for shape in ((SHORT, r), (r, LONG), (SHORT, r), (r, LONG))]
-    a, b = factors[0] + 1j * factors[2], factors[1] + 1j * factors[3]
-    matrices = {"general": a @ b, "purely imaginary": 1j * factors[0] @ factors[1]}
-    dtype = jnp.result_type(setting.dtype, jnp.complex64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # optax.contrib discards the imaginary part, of which NumPy warns
-
-        def share(tx: Any, g: np.ndarray) -> float:
-            update = np.asarray(_first_update(tx, jnp.asarray(g, dtype)))
-            return float(np.sum(np.abs(update) ** 2) / np.sum(np.abs(g) ** 2))
-
-        complex_ours = {name: share(ours, g) for name, g in matrices.items()}
-        complex_theirs = {name: share(theirs, g) for name, g in matrices.items()}
-    infinite = lambda x: np.where(np.isnan(x), np.inf, x)
-    bound, share_bound = setting.bound(1e-12, 1e-5), setting.bound(1e-10, 1e-5)
-    return Evidence(
-        rows={
-            f"share kept after a {name} gradient, less that of the first good basis": identity(x - best, bound)
-            for name, x in kept.items()
-        }
-        | {"rank one: energy of the update in empty directions": identity(stray["here"], 1e-6)}
-        | {f"complex, {name}: 1 − share kept": identity(1 - x, share_bound) for name, x in complex_ours.items()},
-        control={
-            f"optax.contrib after a {name} gradient": identity(infinite(x - best), bound) for name, x in lost.items()
-        }
-        | {"optax.contrib, rank one": identity(stray["optax.contrib"], 1e-6)}
-        | {f"optax.contrib, complex, {name}": identity(1 - x, share_bound) for name, x in complex_theirs.items()},
-        panels=[
-            panel(
-                "after a first gradient of zero",
-                ("step", np.arange(1, GOOD + 1)),
-                y="share of the gradient's energy in the update",
-                observed={"here": kept["zero"]},
-                predicted={"basis of the first good gradient": best},
-                control={"optax.contrib, basis e₁…e_r": lost["zero"]},
-            )
-        ],
-        remarks=[
-            f"After a first gradient of zero optax.contrib keeps the basis e₁…e_r for the whole gap, and "
-            f"{lost['zero'].mean():.2f} of the energy where {best.mean():.2f} is to be had; after NaN all is NaN.",
-            f"Of the update for a rank-one gradient {stray['optax.contrib']:.2f} is in directions that it lacks "
-            f"with optax.contrib, {stray['here']:.1g} here.",
-            "Purely imaginary: optax.contrib keeps "
-            f"{complex_theirs['purely imaginary']:.3f} of the energy, and {complex_theirs['general']:.3f} in general: "
-            "it decomposes the real part.",
         ],
     )
 
