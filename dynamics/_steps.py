@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, PyTree
 
+from .._checks import describe
+
 
 def max_norm(tree: PyTree) -> Float[Array, ""]:
     """The largest magnitude in a PyTree, infinite if there is a NaN.
@@ -143,5 +145,8 @@ def implicit_solver(dtype: Any, rtol: Any, atol: Any) -> dfx.AbstractSolver:
 
 
 def default_tolerances(dtype: Any) -> tuple[float, float]:
-    """`rtol` and `atol` of a state of this precision."""
+    """`rtol` and `atol` of `solve` for a state of this precision. **Raises** `ValueError` for others than float32 and
+    float64."""
+    if dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {describe(dtype)}.")
     return (1e-10, 1e-12) if dtype == jnp.float64 else (1e-5, 1e-7)

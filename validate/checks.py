@@ -10,30 +10,30 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import ArrayLike, Bool, Float, Real
+from jaxtyping import ArrayLike, Bool, Num, Real
 
 from .._checks import check_callable, check_range, describe
 from ..dynamics import default_tolerances
 from ._given import as_number, as_numbers, check_label
 from .claim import Erratum, Evidence
-from .panels import panel
+from .panels import as_axis, panel
 from .rows import Row, identity, limit, one_sided, proportion, statistic
 
-Values = Real[ArrayLike, "..."] | Sequence[Any]
+Values = Num[ArrayLike, "..."] | Sequence[Any]
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Axis = tuple[str, Any]
 
 
-def rounding(n: float) -> float:
+def rounding(n: Real[ArrayLike, ""]) -> float:
     """`n` units of rounding of JAX's default precision: 2.2e-16 n in float64, 1.2e-7 n in float32."""
-    check_range("n", as_number("n", n), above=0)
-    return float(n * jnp.finfo(jnp.result_type(float)).eps)
+    check_range("n", units := as_number("n", n), above=0)
+    return float(units * jnp.finfo(jnp.result_type(float)).eps)
 
 
-def solver(k: float) -> float:
+def solver(k: Real[ArrayLike, ""]) -> float:
     """`k` times the default `rtol` of `solve` in JAX's default precision: 1e-10 k in float64, 1e-5 k in float32."""
-    check_range("k", as_number("k", k), above=0)
-    return float(k * default_tolerances(jnp.result_type(float))[0])
+    check_range("k", times := as_number("k", k), above=0)
+    return float(times * default_tolerances(jnp.result_type(float))[0])
 
 
 def scaled(observed: np.ndarray, law: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def agrees(
     law: Values | Mapping[str, Values],
     wrong: Mapping[str, Values] = {},
     *,
-    within: Float[ArrayLike, ""],
+    within: Real[ArrayLike, ""],
     measure: Measure = scaled,
     y: str = "",
     log: str = "",
@@ -78,9 +78,9 @@ def agrees(
 
     **Raises** `ValueError` for what is no number or does not fit.
     """
-    seen = as_numbers("observed", observed, "biufc")
-    laws, others = _laws("law", law, seen), _laws("wrong", wrong, seen)
-    row = lambda label, values: identity(_errors(measure, label, seen, values), within)
+    seen, bound = as_numbers("observed", observed, "biufc"), _within(within)
+    laws, others = _laws(name, "law", law, seen), _laws(name, "wrong", wrong, seen)
+    row = lambda label, values: identity(_errors(measure, label, seen, values), bound)
     rows = {_named(name, label, laws): row(label, values) for label, values in laws.items()}
     control = {f"{name}: {label}": row(label, values) for label, values in others.items()}
     return Evidence(rows, control, _curves(name, x, {"observed": seen}, laws, others, y=y, log=log))
@@ -88,10 +88,10 @@ def agrees(
 
 def vanishes(
     name: str,
-    residual: Values,
+    residual: Values | Mapping[str, Values],
     wrong: Mapping[str, Values] = {},
     *,
-    within: Float[ArrayLike, ""],
+    within: Real[ArrayLike, ""],
     x: Axis | None = None,
     y: str = "",
     log: str = "",
@@ -100,10 +100,11 @@ def vanishes(
 
     **Raises** `ValueError` for what is no number or does not fit.
     """
-    rows, control = _both(name, residual, wrong, lambda values: identity(values, within), "biufc")
-    size = lambda values: np.abs(np.asarray(values))
-    others = {label: size(values) for label, values in wrong.items()}
-    return Evidence(rows, control, _curves(name, x, {"residual": size(residual)}, {}, others, y=y, log=log))
+    bound = _within(within)
+    rows, control = _both(name, "residual", residual, wrong, lambda values: identity(values, bound), "biufc")
+    size = lambda given: {label: np.abs(np.asarray(values)) for label, values in given.items()}
+    several = _labelled("residual", residual, "residual")
+    return Evidence(rows, control, _curves(name, x, size(several), {}, size(wrong), y=y, log=log))
 
 
 def converges(
@@ -113,8 +114,8 @@ def converges(
     law: Values | Mapping[str, Values],
     wrong: Mapping[str, Values] = {},
     *,
-    order: Float[ArrayLike, ""] = 1.0,
-    tolerance: Float[ArrayLike, ""] = 0.1,
+    order: Real[ArrayLike, ""] = 1.0,
+    tolerance: Real[ArrayLike, ""] = 0.1,
     measure: Measure = norms,
 ) -> Evidence:
     """The error of each law falls with `order` as the parameter `x = (label, values)` goes to zero; that of each wrong
@@ -124,8 +125,10 @@ def converges(
 
     **Raises** `ValueError` for fewer than four values, and for what is no number or does not fit.
     """
-    seen = as_numbers("observed", observed, "biufc")
-    laws, others = _laws("law", law, seen), _laws("wrong", wrong, seen)
+    (label, parameter), seen = as_axis("x", x), as_numbers("observed", observed, "biufc")
+    if seen.shape[:1] != parameter.shape:
+        raise ValueError(f"observed must have shape ({len(parameter)}, …), one entry a {label}, got {seen.shape}.")
+    laws, others = _laws(name, "law", law, seen), _laws(name, "wrong", wrong, seen)
 
     def errors(values: np.ndarray, which: str) -> np.ndarray:
         found = np.abs(_errors(measure, which, seen, values))
@@ -134,7 +137,7 @@ def converges(
     right = {one: errors(values, one) for one, values in laws.items()}
     wrongly = {one: errors(values, one) for one, values in others.items()}
     return scales(
-        f"{name}, order in the {x[0]}",
+        f"{name}, order in the {label}",
         x,
         right,
         wrongly,
@@ -150,8 +153,8 @@ def scales(
     values: Values | Mapping[str, Values],
     wrong: Mapping[str, Values] = {},
     *,
-    order: Float[ArrayLike, ""],
-    tolerance: Float[ArrayLike, ""] = 0.1,
+    order: Real[ArrayLike, ""],
+    tolerance: Real[ArrayLike, ""] = 0.1,
     y: str = "",
 ) -> Evidence:
     """Each of the values, one for each value of the parameter `x = (label, values)`, is proportional to its power
@@ -159,23 +162,18 @@ def scales(
 
     **Raises** `ValueError` for fewer than four values, values that are not positive, and what does not fit.
     """
-    parameter = as_numbers("x", x[1])
-    several = dict(values) if isinstance(values, Mapping) else {"": values}
-    row = lambda found: limit(parameter, found, order, tolerance)
-    rows = {_named(name, label, several): row(found) for label, found in several.items()}
-    control = {f"{name}: {label}": row(found) for label, found in wrong.items()}
-    power = lambda found: np.asarray(found)[0] * (parameter / parameter[0]) ** as_number("order", order)
-    first = next(iter(several.values()))
-    predicted = {f"order {as_number('order', order):g}": power(first)}
-    observed = {label or "observed": found for label, found in several.items()}
-    picture = panel(name, x, y=y, observed=observed, predicted=predicted, control=wrong, log="xy")
-    return Evidence(rows, control, [picture])
+    _, parameter = as_axis("x", x)
+    rows, control = _both(name, "values", values, wrong, lambda found: limit(parameter, found, order, tolerance))
+    observed = _labelled("values", values, "observed")
+    first, power = np.asarray(next(iter(observed.values())))[0], as_number("order", order)
+    predicted = {f"order {power:g}": first * (parameter / parameter[0]) ** power}
+    return Evidence(rows, control, _curves(name, x, observed, predicted, wrong, y=y, log="xy"))
 
 
 def at_most(
     name: str,
-    values: Values,
-    bound: Float[ArrayLike, ""],
+    values: Values | Mapping[str, Values],
+    bound: Real[ArrayLike, ""],
     wrong: Mapping[str, Values] = {},
     *,
     x: Axis | None = None,
@@ -191,8 +189,8 @@ def at_most(
 
 def at_least(
     name: str,
-    values: Values,
-    bound: Float[ArrayLike, ""],
+    values: Values | Mapping[str, Values],
+    bound: Real[ArrayLike, ""],
     wrong: Mapping[str, Values] = {},
     *,
     x: Axis | None = None,
@@ -209,8 +207,8 @@ def mean(
     samples: Values,
     wrong: Mapping[str, Values] = {},
     *,
-    at_least: Float[ArrayLike, ""] | None = None,
-    at_most: Float[ArrayLike, ""] | None = None,
+    at_least: Real[ArrayLike, ""] | None = None,
+    at_most: Real[ArrayLike, ""] | None = None,
 ) -> Evidence:
     """The mean of independent samples lies on one side of a bound with its 95 % interval, Student's; that of the wrong
     ones lies on the other.
@@ -219,23 +217,24 @@ def mean(
     the right ones imply.
     """
     _check_not_implied(name, samples, wrong)
-    return Evidence(*_both(name, samples, wrong, lambda x: statistic(x, at_least=at_least, at_most=at_most)))
+    row = lambda x: statistic(x, at_least=at_least, at_most=at_most)
+    return Evidence(*_both(name, "samples", samples, wrong, row))
 
 
 def quantile(
     name: str,
     samples: Values,
-    q: Float[ArrayLike, ""],
+    q: Real[ArrayLike, ""],
     wrong: Mapping[str, Values] = {},
     *,
-    at_least: Float[ArrayLike, ""] | None = None,
-    at_most: Float[ArrayLike, ""] | None = None,
+    at_least: Real[ArrayLike, ""] | None = None,
+    at_most: Real[ArrayLike, ""] | None = None,
 ) -> Evidence:
     """A quantile of independent samples lies on one side of a bound with its 95 % interval, the binomial one; that of
     the wrong ones lies on the other. **Raises** `ValueError` as `mean` does, and for `q` outside (0, 1)."""
     _check_not_implied(name, samples, wrong)
     row = lambda x: statistic(x, at_least=at_least, at_most=at_most, quantile=as_number("q", q))
-    return Evidence(*_both(name, samples, wrong, row))
+    return Evidence(*_both(name, "samples", samples, wrong, row))
 
 
 def count(
@@ -243,8 +242,8 @@ def count(
     hits: Bool[ArrayLike, "..."] | Sequence[Any],
     wrong: Mapping[str, Any] = {},
     *,
-    at_least: Float[ArrayLike, ""] | None = None,
-    at_most: Float[ArrayLike, ""] | None = None,
+    at_least: Real[ArrayLike, ""] | None = None,
+    at_most: Real[ArrayLike, ""] | None = None,
 ) -> Evidence:
     """The share of independent trials that are hits lies on one side of a bound with its exact 95 % interval; that of
     the wrong ones lies on the other.
@@ -253,7 +252,8 @@ def count(
     that the right ones imply.
     """
     _check_not_implied(name, hits, wrong)
-    return Evidence(*_both(name, hits, wrong, lambda x: proportion(x, at_least=at_least, at_most=at_most), "b"))
+    row = lambda x: proportion(x, at_least=at_least, at_most=at_most)
+    return Evidence(*_both(name, "hits", hits, wrong, row, "b"))
 
 
 def evidence(
@@ -275,10 +275,9 @@ def evidence(
         raise ValueError("a check must have a law: no row would be left that must hold.")
     if not control:
         raise ValueError("a check must have a wrong law: a claim without a control proves nothing.")
-    pictures = [one for part in parts for one in part.panels]
-    said = [one for part in parts for one in part.remarks]
-    wrongly = [one for part in parts for one in part.errata]
-    return Evidence(rows, control, [*pictures, *panels], [*said, *remarks], [*wrongly, *errata])
+    several = [*parts, Evidence({}, {}, panels, remarks, errata)]
+    every = lambda which: [thing for part in several for thing in getattr(part, which)]
+    return Evidence(rows, control, every("panels"), every("remarks"), every("errata"))
 
 
 def _joined(parts: Sequence[Evidence], which: str) -> dict[str, Row]:
@@ -300,7 +299,8 @@ def _labelled(argument: str, given: Any, single: str) -> dict[str, Any]:
     return dict(given)
 
 
-def _laws(argument: str, given: Any, seen: np.ndarray) -> dict[str, np.ndarray]:
+def _laws(name: str, argument: str, given: Any, seen: np.ndarray) -> dict[str, np.ndarray]:
+    check_label("name", name)
     if argument == "wrong" and not isinstance(given, Mapping):
         raise ValueError(f"wrong must map labels to predictions, got {describe(given)}.")
     found = {}
@@ -324,25 +324,38 @@ def _errors(measure: Measure, label: str, seen: np.ndarray, law: np.ndarray) -> 
         return as_numbers(f"errors of {label or 'the law'}", measure(seen, law), "biufc")
 
 
+def _within(given: Any) -> float:
+    check_range("within", bound := as_number("within", given), least=0)
+    return bound
+
+
 def _both(
-    name: str, values: Any, wrong: Mapping[str, Any], row: Callable[[Any], Row], kinds: str = "biuf"
+    name: str,
+    argument: str,
+    values: Any,
+    wrong: Mapping[str, Any],
+    row: Callable[[np.ndarray], Row],
+    kinds: str = "biuf",
 ) -> tuple[dict[str, Row], dict[str, Row]]:
     """The row of the values, or of each by its label, and those of the control."""
+    check_label("name", name)
+    several, others = _labelled(argument, values, ""), _labelled("wrong", wrong, "")
     if not isinstance(wrong, Mapping):
         raise ValueError(f"wrong must map labels to values, got {describe(wrong)}.")
-    several = _labelled("values", values, "")
-    rows = {_named(name, label, several): row(as_numbers(name, found, kinds)) for label, found in several.items()}
-    return rows, {f"{name}: {label}": row(as_numbers(label, found, kinds)) for label, found in wrong.items()}
+    rows = {_named(name, label, several): row(as_numbers(argument, found, kinds)) for label, found in several.items()}
+    return rows, {f"{name}: {label}": row(as_numbers(f"wrong {label}", x, kinds)) for label, x in others.items()}
 
 
 def _one_sided(
     name: str, values: Any, side: str, bound: Any, wrong: Mapping[str, Any], x: Axis | None, y: str, log: str
 ) -> Evidence:
     _check_not_implied(name, values, wrong)
-    rows, control = _both(name, values, wrong, lambda found: one_sided(found, **{side: bound}))
+    limit_ = as_number("bound", bound)
+    check_range("bound", limit_)
+    rows, control = _both(name, "values", values, wrong, lambda found: one_sided(found, **{side: limit_}))
     if x is None:
         return Evidence(rows, control)
-    line = {f"{side.replace('_', ' ')} {as_number('bound', bound):.3g}": np.full(len(x[1]), as_number("bound", bound))}
+    line = {f"{side.replace('_', ' ')} {limit_:.3g}": np.full(len(as_axis("x", x)[1]), limit_)}
     return Evidence(rows, control, _curves(name, x, _labelled("values", values, "observed"), line, wrong, y=y, log=log))
 
 
@@ -354,6 +367,8 @@ def _check_not_implied(name: str, values: Any, wrong: Mapping[str, Any]) -> None
         for label, other in wrong.items() if isinstance(wrong, Mapping) else ():
             b = np.asarray(other)
             if a.shape != b.shape or a.dtype.kind not in "biuf" or b.dtype.kind not in "biuf" or np.array_equal(a, b):
+                continue
+            if a.size == 0 or not np.isfinite(a).all():
                 continue
             if np.ptp(a.astype(float)) == 0 and float(a.flat[0]).is_integer():  # 0 and 1, say: all, and none
                 continue
@@ -377,7 +392,7 @@ def _curves(
         return []
     flat = lambda curve: np.asarray(curve).reshape(len(curve), -1) if np.ndim(curve) > 2 else curve
     theory = {label or "theory": flat(curve) for label, curve in predicted.items()}
-    seen = {label: flat(curve) for label, curve in observed.items()}
+    seen = {label or "observed": flat(curve) for label, curve in observed.items()}
     return [
         panel(title, x, y=y, log=log, observed=seen, predicted=theory, control={k: flat(v) for k, v in control.items()})
     ]

@@ -20,7 +20,7 @@ import xarray as xr
 from jaxtyping import Array, Key
 
 from .._checks import check_callable, choice, describe, integer, strings
-from ._given import check_text
+from ._given import as_number, check_text
 from .paper import Paper, paper_of
 from .rows import Row, Verdict
 
@@ -46,8 +46,11 @@ class Erratum:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if not field.name.startswith("error_") or isinstance(getattr(self, field.name), str):
-                check_text(field.name, getattr(self, field.name))
+            given = getattr(self, field.name)
+            if not field.name.startswith("error_") or isinstance(given, str):
+                check_text(field.name, given)
+            else:
+                object.__setattr__(self, field.name, as_number(field.name, given))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +224,9 @@ def claim(
         check_callable("check", check)
         key, found = paper_of(check)
         own = f"{key}.{getattr(check, '__name__', '')}" if name is None else name
-        cited = str(found if paper is None else paper)
+        cited = found if paper is None else paper
+        if isinstance(cited, Paper):
+            cited = str(cited)
         return Claim(own, cited, statement, source, strings("assumptions", assumptions), check, tex, flow)
 
     return made
@@ -232,10 +237,17 @@ def claims_in(module: ModuleType | str) -> tuple[Claim, ...]:
 
     A module whose claims are made by functions lists them as `CLAIMS`; what is only imported into a module is not its.
 
-    **Raises** `ImportError` for a module that is not there, `ValueError` for two claims of one name.
+    **Raises** `ValueError` for a module that is not there, and for two claims of one name.
     """
     if isinstance(module, str):
-        module = importlib.import_module(module)
+        try:
+            module = importlib.import_module(module)
+        except (ModuleNotFoundError, ValueError) as error:
+            if isinstance(error, ModuleNotFoundError) and not f"{module}.".startswith(f"{error.name}."):
+                raise  # what the module itself imports
+            raise ValueError(f"module must be a module, or the name of one, got {describe(module)}.") from error
+    if not isinstance(module, ModuleType):
+        raise ValueError(f"module must be a module, or the name of one, got {describe(module)}.")
     found = [*_own_claims(module)]
     for info in sorted(pkgutil.iter_modules(getattr(module, "__path__", []), f"{module.__name__}."), key=str):
         if not info.name.rpartition(".")[2].startswith("_"):

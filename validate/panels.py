@@ -33,7 +33,7 @@ def panel(
     """
     check_text("title", title)
     check_text("y", y)
-    name, values = _axis("x", x)
+    name, values = as_axis("x", x)
     choice("log", log, ("", "x", "y", "xy"))
     curves = {}
     roles = {"predicted": predicted, "observed": observed, "control": control}
@@ -62,7 +62,7 @@ def panel(
     return xr.Dataset(curves, {name: values}, attributes)
 
 
-def _axis(argument: str, axis: Any, words: bool = False) -> tuple[str, np.ndarray]:
+def as_axis(argument: str, axis: Any, words: bool = False) -> tuple[str, np.ndarray]:
     """The label and the values of an axis."""
     if not (isinstance(axis, tuple) and len(axis) == 2 and isinstance(axis[0], str)):
         raise ValueError(f"{argument} must be a label and values, ('t', values), got {describe(axis)}.")
@@ -100,7 +100,7 @@ def heatmap(
     """
     check_text("title", title)
     check_label("z_label", z_label)
-    (x_name, x_values), (y_name, y_values) = _axis("x", x, words=True), _axis("y", y, words=True)
+    (x_name, x_values), (y_name, y_values) = as_axis("x", x, words=True), as_axis("y", y, words=True)
     choice("log", log, ("", "z"))
     cells = as_numbers("z", z)
     if cells.shape != (len(y_values), len(x_values)):

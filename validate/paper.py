@@ -32,7 +32,7 @@ class Paper:
             if not isinstance(given, str) or (not given.strip() and field.name != "predicts"):
                 raise ValueError(f"{field.name} must be a text, got {describe(given)}.")
         missing = [one for one in ("author", "title", "year") if not re.search(rf"\b{one}\s*=", self.bibtex)]
-        if not self.bibtex.startswith("@") or missing:
+        if not re.fullmatch(r"@\w+\{.*\}\s*", self.bibtex, re.DOTALL) or missing:
             wanted = "an entry @…{…} with author, title and year"
             raise ValueError(f"bibtex must be {wanted}, got {describe(self.bibtex)}.")
 

@@ -3,43 +3,51 @@
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 
 from traindyn import validate
 
 from .kinds import Call
 
 PARAMETER = jnp.array([0.8, 0.4, 0.2, 0.1])
+PAIR = [1.0, 2.0]
+MEASURED = {"observed": "*", "law": "*"}  # arrays that a check has made
 ROW = validate.identity(0.5, 1.0)
+BIBTEX = "@misc{me, author = {Me}, title = {Mine}, year = {2026}}"
 AXIS = ("t", [0.0, 1.0])
 SCALES = ("smoke", "laptop", "paper")
-HEADER = {"paper": "A paper", "kind": "identity", "statement": "s", "source": "eq. 1", "assumptions": ("a",)}
+HEADER = {"paper": "A paper", "statement": "s", "source": "eq. 1", "assumptions": ("a",), "tex": "x = y"}
 
 
 def check(setting: validate.Setting) -> validate.Evidence:
     return validate.Evidence({"row": ROW}, {"wrong": validate.identity(2.0, 1.0)})
 
 
-CLAIM = validate.claim("x.y", **HEADER)(check)
+CLAIM = validate.claim(name="x.y", **HEADER)(check)
 # Any text is a text.
-TEXTS = {name: "text" for name in ("paper", "statement", "source", "control")}
+TEXTS = {name: "text" for name in ("paper", "statement", "source", "tex")}
 
 
-def decorate(name, **header):
-    return validate.claim(name, **header)(check)
+def decorate(**header):
+    return validate.claim(**header)(check)
+
+
+def joined(remarks):
+    return validate.evidence(validate.at_most("a", 1.0, 2.0, {"w": 3.0}), remarks=remarks)
 
 
 CALLS = {
     "validate.Claim": Call(
         validate.Claim,
-        {"name": "x.y", **HEADER, "control": "c", "check": check},
+        {"name": "x.y", **HEADER, "check": check},
         accepts={**TEXTS, "assumptions": "text"},  # one text is one assumption
-        bad={"name": ["x", "../x.y", "x.y.z", "x.1"], "kind": ["proof"], "statement": ["\udc80"]},
+        bad={"name": ["x", "../x.y", "x.y.z", "x.1"], "statement": ["\udc80"], "flow": ["Flow", 3]},
     ),
     "validate.claim": Call(
         decorate,
-        {"name": "x.y", **HEADER, "control": "c"},
-        accepts={**TEXTS, "assumptions": "text"},
-        bad={"name": ["x", "../x.y"], "kind": ["proof"]},
+        {"name": "x.y", **HEADER},
+        accepts={**TEXTS, "assumptions": "text", "name": "nothing", "paper": ("text", "nothing")},  # the module's
+        bad={"name": ["x", "../x.y"], "flow": ["Flow"]},
     ),
     "validate.Evidence": Call(
         validate.Evidence,
@@ -56,8 +64,8 @@ CALLS = {
     ),
     "validate.Erratum": Call(
         validate.Erratum,
-        dict.fromkeys(("where", "printed", "corrected", "error_corrected", "error_printed"), "text"),
-        accepts=dict.fromkeys(("where", "printed", "corrected", "error_corrected", "error_printed"), "text"),
+        {"where": "eq. 1", "printed": "p", "corrected": "c", "error_corrected": 1e-9, "error_printed": 0.5},
+        accepts={"where": "text", "printed": "text", "corrected": "text"},
         bad={"where": ["\udc80"]},
     ),
     "validate.Setting": Call(
@@ -66,6 +74,16 @@ CALLS = {
         accepts={"corpus": "text", "corpus_name": "text"},
         bad={"seed": [2**70]},
     ),
+    "validate.Paper": Call(
+        validate.Paper,
+        {"name": "Mine", "citation": "Me, 2026", "bibtex": BIBTEX, "predicts": "growth"},
+        accepts={"name": "text", "citation": "text", "predicts": "text"},
+        bad={"name": ["", " "], "citation": [""], "bibtex": ["", "@misc{x}", BIBTEX.replace("year", "when")]},
+    ),
+    "validate.claims_in": Call(
+        validate.claims_in, {"module": "traindyn.validate.reversal"}, bad={"module": ["", "json.nothing"]}
+    ),
+    "validate.built_in": Call(lambda paper: validate.built_in(paper), {"paper": "reversal"}),
     # Whatever a claim likes to choose from.
     "validate.Setting.pick": Call(
         validate.Setting("smoke").pick, {"smoke": 1, "laptop": 2, "paper": 3}, accepts=dict.fromkeys(SCALES, "*")
@@ -78,6 +96,69 @@ CALLS = {
         {"path": str(Path(__file__))},
         bad={"path": [str(Path(__file__).parent), b"x", "a\0b", ""]},
     ),
+    # What is measured may be NaN: the row is undecided. A bound may not. Any law that broadcasts fits.
+    "validate.agrees": Call(
+        validate.agrees,
+        {"name": "v", "x": AXIS, "observed": PAIR, "law": PAIR, "wrong": {"w": [3.0, 4.0]}, "within": 0.1}
+        | {"measure": validate.relative, "y": "v", "log": "y"},
+        accepts={"name": "text", "x": "nothing", "observed": ("NaN", "complex"), "law": ("NaN", "complex", "shape")}
+        | {"y": "text"},
+        bad={"wrong": [{"w": [1.0] * 3}, {1: PAIR}, PAIR], "log": ["z"], "within": [-1.0]},
+    ),
+    "validate.vanishes": Call(
+        validate.vanishes,
+        {"name": "v", "residual": PAIR, "wrong": {"w": [30.0, 4.0]}, "within": 3.0, "x": AXIS},
+        accepts={"name": "text", "x": "nothing", "residual": ("NaN", "complex")},
+        bad={"wrong": [{1: PAIR}, PAIR], "within": [-1.0], "residual": [jnp.zeros(0)]},
+    ),
+    "validate.converges": Call(
+        validate.converges,
+        {"name": "v", "x": ("h", PARAMETER), "observed": 1 + PARAMETER, "law": 1.0, "wrong": {"w": 2.0}}
+        | {"order": 1.0, "tolerance": 0.1, "measure": validate.relative},
+        accepts={"name": "text", "observed": ("NaN", "complex"), "law": ("NaN", "complex", "shape")},
+        bad={"wrong": [{"w": [1.0] * 3}, PAIR], "x": [AXIS, PARAMETER]},
+    ),
+    "validate.scales": Call(
+        validate.scales,
+        {"name": "v", "x": ("h", PARAMETER), "values": PARAMETER, "wrong": {"w": (PARAMETER**2).tolist()}}
+        | {"order": 1.0, "tolerance": 0.1, "y": "v"},
+        accepts={"name": "text", "values": "NaN", "y": "text"},
+        bad={"wrong": [{"w": [1.0] * 3}, PAIR], "x": [AXIS, PARAMETER]},
+    ),
+    **{
+        f"validate.{fn.__name__}": Call(
+            fn,
+            {"name": "v", "values": PAIR, "bound": 1.0, "wrong": {"w": [3.0, 4.0]}, "x": AXIS, "y": "v", "log": "y"},
+            accepts={"name": "text", "x": "nothing", "values": "NaN", "y": "text"},
+            bad={"wrong": [{1: PAIR}, PAIR], "values": [jnp.zeros(0)], "bound": [float("inf")], "log": ["z"]},
+        )
+        for fn in (validate.at_most, validate.at_least)
+    },
+    "validate.mean": Call(
+        validate.mean,
+        {"name": "v", "samples": PARAMETER, "wrong": {"w": PARAMETER.tolist()}, "at_least": 0.0},
+        accepts={"name": "text", "samples": "NaN"},
+        bad={"samples": [jnp.ones(2)], "at_least": [float("nan")], "wrong": [PAIR]},
+    ),
+    "validate.quantile": Call(
+        validate.quantile,
+        {"name": "v", "samples": PARAMETER, "q": 0.5, "wrong": {"w": PARAMETER.tolist()}, "at_least": 0.0},
+        accepts={"name": "text", "samples": "NaN"},
+        bad={"samples": [jnp.ones(2)], "q": [0.0, 1.0], "wrong": [PAIR]},
+    ),
+    "validate.count": Call(
+        validate.count,
+        {"name": "v", "hits": np.array([True, False, True]), "wrong": {"w": np.zeros(3, bool)}, "at_least": 0.1},
+        accepts={"name": "text"},
+        bad={"hits": [[0.5, 1.0]], "at_least": [-0.1, 1.1], "wrong": [PAIR]},
+    ),
+    "validate.evidence": Call(joined, {"remarks": ("a remark",)}, accepts={"remarks": "text"}),
+    "validate.rounding": Call(validate.rounding, {"n": 8.0}, bad={"n": [0.0, -1.0]}),
+    "validate.solver": Call(validate.solver, {"k": 8.0}, bad={"k": [0.0, -1.0]}),
+    **{
+        f"validate.{fn.__name__}": Call(fn, {"observed": np.ones((2, 3)), "law": np.ones((2, 3))}, accepts=MEASURED)
+        for fn in (validate.scaled, validate.relative, validate.absolute, validate.norms)
+    },
     # What is measured may be NaN: the row is undecided. A bound may not.
     "validate.identity": Call(
         validate.identity,

@@ -35,9 +35,9 @@ def file(b, name=None):
 GOODCLAIM = """
 import jax.numpy as jnp, numpy as np
 from traindyn.validate import Evidence, claim, identity, panel, Erratum
-@claim("%s", paper="P<script>alert(1)</script>", kind="identity", statement="S <script>alert(2)</script>", source="<img src=x onerror=alert(3)>", assumptions=("<b>a</b>",), control="c\\" onmouseover=alert(4)")
+@claim("S <script>alert(2)</script>", source="<img src=x onerror=alert(3)>", assumptions=("<b>a</b>",), name="%s", paper="P<script>alert(1)</script>")
 def check(setting):
-    return Evidence(rows={"<script>alert(5)</script>": identity([0.0], 1.0)}, control={"c": identity([2.0], 1.0)}, panels=[panel("<svg/onload=alert(6)>", ("x", [1, 2]), observed={"o": [1, 2]})], remarks=["<script>alert(7)</script>", "</style></head><script>8</script>"], errata=[Erratum("<script>9</script>", "p", "c", "1", "2")])
+    return Evidence(rows={"<script>alert(5)</script>": identity([0.0], 1.0)}, control={"c\\" onmouseover=alert(4)": identity([2.0], 1.0)}, panels=[panel("<svg/onload=alert(6)>", ("x", [1, 2]), observed={"o": [1, 2]})], remarks=["<script>alert(7)</script>", "</style></head><script>8</script>"], errata=[Erratum("<script>9</script>", "p", "c", 1.0, 2.0)])
 CLAIMS = (check,)
 """
 

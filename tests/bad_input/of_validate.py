@@ -274,43 +274,12 @@ C(G, "statistic complex", lambda: v.statistic([1j, 2, 3], at_least=0))
 C(G, "Evidence of nothing", lambda: v.Evidence({}, {}).verdict.value, "ok")
 C(G, "Evidence.decisive of nothing", lambda: v.Evidence({}, {}).decisive)
 C(G, "Evidence with a non-row", lambda: v.Evidence({"x": 1.0}, {}).verdict)
-C(
-    G,
-    "claim kind unknown",
-    lambda: v.claim("a.b", paper="", kind="theorem", statement="", source="", assumptions=(), control=""),
-)
-C(
-    G,
-    "claim without a dot",
-    lambda: v.claim("ab", paper="", kind="identity", statement="", source="", assumptions=(), control=""),
-)
-C(
-    G,
-    "claim assumptions a string (letters)",
-    lambda: (
-        v.claim("a.b", paper="", kind="identity", statement="", source="", assumptions="gradient flow", control="")(
-            lambda s: None
-        ).assumptions
-    ),
-)
-C(
-    G,
-    "claim named ../x.y",
-    lambda: (
-        v.claim("../x.y", paper="", kind="identity", statement="", source="", assumptions=(), control="")(
-            lambda s: None
-        ).name
-    ),
-)
-C(
-    G,
-    "claim named /x.y",
-    lambda: (
-        v.claim("/x.y", paper="", kind="identity", statement="", source="", assumptions=(), control="")(
-            lambda s: None
-        ).name
-    ),
-)
+named = lambda name, **more: v.claim("", source="", **{"assumptions": (), **more}, name=name)(lambda s: None)
+C(G, "claim flow unknown", lambda: named("a.b", flow="Flow"))
+C(G, "claim without a dot", lambda: named("ab"))
+C(G, "claim assumptions a string (letters)", lambda: named("a.b", assumptions="gradient flow").assumptions)
+C(G, "claim named ../x.y", lambda: named("../x.y").name)
+C(G, "claim named /x.y", lambda: named("/x.y").name)
 C(G, "Setting scale", lambda: v.Setting("huge").pick(smoke=1, laptop=2, paper=3))
 C(G, "Setting seed -1", lambda: v.Setting("smoke", -1).rng)
 C(G, "Setting seed 1.5", lambda: v.Setting("smoke", 1.5).key)
@@ -408,7 +377,7 @@ for s in (
     C(G, repr(s), lambda s=s: (lambda r: {"name": r[0], "n": np.array(r[1][:4])})(named_sweep.parse_axis(s)))
 # ---- verify in process
 G = "verify()"
-mk = lambda name, fn, kind="identity": v.Claim(name, "P", kind, "S", "src", ("a",), "c", fn)
+mk = lambda name, fn: v.Claim(name, "P", "S", "src", ("a",), fn)
 good = lambda s: v.Evidence(
     {"r": v.identity([0.0], 1.0)}, {"c": v.identity([2.0], 1.0)}, [v.panel("p", ("x", [1, 2]), observed={"o": [1, 2]})]
 )

@@ -9,9 +9,7 @@ from traindyn.validate import Evidence, Setting, claim, identity
 
 
 def _make(name: str, seconds: float):
-    header = dict(paper="A paper", kind="identity", statement="s", source="eq. 1", assumptions=(), control="c")
-
-    @claim(f"slow.{name}", **header)
+    @claim("s", source="eq. 1", assumptions=(), name=f"slow.{name}")
     def check(setting: Setting) -> Evidence:
         time.sleep(seconds)
         if name == "killed":

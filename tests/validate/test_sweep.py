@@ -538,10 +538,9 @@ def test_claims_over_seeds(tmp_path):
 
 CLAIM_THAT_RAISES = """
 from traindyn.validate import claim
-@claim("bad.raises", paper="", kind="identity", statement="", source="", assumptions=(), control="")
+@claim("s", source="", assumptions=(), name="bad.raises")
 def raises(setting):
     raise RuntimeError("no")
-CLAIMS = (raises,)
 """
 
 

@@ -111,7 +111,7 @@ SCRIPT = """
 import sys
 from traindyn.validate import Evidence, Setting, claim, identity, verify
 
-@claim("my.script", paper="", kind="identity", statement="", source="", assumptions=(), control="")
+@claim("s", source="", assumptions=())
 def check(setting):
     print("checked", flush=True)
     return Evidence({"r": identity(float(sys.argv[1]), 1.0)}, {"c": identity(5.0, 1.0)})
@@ -157,7 +157,7 @@ def test_without_a_device_a_command_says_so():
 def test_a_time_limit_needs_claims_that_can_be_sent():
     from traindyn.validate import Evidence, claim, identity, verify
 
-    @claim("a.here", paper="", kind="identity", statement="", source="", assumptions=(), control="")
+    @claim("s", source="", assumptions=(), name="a.here")
     def here(setting):
         return Evidence({"r": identity(0.0, 1.0)}, {"c": identity(2.0, 1.0)})
 
