@@ -1,6 +1,7 @@
 """How much of a gradient each way of finding a basis keeps."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import scipy.linalg
 import scipy.optimize
+import xarray as xr
 
 from ...nets.galore import (
     exact_svd,
@@ -20,9 +22,9 @@ from ...nets.galore import (
     subspace_iteration,
 )
 from ...nets.galore.projectors import Projector
+from ..checks import agrees, at_most, evidence, relative, rounding, vanishes
 from ..claim import Evidence, Setting, claim
 from ..panels import heatmap, panel
-from ..rows import identity
 
 NOISE = 0.5  # of the gradient that the basis in use was made from, relative to ‖G‖_F
 EXACT = {"exact_svd": exact_svd(), "gram_eigh": gram_eigh()}
@@ -81,114 +83,104 @@ def _expected(singular: np.ndarray, columns: int, power_iters: int) -> float:
     return float(np.sum(singular**2 * s / (s + kappa)))
 
 
-def _energy(basis: np.ndarray, g: np.ndarray) -> float:
-    return float(np.sum((basis.T @ g) ** 2))
+def _measure(
+    rng: np.random.Generator, label: str, size: tuple[int, int], r: int, names: Sequence[str], *, dtype: Any, warm: bool
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """The share of the best energy that each basis keeps, and how far it is from orthonormal."""
+    power = SPECTRA[label]
+    g, used = _with_spectrum(rng, size, power), np.zeros((size[0], r))
+    if warm:
+        noise = rng.standard_normal(size)
+        used = _leading(g + NOISE * np.linalg.norm(g) / np.linalg.norm(noise) * noise, r)
+    best = np.sum(np.arange(1, r + 1) ** (-2 * power))
+    bases = _bases(jnp.asarray(g, dtype), jnp.asarray(used, dtype), tuple(names), r)
+    bases = {name: np.asarray(basis, float) for name, basis in bases.items()}
+    return {(label, name): (np.sum((basis.T @ g) ** 2) / best, _skew(basis)) for name, basis in bases.items()}
 
 
-# CONTROL: directions drawn uniformly, taken to be as good: what they keep is r/k of the whole
+def _skew(basis: np.ndarray) -> float:
+    return np.abs(basis.T @ basis - np.eye(basis.shape[1])).max()
+
+
 @claim(
-    "Singular vectors keep Σ_{i≤r} σ_i² of a gradient's energy, the best possible. A random sketch with one "
-    "power iteration keeps 96 % of that for σ_i = i^−1/2 and 99.9 % for i^−1; one product with a basis from a gradient "
-    "that was off by half keeps 99 %.",
+    "Singular vectors keep Σ_{i≤r} σ_i² of a gradient's energy, the best possible. A random sketch with one power "
+    "iteration keeps 96 % of that if σ_i = i^−1/2, and 99.9 % if i^−1. One product with a basis from a gradient that "
+    "was off by half keeps 99 %.",
     source="equation 12 (singular vectors); randomised ranges: arXiv 0909.4061; shares at 1024 × 4096, r = 128",
     assumptions=(
         "sketches of r + 8 columns",
         f"basis in use: the singular vectors of G + noise, ‖noise‖_F = {NOISE:g} ‖G‖_F",
         "what sketches keep does not depend on the singular vectors, only on the values",
     ),
+    tex=r"\max_{P^\top P = 1} \|P^\top G\|_F^2 = \sum_{i \le r} \sigma_i^2",
 )
 def projectors(setting: Setting) -> Evidence:
     rng, large, r = setting.rng, (1024, 4096), 128
     k_exact, r_exact = setting.pick(smoke=((64, 256), 8), laptop=((256, 1024), 32), paper=(large, r))
     # Zero singular values more change nothing for a sketch, but the noise in a basis is averaged over columns.
     square = setting.pick(smoke=(1024, 1024), laptop=large, paper=large)
-    few = ("randomized, q = 1", "random_orthonormal")
-    cold = setting.pick(smoke=few, laptop=(*COLD, *RANDOM), paper=(*COLD, *RANDOM))
-    warm = setting.pick(smoke=("warm × 1",), laptop=tuple(WARM), paper=tuple(WARM))
+    few, every = ("randomized, q = 1", "random_orthonormal"), (*COLD, *RANDOM)
+    cold, warm = setting.pick(smoke=(few, ("warm × 1",)), laptop=(every, tuple(WARM)), paper=(every, tuple(WARM)))
     spectra = setting.pick(smoke=("i^−1/2",), laptop=tuple(SPECTRA), paper=tuple(SPECTRA))  # for warm starts
-    share, orthonormal = {}, []
-
-    def measure(label: str, size: tuple[int, int], r: int, names: tuple[str, ...], warm: bool = False) -> None:
-        """The shares of the best energy, `share[label, name]`, and how far the bases are from orthonormal."""
-        power = SPECTRA[label]
-        g, used = _with_spectrum(rng, size, power), np.zeros((size[0], r))
-        if warm:
-            noise = rng.standard_normal(size)
-            used = _leading(g + NOISE * np.linalg.norm(g) / np.linalg.norm(noise) * noise, r)
-        cast = lambda x: jnp.asarray(x, setting.dtype)
-        best = np.sum(np.arange(1, r + 1) ** (-2 * power))
-        for name, basis in _bases(cast(g), cast(used), names, r).items():
-            basis = np.asarray(basis, float)
-            share[label, name] = _energy(basis, g) / best
-            orthonormal.append(np.abs(basis.T @ basis - np.eye(r)).max())
-
+    measure, found = functools.partial(_measure, rng, dtype=setting.dtype), {}
     for label in SPECTRA:
-        measure(label, k_exact, r_exact, tuple(EXACT))
-        measure(label, square, r, cold)
+        found |= measure(label, k_exact, r_exact, EXACT, warm=False) | measure(label, square, r, cold, warm=False)
     for label in spectra:
-        measure(label, large, r, warm, warm=True)
-    g = _with_spectrum(rng, k_exact, 0.5)
-    narrow = np.asarray(_bfloat16(jnp.asarray(g, setting.dtype), r_exact), float)
-    rounding = np.abs(narrow.T @ narrow - np.eye(r_exact)).max()
+        found |= measure(label, large, r, warm, warm=True)
+    narrow = np.asarray(_bfloat16(jnp.asarray(_with_spectrum(rng, k_exact, 0.5), setting.dtype), r_exact), float)
+
+    share = {key: kept for key, (kept, _) in found.items()}
+    exact = [share[label, name] - 1 for label in SPECTRA for name in EXACT]
+    random = {label: {"random directions": 1 - share[label, "random_orthonormal"]} for label in SPECTRA}
+    sizes = [f"{size[0]} × {size[1]}, r = {rank}" for size, rank in ((k_exact, r_exact), (large, r))]
+
+    def lost(label: str, name: str, bound: float) -> Evidence:
+        return at_most(f"share lost, {name}, {label}", 1 - share[label, name], bound, random[label])
 
     half, one = SPECTRA
-    exact = [share[label, name] - 1 for label in SPECTRA for name in EXACT]
-    sizes = [f"{size[0]} × {size[1]}, r = {rank}" for size, rank in ((k_exact, r_exact), (large, r))]
-    methods = [*EXACT, *cold, *warm]
+    others = "; ".join(f"{name} {value:.4f} for {label}" for (label, name), value in share.items() if name not in EXACT)
     singular = np.arange(1, large[0] + 1) ** -0.5
-    best = np.sum(singular[:r] ** 2)
-    iterations = np.arange(4)
-    curve = np.array([share.get((half, f"randomized, q = {q}"), np.nan) for q in iterations])
-    lost = lambda label, name: 1 - share[label, name]
-    random = share[half, "random_orthonormal"]
-    return Evidence(
-        rows={
-            f"‖Pᵀ G‖²/Σ σ_i² − 1, singular vectors, {sizes[0]}": identity(np.array(exact), setting.bound(1e-9, 1e-5)),
-            "share lost, sketch with q = 1, i^−1/2": identity(lost(half, "randomized, q = 1"), 0.04),
-            "share lost, sketch with q = 1, i^−1": identity(lost(one, "randomized, q = 1"), 0.001),
-        }
-        | {f"share lost, warm × 1, {label}": identity(lost(label, "warm × 1"), 0.01) for label in spectra}
-        | {
-            "max |Pᵀ P − 1|": identity(np.array(orthonormal), setting.bound(1e-12, 5e-6)),
-            "max |Pᵀ P − 1|, kept in bfloat16": identity(rounding, 5e-3),
-        },
-        control={
-            "share lost, random directions, i^−1/2": identity(1 - random, 0.04),
-            "share lost, random directions, i^−1": identity(lost(one, "random_orthonormal"), 0.001),
-        },
-        panels=[
-            heatmap(
-                "share of the best energy",
-                ("method", methods),
-                ("singular values", list(SPECTRA)),
-                [[share.get((label, name), np.nan) for name in methods] for label in SPECTRA],
-                z_label="‖Pᵀ G‖² / Σ_{i≤r} σ_i²",
-                limits=(0.0, 1.0),
-            ),
-            panel(
-                f"random sketch, i^−1/2, {sizes[1]}",
-                ("power iterations q", iterations),
-                y="share of the best energy",
-                observed={"r + 8 columns, best r of them": curve},
-                predicted={
-                    "limit law, r columns": np.array([_expected(singular, r, int(q)) / best for q in iterations]),
-                },
-                control={"random directions": np.full(len(iterations), random)},
-            ),
-        ],
+    law = [_expected(singular, r, q) / np.sum(singular[:r] ** 2) for q in range(4)]
+    return evidence(
+        vanishes(f"‖Pᵀ G‖²/Σ σ_i² − 1, singular vectors, {sizes[0]}", exact, random[half], within=rounding(80)),
+        lost(half, "randomized, q = 1", 0.04),
+        lost(one, "randomized, q = 1", 0.001),
+        *(lost(label, "warm × 1", 0.01) for label in spectra),
+        at_most("max |Pᵀ P − 1|", [skew for _, skew in found.values()], rounding(200)),
+        at_most("max |Pᵀ P − 1|, kept in bfloat16", _skew(narrow), 5e-3),  # whose ε is 8e-3
+        panels=_pictures(share, [*EXACT, *cold, *warm], law, sizes[1]),
         remarks=[
-            f"Of the best energy at {sizes[1]}: "
-            + "; ".join(
-                f"{name} {value:.4f} for {label}" for (label, name), value in share.items() if name not in EXACT
-            )
-            + ".",
-            f"A sketch of r columns, not r + 8, is expected to keep {_expected(singular, r, 0) / best:.3f} with no "
-            f"power iteration and {_expected(singular, r, 1) / best:.3f} with one, for i^−1/2.",
+            f"Of the best energy at {sizes[1]}: {others}.",
+            f"A sketch of r columns, not r + 8, is expected to keep {law[0]:.3f} with no power iteration and "
+            f"{law[1]:.3f} with one, for i^−1/2.",
         ],
     )
 
 
+def _pictures(share: dict[tuple[str, str], float], methods: list[str], law: list[float], size: str) -> list[xr.Dataset]:
+    half, iterations = next(iter(SPECTRA)), np.arange(len(law))
+    return [
+        heatmap(
+            "share of the best energy",
+            ("method", methods),
+            ("singular values", list(SPECTRA)),
+            [[share.get((label, name), np.nan) for name in methods] for label in SPECTRA],
+            z_label="‖Pᵀ G‖² / Σ_{i≤r} σ_i²",
+            limits=(0.0, 1.0),
+        ),
+        panel(
+            f"random sketch, {half}, {size}",
+            ("power iterations q", iterations),
+            y="share of the best energy",
+            observed={"best r of r + 8": [share.get((half, f"randomized, q = {q}"), np.nan) for q in iterations]},
+            predicted={"limit law, r columns": law},
+            control={"random directions": np.full(len(law), share[half, "random_orthonormal"])},
+        ),
+    ]
+
+
 UPDATE_RANK, SCALE = 4, 0.25
+SIZE, RANK = "‖update‖/(α‖N‖) − 1", "σ_{r+1}/σ₁ of the update"
 
 
 def _first_ranks(k: int) -> tuple[int, ...]:
@@ -244,17 +236,17 @@ def _checked(trail: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     return {
         "project(project_back(R)) − R": norm(p.swapaxes(-1, -2) @ p @ n - n) / norm(n),
         "Pᵀ update / α − N, over N": norm(p.swapaxes(-1, -2) @ update / SCALE - n) / norm(n),
-        "‖update‖/(α‖N‖) − 1, if above": np.maximum(norm(update) / (SCALE * norm(n)) - 1, 0),
-        "σ_{r+1}/σ₁ of the update": singular[..., UPDATE_RANK] / singular[..., 0],
+        SIZE: norm(update) / (SCALE * norm(n)) - 1,
+        RANK: singular[..., UPDATE_RANK] / singular[..., 0],
     }
 
 
-# CONTROL: a Gaussian matrix over √r in place of an orthonormal basis, as random sketches use it
 @claim(
-    "Projecting undoes projecting back; the update α P N has the size α‖N‖_F and at most rank r. The first "
-    "update of Adam is α√(r/k) of its full-rank size.",
+    "Projecting undoes projecting back. The update α P N has at most the size α‖N‖_F and the rank r. The first update "
+    "of Adam is α√(r/k) of its full-rank size.",
     source="algorithm 2; section 5 (why a learning rate of 0.01 is stable)",
     assumptions=("normal gradients", f"rank {UPDATE_RANK}, scale {SCALE}, a gap of 2, four steps"),
+    tex=r"\|\alpha P N\| \le \alpha \|N\|, \quad \|\alpha P N_1\| = \alpha \sqrt{r/k}\, \|N^{\mathrm{full}}_1\|",
 )
 def update(setting: Setting) -> Evidence:
     k, n, draws = setting.pick(smoke=(16, 24, 16), laptop=(16, 24, 256), paper=(64, 96, 256))
@@ -263,33 +255,22 @@ def update(setting: Setting) -> Evidence:
     bases = jnp.asarray(np.linalg.qr(rng.standard_normal((draws, k, k)))[0], setting.dtype)
     results = _updates(grads, bases, setting.pick(smoke=every[:1], laptop=every, paper=every))
     ours, gaussian, sizes = jax.tree.map(lambda x: np.asarray(x, float), results)
-    found, wrong = {name: _checked(trail) for name, trail in ours.items()}, _checked(gaussian)
-    # In float32 bases are orthonormal to 5e-6, entry by entry, and products with them exact to r times that.
-    bound, ranks = setting.bound(1e-12, UPDATE_RANK * 5e-6), np.array(_first_ranks(k))
-    size = "‖update‖/(α‖N‖) − 1, if above"
-    ratio = SCALE * np.sqrt(ranks / k)
-    short = np.abs(sizes / ratio[:, None] - 1)  # |N| is |g|/(|g| + 1e-8), not quite one
-    return Evidence(
-        rows={name: identity(np.stack([x[name] for x in found.values()]), bound) for name in wrong}
-        | {"‖first update‖/(α√(r/k) ‖Adam‖) − 1, median": identity(np.median(short), setting.bound(1e-6, 1e-5))},
-        control={name: identity(np.median(wrong[name]), bound) for name in list(wrong)[:3]}
-        | {"‖first update‖ taken to be α ‖Adam‖, r < k": identity(sizes[:-1] / SCALE - 1, 1e-2)},
-        panels=[
-            panel(
-                "first update against Adam's",
-                ("rank r over short side k", ranks / k),
-                y="‖α P N‖/‖N_full‖",
-                observed={"measured": sizes.mean(1)},
-                predicted={"α √(r/k)": ratio},
-                control={"α": np.full(len(ranks), SCALE)},
-                log="xy",
-            ),
-            panel(
-                "size of the update, exact_svd",
-                ("draw", np.arange(draws)),
-                y="‖update‖/(α ‖N‖)",
-                observed={"orthonormal basis": 1 + found["exact_svd"][size][:, -1]},
-                control={"Gaussian / √r": 1 + wrong[size][:, -1]},
-            ),
-        ],
+    found, wrong = [_checked(trail) for trail in ours.values()], _checked(gaussian)
+    over = lambda name: np.stack([x[name] for x in found])
+    typical = {name: {"a Gaussian matrix over √r, median": np.median(x)} for name, x in wrong.items()}
+    typical[RANK] = {}  # which it has, too
+    within, ranks = rounding(160), np.array(_first_ranks(k))
+    return evidence(
+        *(vanishes(name, over(name), typical[name], within=within) for name in wrong if name != SIZE),
+        at_most(SIZE, over(SIZE), within, typical[SIZE]),
+        agrees(
+            "‖first update‖/‖Adam‖, median",
+            ("rank r over short side k", ranks / k),
+            np.median(sizes, axis=1),
+            {"α√(r/k)": SCALE * np.sqrt(ranks / k)},
+            {"α": np.full(len(ranks), SCALE)},
+            within=setting.bound(1e-6, 1e-5),  # |N| is |g|/(|g| + 1e-8), not quite one
+            measure=relative,
+            log="xy",
+        ),
     )
