@@ -1,6 +1,7 @@
 """Theorem 3.2, the form of a reversible network's gradient, and Theorem 3.8, how fast it shrinks when projected."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,13 +10,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...dynamics.galore import ReversibleGradient
+from ..checks import at_most, evidence, rounding, scales, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
-from ..rows import identity, limit
 from ._shared import Operators, draw_operators
 
 STEPS = 60
 SIZE, RANKS = (6, 8), (3, 4)  # of W, and of its two projections
+RATIO = "‖R_t‖/‖R_{t−1}‖"
 
 
 class _Shrinking(NamedTuple):
@@ -25,8 +27,9 @@ class _Shrinking(NamedTuple):
     allowed: np.ndarray
     resolved: np.ndarray
 
-    def excess(self, more: Any = 0.0) -> np.ndarray:
-        return np.maximum(0, self.ratio - self.allowed - more)[self.resolved]
+    @property
+    def excess(self) -> np.ndarray:
+        return (self.ratio - self.allowed)[self.resolved]
 
 
 @jax.jit
@@ -112,16 +115,16 @@ def _move(case: _Moving, steps: int):
     return jax.lax.scan(step, case.w, length=steps + 1)[1]
 
 
-def _shrink(setting: Setting, case: _Moving, factor: float) -> _Shrinking:
-    """Theorem 3.8 with `factor` L_B L_C D², D the larger norm of W before and after the step."""
+def _shrink(setting: Setting, case: _Moving) -> Callable[[float], _Shrinking]:
+    """Theorem 3.8 with a factor of L_B L_C D², D the larger norm of W before and after the step."""
     norms, sizes, kappa = map(np.asarray, _move(jax.tree.map(lambda x: jnp.asarray(x, setting.dtype), case), 12))
     l_a, l_b, l_c = (x[:, None] for x in np.asarray(case.lipschitz).T)
     d, eta = np.maximum(sizes[:, 1:], sizes[:, :-1]), np.asarray(case.eta)[:, None]
-    allowed = 1 - eta * (kappa[:, :-1] - l_a - factor * l_b * l_c * d**2)
-    resolved = norms[:, :-1] > setting.bound(1e-6, 1e-2) * norms[:, :1]
+    resolved = (norms[:, :-1] > setting.bound(1e-6, 1e-2) * norms[:, :1]) & (eta * l_b * l_c * d**2 <= 1)
     with np.errstate(invalid="ignore"):  # where R is zero already, and not resolved
         ratio = norms[:, 1:] / norms[:, :-1]
-    return _Shrinking(ratio, allowed, resolved & (eta * l_b * l_c * d**2 <= 1))
+    allowed = lambda factor: 1 - eta * (kappa[:, :-1] - l_a - factor * l_b * l_c * d**2)
+    return lambda factor: _Shrinking(ratio, allowed(factor), resolved)
 
 
 def _draw_moving(rng: np.random.Generator, draws: int, size: tuple[int, int], ranks: tuple[int, int]) -> _Moving:
@@ -133,11 +136,9 @@ def _draw_moving(rng: np.random.Generator, draws: int, size: tuple[int, int], ra
     w = unit(rng.standard_normal((draws, *size)), "fro")
     near = unit(w[:, None, None] + 0.1 * normal(3, *size) / np.sqrt(rows * columns), "fro")
     lipschitz = rng.uniform(0.5, 2, (draws, 3)) * np.array([0.05, 1, 1])
+    size_of_a = 1.5 * lipschitz[:, 1] * lipschitz[:, 2]
     return _Moving(
-        a=1.5
-        * lipschitz[:, 1, None, None, None]
-        * lipschitz[:, 2, None, None, None]
-        * (w[:, None] + normal(*size) / 2),
+        a=size_of_a[:, None, None, None] * (w[:, None] + normal(*size) / 2),
         a_hat=unit(normal(*size), "fro"),
         b_hat=unit(square(normal(rows, rows)) + np.eye(rows), 2),
         c_hat=unit(square(normal(columns, columns)) + np.eye(columns), 2),
@@ -153,82 +154,69 @@ def _draw_moving(rng: np.random.Generator, draws: int, size: tuple[int, int], ra
 
 def _one_by_one() -> _Moving:
     """`B = C = min(w, 2 − w)` and A = 1.1, from w = 1: BwC = (2 − w)² w falls, so the gradient grows."""
-    one = np.ones((1, 1, 1, 1))
-    return _Moving(
-        a=1.1 * one,
-        a_hat=one,
-        b_hat=one,
-        c_hat=one,
-        directions=np.ones((1, 1, 3, 1, 1)),
-        peaks=np.ones((1, 1, 2)),
-        lipschitz=np.array([[0.0, 1.0, 1.0]]),
-        p=np.ones((1, 1, 1)),
-        q=np.ones((1, 1, 1)),
-        w=np.ones((1, 1, 1)),
-        eta=np.array([0.05]),
-    )
+    one, w = np.ones((1, 1, 1, 1)), np.ones((1, 1, 1))
+    directions, peaks, lipschitz = np.ones((1, 1, 3, 1, 1)), np.ones((1, 1, 2)), np.array([[0.0, 1.0, 1.0]])
+    return _Moving(1.1 * one, one, one, one, directions, peaks, lipschitz, w, w, w, np.array([0.05]))
 
 
-# CONTROL: the printed factor 1; κ of mean eigenvalues instead of the least
 @claim(
-    "Under fixed projections the projected gradient shrinks in each step by the factor "
-    "1 − η(κ − L_A − 2 L_B L_C D²) or more, with constant operators by 1 − ηκ.",
+    "Under fixed projections the projected gradient shrinks in each step by the factor 1 − η(κ − L_A − 2 L_B L_C D²) "
+    "or more. With constant operators the factor is 1 − ηκ.",
     source="Theorem 3.8; the factor 2 is that of the end of its proof (Eq. 70), the statement (Eq. 11) prints 1",
     assumptions=(
         "ρ = 1, fixed P and Q with orthonormal columns",
         "η λ_max ≤ 1",
         "‖W‖ ≤ D, ‖B‖ ≤ L_B ‖W‖, ‖C‖ ≤ L_C ‖W‖",
     ),
+    tex=r"\|R_t\|_F \le \left(1 - \eta\,(\kappa - L_A - 2 L_B L_C D^2)\right) \|R_{t-1}\|_F",
+    flow=ReversibleGradient,
 )
 def theorem_3_8(setting: Setting) -> Evidence:
-    draws = setting.pick(smoke=300, laptop=3000, paper=30000)
+    draws, within = setting.pick(smoke=300, laptop=3000, paper=30000), rounding(1e4)
     least, mean = _constant(setting, draws)
-    bound = setting.bound(1e-9, 1e-3)
     rng = np.random.default_rng([setting.seed, 1])
-    cases = {"1 × 1": _draw_moving(rng, draws, (1, 1), (1, 1)), "4 × 5": _draw_moving(rng, draws, (4, 5), (2, 3))}
-    two = {name: _shrink(setting, case, 2.0) for name, case in cases.items()}
-    one = {name: _shrink(setting, case, 1.0) for name, case in cases.items()}
-    example = {factor: _shrink(setting, _one_by_one(), factor) for factor in (1.0, 2.0)}
-    share = {name: np.mean(shrinking.excess() > bound) for name, shrinking in one.items()}
+    small, large = _draw_moving(rng, draws, (1, 1), (1, 1)), _draw_moving(rng, draws, (4, 5), (2, 3))
+    small, large, example = (_shrink(setting, case) for case in (small, large, _one_by_one()))
+    two, printed = [case(2.0) for case in (small, large, example)], example(1.0)
+    share = [np.mean(case(1.0).excess > within) for case in (small, large)]
     tight = np.max((least.ratio / least.allowed)[least.resolved])
-    first = example[1.0]
-    return Evidence(
-        rows={
-            f"constant A, B, C: excess over 1 − ηκ, {draws} draws": identity(least.excess(), bound),
-            **{
-                f"A(W), B(W), C(W), {name}: excess with factor 2": identity(shrinking.excess(), bound)
-                for name, shrinking in two.items()
-            },
-            "1 × 1 example: excess with factor 2": identity(example[2.0].excess(), bound),
-        },
-        control={
-            "1 × 1 example: excess with the printed factor 1": identity(first.excess(), bound),
-            "1 × 1 draws: excess with the printed factor 1": identity(one["1 × 1"].excess(), bound),
-            "constant A, B, C: κ of mean eigenvalues": identity(mean.excess(), bound),
-        },
+    moving, constant, as_printed = (
+        "A(W), B(W), C(W)",
+        "1 − η(κ − L_A), as if B and C were constant",
+        "factor 1, as printed",
+    )
+    return evidence(
+        at_most(
+            f"constant A, B, C, {draws} draws: ratio less 1 − ηκ",
+            least.excess,
+            within,
+            {"κ of mean eigenvalues": mean.excess},
+        ),
+        at_most(f"{moving}, 1 × 1: ratio less the bound", two[0].excess, within, {as_printed: small(1.0).excess}),
+        at_most(f"{moving}, 4 × 5: ratio less the bound", two[1].excess, within, {constant: large(0.0).excess}),
+        at_most(
+            "B = C = min(w, 2 − w), A = 1.1, η = 0.05: ratio less the bound",
+            two[2].excess,
+            within,
+            {as_printed: printed.excess},
+            x=("step t", np.arange(1, 13)),
+            y=RATIO,
+        ),
         panels=[
-            panel(
-                "B = C = min(w, 2 − w), A = 1.1, η = 0.05",
-                ("step t", np.arange(1, 13)),
-                y="‖R_t‖/‖R_{t−1}‖",
-                observed={"descent": first.ratio[0]},
-                predicted={"factor 2": example[2.0].allowed[0]},
-                control={"factor 1 (printed)": first.allowed[0]},
-            ),
             panel(
                 f"constant operators, {SIZE[0]} × {SIZE[1]} in {RANKS[0]} × {RANKS[1]}, three draws",
                 ("step t", np.arange(1, STEPS + 1)),
-                y="‖R_t‖/‖R_{t−1}‖",
+                y=RATIO,
                 observed={"descent": least.ratio[:3].T},
                 predicted={"1 − ηκ": least.allowed[:3].T},
                 control={"mean eigenvalues": mean.allowed[:3].T},
             ),
         ],
         remarks=[
-            f"With factor 1 the bound fails in {share['1 × 1']:.1%} of the steps on 1 × 1 and {share['4 × 5']:.1%} on "
-            f"4 × 5 draws. In the 1 × 1 example the first step has ratio {first.ratio[0, 0]:.4f}; the bound as printed "
-            f"is {first.allowed[0, 0]:.4f}, and with factor 2 {example[2.0].allowed[0, 0]:.4f}: B and C fall together "
-            "while each is as large as L‖W‖, and neither half of the proof's 2 can be spared.",
+            f"With factor 1 the bound fails in {share[0]:.1%} of the steps on 1 × 1 and {share[1]:.1%} on 4 × 5 "
+            f"draws. In the 1 × 1 example the first step has ratio {printed.ratio[0, 0]:.4f}; the bound as printed is "
+            f"{printed.allowed[0, 0]:.4f}, and with factor 2 {two[2].allowed[0, 0]:.4f}: B and C fall together while "
+            "each is as large as L‖W‖, and neither half of the proof's 2 can be spared.",
             f"Constant operators: the ratio came to {tight:.4f} of 1 − ηκ at most.",
             "The theorem says only that R → 0 inside the fixed subspace, nothing of G.",
         ],
@@ -237,8 +225,9 @@ def theorem_3_8(setting: Setting) -> Evidence:
                 "Theorem 3.8, Eq. 11",
                 "1 − η(κ − L_A − L_B L_C D²)",
                 "1 − η(κ − L_A − 2 L_B L_C D²), as at the end of its proof",
-                f"exceeded by at most {max(s.excess().max() for s in two.values()):.1g}",
-                f"exceeded by {first.excess().max():.2g} for B = C = min(w, 2 − w)",
+                max(0.0, *(float(x.excess.max()) for x in two)),
+                float(printed.excess.max()),
+                f"excess of {RATIO} over the bound, as printed for B = C = min(w, 2 − w)",
             )
         ],
     )
@@ -263,21 +252,11 @@ def _above(h: Float[Array, " width"], weights: tuple[Array, ...], kind: Float[Ar
     return h
 
 
-class _Forms(NamedTuple):
-    """Of each layer: the gradient by autodiff, and by Theorem 3.2."""
-
-    squared: tuple[Array, ...]
-    squared_law: tuple[Array, ...]
-    halved_law: tuple[Array, ...]  # with Jᵀ J/2^k, k the number of activations above
-    softmax: tuple[Array, ...]
-    softmax_law: tuple[Array, ...]
-    softmax_first: tuple[Array, ...]  # without the term in W
-
-
 @jax.jit
 @functools.partial(jax.vmap, in_axes=(None, 0, None, 0))
 def _forms(weights: tuple[Array, ...], x: Float[Array, "samples inputs"], label: Array, kind: Float[Array, " 4"]):
-    """Autodiff against the theorem, for a batch; `label` one-hot."""
+    """The gradient of each layer, `label` one-hot: by autodiff, for either loss, and by Theorem 3.2; for the
+    squared loss also with Jᵀ J/2^k, k the number of activations above, for the softmax without the term in W."""
     network = lambda weights, x: _above(weights[0] @ x, weights[1:], kind)
     outputs = lambda weights: jax.vmap(network, (None, 0))(weights, x)
     half_square = lambda weights: jnp.sum((label - outputs(weights)) ** 2) / (2 * len(x))
@@ -300,17 +279,17 @@ def _forms(weights: tuple[Array, ...], x: Float[Array, "samples inputs"], label:
         laws.append((form(a, b), form(a, b / 2 ** len(above)), form(centred, quadratic(eye)), form(centred, none)))
         f = jax.vmap(lambda h: kind[0] * h + kind[1] * jax.nn.relu(h) + kind[2] * jnp.tanh(h) + kind[3] * h**2)(h)
         h = f @ weights[layer + 1].T if above else h
-    squared, halved, softmax, first = zip(*laws, strict=True)
-    return _Forms(down(half_square), squared, halved, down(entropy), softmax, first)
+    return down(half_square), down(entropy), *zip(*laws, strict=True)
 
 
-# CONTROL: tanh; x² without the 1/2^k; for the softmax, the term in W left out
 @claim(
-    "The gradient of each layer of a deep linear, ReLU or leaky ReLU network without biases is "
-    "(Jᵀy − JᵀJWf)fᵀ for the squared loss, and (JᵀP₁y − JᵀP₁JWf/K)fᵀ for the logarithmic softmax of small logits, with "
-    "a relative error of second order in their size.",
+    "The gradient of each layer of a deep linear, ReLU or leaky ReLU network without biases is (Jᵀy − JᵀJWf)fᵀ for the "
+    "squared loss. For the logarithmic softmax of small logits it is (JᵀP₁y − JᵀP₁JWf/K)fᵀ, with a relative error of "
+    "second order in their size.",
     source="Theorem 3.2; a network of x² is not reversible as Definition 3.1 asks: it needs JᵀJ/2^k",
     assumptions=("no biases", "softmax: small logits", "batch: the mean of the samples' gradients"),
+    tex=r"G_l = (J_l^\top y - J_l^\top J_l W_l f_{l-1})\, f_{l-1}^\top",
+    flow=ReversibleGradient,
 )
 def gradient_form(setting: Setting) -> Evidence:
     rng, samples = setting.rng, setting.pick(smoke=16, laptop=64, paper=1024)
@@ -318,43 +297,37 @@ def gradient_form(setting: Setting) -> Evidence:
     sizes = zip(WIDTHS[1:], WIDTHS[:-1], strict=True)
     weights = tuple(as_float(rng.standard_normal(size) / np.sqrt(size[1])) for size in sizes)
     x, label = rng.standard_normal((samples, WIDTHS[0])), np.eye(WIDTHS[-1])[rng.integers(WIDTHS[-1], size=samples)]
-    scales = 2.0 ** -np.arange(1, 8)  # of the inputs of the ReLU network, and so of its logits
-    kinds = np.array([*ACTIVATIONS.values(), *[ACTIVATIONS["ReLU"]] * len(scales)])
-    inputs = x * np.concatenate([np.ones(len(ACTIVATIONS)), scales])[:, None, None]
-    forms = jax.tree.map(np.asarray, _forms(weights, as_float(inputs), as_float(label), as_float(kinds)))
+    small = 2.0 ** -np.arange(3, 8)  # sizes of the inputs of the ReLU network, and so of its logits
+    kinds = np.array([*ACTIVATIONS.values(), *[ACTIVATIONS["ReLU"]] * len(small)])
+    inputs = x * np.concatenate([np.ones(len(ACTIVATIONS)), small])[:, None, None]
+    forms = _forms(weights, as_float(inputs), as_float(label), as_float(kinds))
+    of_square, of_softmax, law, law_halved, law_softmax, law_first = jax.tree.map(np.asarray, forms)
 
     def error(exact, law) -> np.ndarray:
         """Relative, the largest of the layers, `(cases,)`."""
         norm = lambda g: np.linalg.norm(g, axis=(1, 2))
         return np.max([norm(g - of) / norm(g) for g, of in zip(exact, law, strict=True)], axis=0)
 
-    squared, halved = (
-        dict(zip(ACTIVATIONS, error(forms.squared, law), strict=False)) for law in (forms.squared_law, forms.halved_law)
-    )
-    second, first = (error(forms.softmax, law)[len(ACTIVATIONS) :] for law in (forms.softmax_law, forms.softmax_first))
-    bound, far = setting.bound(1e-13, 1e-5), slice(2, None)
-    return Evidence(
-        rows={
-            **{f"squared loss, {name}": identity(squared[name], bound) for name in REVERSIBLE},
-            "squared loss, x² with JᵀJ/2^k": identity(halved["square"], bound),
-            "softmax, ReLU: order in the size of the logits": limit(scales[far], second[far], 2.0),
-        },
-        control={
-            "squared loss, tanh": identity(squared["tanh"], bound),
-            "squared loss, x² with JᵀJ": identity(squared["square"], bound),
-            "softmax, without the term in W": limit(scales[far], first[far], 2.0),
-        },
-        panels=[
-            panel(
-                f"ReLU network {'–'.join(map(str, WIDTHS))}, logarithmic softmax",
-                ("scale of the logits", scales),
-                y="relative error of the gradient, largest of the layers",
-                observed={"Theorem 3.2, γ = 1": second},
-                predicted={"order 2": second[-1] * (scales / scales[-1]) ** 2},
-                control={"without the term in W": first},
-                log="xy",
-            )
-        ],
+    squared, halved = (dict(zip(ACTIVATIONS, error(of_square, of), strict=False)) for of in (law, law_halved))
+    softmax, first = (error(of_softmax, of)[len(ACTIVATIONS) :] for of in (law_softmax, law_first))
+    within = rounding(50)
+    tanh = {"tanh, which is not reversible": squared["tanh"]}
+    return evidence(
+        *(vanishes(f"error, squared loss, {name}", squared[name], tanh, within=within) for name in REVERSIBLE),
+        vanishes(
+            "error, squared loss, x² with JᵀJ/2^k",
+            halved["square"],
+            {"JᵀJ, as for x": squared["square"]},
+            within=within,
+        ),
+        scales(
+            "softmax, ReLU: error, order in the size of the logits",
+            ("scale of the logits", small),
+            softmax,
+            {"without the term in W": first},
+            order=2,
+            y="relative error of the gradient, largest of the layers",
+        ),
         remarks=[
             f"For tanh the squared-loss form is off by {squared['tanh']:.0%}; for x², without the 1/2^k, by "
             f"{squared['square']:.0%}: at each activation, Jacobian times input is twice the output."
@@ -364,8 +337,8 @@ def gradient_form(setting: Setting) -> Evidence:
                 "Definition 3.1, Appendix B",
                 "polynomial activations are reversible",
                 "x^p is up to a factor: the term in W is JᵀJWf/p^k, with k activations above the layer",
-                f"{halved['square']:.1g} (x², relative)",
-                f"{squared['square']:.2g}",
+                float(halved["square"]),
+                float(squared["square"]),
             )
         ],
     )
