@@ -1,4 +1,4 @@
-"""Stage II: where ascents from random starts end, and what is left of the maxima on a part of the pairs."""
+"""Stage II: where ascents from random starts end, and which maxima last on a subset of the pairs."""
 
 from collections import Counter
 from functools import partial
@@ -10,23 +10,14 @@ from jaxtyping import Array, Float
 
 from ...dynamics import grokking
 from ...dynamics.grokking import Energy, ScaledAscent
-from ...dynamics.groups import Group, cyclic
+from ...dynamics.groups import cyclic
 from ...dynamics.representations import Irrep, irreps
 from ...nets.pairs import split
+from ..checks import agrees, at_least, at_most, evidence, mean, relative, rounding, solver, vanishes
 from ..claim import Evidence, Setting, claim
 from ..descent import end_of
 from ..panels import heatmap, panel
-from ..rows import identity, statistic
-from ._shared import (
-    ALL_PAIRS,
-    SQUARE,
-    nontrivial,
-    random_nodes,
-    same_shape,
-    short,
-    some_groups,
-    widened,
-)
+from ._shared import ALL_PAIRS, SQUARE, nontrivial, random_nodes, same_shape, short, some_groups, widened
 
 # The time of an ascent: pieces after which it is recorded, by two steps each, and the rest.
 PIECES, PIECE, REST = 24, 0.5, 60.0
@@ -43,116 +34,94 @@ def _climb(energies: Energy, starts: Float[Array, "groups starts 2 order"], step
         pieces = jax.lax.scan(lambda w, _: (end_of(flow, w, PIECE, 2), value(w)), w, length=PIECES)
         end = end_of(flow, pieces[0], REST, steps)
         values = jnp.concatenate([pieces[1], jnp.stack([value(pieces[0]), value(end)])])
-        return end, (values, jnp.max(jnp.abs(flow(0.0, end))))
+        return end, values, jnp.max(jnp.abs(flow(0.0, end)))
 
     return jax.vmap(lambda energy, w: jax.vmap(partial(lane, energy))(w))(energies, starts)
 
 
-class _Ends:
-    """What the ends of one group hold, by real representations."""
-
-    def __init__(self, group: Group, w: Float[np.ndarray, "starts 2 order"]):
-        self.irreps = nontrivial(irreps(group))
-        norm = np.sum(w**2, axis=(1, 2))
-        share = np.stack([np.sum((w @ r.projector) ** 2, axis=(1, 2)) / norm for r in self.irreps], axis=1)
-        self.winner, self.share = share.argmax(axis=1), share.max(axis=1)
-        self.kinds = [short(self.irreps[i]) for i in self.winner]
-        self.dims = np.array([self.irreps[i].dim for i in self.winner])
-        self.peaks = np.array([grokking.peak(self.irreps[i]) for i in self.winner])
-        self.halves = np.linalg.norm(w, axis=2) / np.sqrt(norm)[:, None] - np.sqrt(0.5)
-        self.rank = np.array([_beyond_rank_one(one, self.irreps[i]) for one, i in zip(w, self.winner, strict=True)])
-        # How far w₂ is from ±Pu, relative to either.
-        mirrored = w[:, 0][:, group.inverse]
-        gaps = [np.linalg.norm(w[:, 1] - sign * mirrored, axis=1) for sign in (1, -1)]
-        self.mirror = np.min(gaps, axis=0) / np.linalg.norm(w[:, 1], axis=1)
+def _end(w: Float[np.ndarray, "2 order"], all_: list[Irrep]) -> tuple[Irrep, tuple[float, ...]]:
+    """The real representation that holds most of a node, and: 1 − what it holds; the second over the first singular
+    value of the halves; of ŵ₂ what lies across the x of û = axᵀ, relative; how far w₂ is from ±Pu, relative."""
+    holds = [np.sum((w @ r.projector) ** 2) / np.sum(w**2) for r in all_]
+    r = all_[int(np.argmax(holds))]
+    u, v = hats = np.tensordot(w, r.matrices, axes=1)
+    values = np.linalg.svd(hats, compute_uv=False)
+    beyond = np.max(values[:, r.units] / values[:, 0]) if r.multiplicity > 1 else 0.0
+    x = np.linalg.svd(u)[2][: r.units]
+    mirrored = [np.linalg.norm(w[1] - sign * w[0][r.group.inverse]) for sign in (1, -1)]
+    across = np.linalg.norm(v - x.T @ (x @ v)) / np.linalg.norm(v)
+    return r, (1 - max(holds), float(beyond), float(across), min(mirrored) / float(np.linalg.norm(w[1])))
 
 
-def _beyond_rank_one(w: Float[np.ndarray, "2 order"], irrep: Irrep) -> float:
-    values = np.linalg.svd(np.tensordot(w, irrep.matrices, axes=1), compute_uv=False)
-    return float(np.max(values[:, irrep.units] / values[:, 0])) if irrep.multiplicity > 1 else 0.0
-
-
-# CONTROL: the printed values; w₂ = ±Pu
 @claim(
-    "From random starts every ascent ends at one of the predicted maxima: one real representation, of"
-    " dimension D, energy M/(2D), halves of equal norm and of rank one.",
+    "From random starts every ascent ends at one of the predicted maxima. It lies in one real representation, of"
+    " dimension D, with energy M/(2D) and halves of equal norm, u ∝ aᵀRx and w₂ ∝ xᵀRb.",
     source="Theorem 2, corrected",
     assumptions=(ALL_PAIRS, SQUARE, "norm one; ẇ = ∇E/(w·∇E) − w, which has the paths of ascent on the sphere"),
+    tex=r"\dot w = \frac{\nabla E}{w \cdot \nabla E} - w:\ E(w(\infty)) = \frac{M}{2D}",
+    flow=ScaledAscent,
 )
 def ascent(setting: Setting) -> Evidence:
     rng, groups = setting.rng, some_groups(setting.scale)
     starts = setting.pick(smoke=100, laptop=100, paper=400)
     drawn = np.stack([widened(random_nodes(rng, starts, group.order)) for group in groups])
-    ends, (values, speeds) = map(
-        lambda x: jax.tree.map(np.asarray, x),
-        _climb(same_shape([Energy(group) for group in groups]), jnp.asarray(drawn, setting.dtype)),
-    )
-    found = [_Ends(group, ends[i, :, :, : group.order]) for i, group in enumerate(groups)]
-    join = lambda name: np.concatenate([getattr(one, name) for one in found])
-    peaks, dims = join("peaks"), join("dims")
-    last = values[:, :, -1].ravel()
+    energies = same_shape([Energy(group) for group in groups])
+    ends, values, speeds = map(np.asarray, _climb(energies, jnp.asarray(drawn, setting.dtype)))
+    kinds = {group.name: nontrivial(irreps(group)) for group in groups}
+    each = [_end(w[:, : g.order], kinds[g.name]) for g, own in zip(groups, ends, strict=True) for w in own]
+    winners = [r for r, _ in each]
+    outside, beyond, across, mirrored = np.array([measured for _, measured in each]).T
+    peaks = np.array([grokking.peak(r) for r in winners])
+    halves = np.linalg.norm(ends, axis=3) / np.linalg.norm(ends, axis=(2, 3))[..., None]
     rises = np.diff(values, axis=2) / peaks.reshape(*values.shape[:2], 1)
-    tables = [Counter(one.kinds) for one in found]
-    kinds = sorted({kind for table in tables for kind in table})
-    counts = np.array([[table[kind] for kind in kinds] for table in tables])
-    pick = {"S4", "A4"} & {group.name for group in groups}
-    shown = next(i for i, group in enumerate(groups) if group.name in pick)
-    times = PIECE * np.arange(PIECES + 1)
-    tight = setting.bound(1e-8, 1e-4)
-    return Evidence(
-        rows={
-            "E/E* − 1 at the end": identity(last / peaks - 1, tight),
-            "mass outside the winner": identity(1 - join("share"), tight),
-            "‖u‖ and ‖w₂‖ less 1/√2": identity(join("halves"), setting.bound(1e-6, 1e-3)),
-            "second over first singular value": identity(join("rank"), setting.bound(1e-5, 1e-2)),
-            "falls of E on the way, over E*": identity(np.minimum(rises, 0), setting.bound(1e-12, 1e-5)),
-            "speed at the end": identity(speeds, setting.bound(1e-6, 1e-3)),
-        },
-        control={
-            "printed values M/8d, M/16d": identity(np.abs(4 * last / peaks - 1).min(), tight),
-            "w₂ = ±Pu, median distance, D ≥ 2": identity(np.median(join("mirror")[dims > 1]), 0.05),
-        },
+    tables = {group.name: Counter(short(r) for r in winners if r.group is group) for group in groups}
+    names = sorted({name for table in tables.values() for name in table})
+    shown = next(i for i, group in enumerate(groups) if group.name in ("S4", "A4"))
+    predicted = {short(r): grokking.peak(r) for r in kinds[groups[shown].name]}
+    line = lambda value: np.full(PIECES + 1, value)
+    near = solver(100)
+    return evidence(
+        agrees(
+            "E at the end", None, values[..., -1].ravel(), {"M/(2D)": peaks}, {"M/(8d), M/(16d), printed": peaks / 4},
+            within=near, measure=relative,
+        ),
+        at_most("fraction of ‖w‖² outside its representation", outside, near),
+        vanishes("‖u‖ and ‖w₂‖ less 1/√2", halves - np.sqrt(0.5), within=solver(1e3)),
+        at_most("second over first singular value", beyond, solver(1e4)),
+        vanishes(
+            "of w₂ what is no xᵀRb with the x of u", across, {"w₂ less ±Pu, as printed": mirrored}, within=solver(1e4)
+        ),
+        at_least("change of E between records, over E*", rises, -rounding(4500)),
+        vanishes("speed at the end", speeds, within=solver(1e4)),
         panels=[
             heatmap(
                 f"where {starts} ascents end",
-                ("representation", kinds),
-                ("group", [group.name for group in groups]),
-                counts.astype(float),
+                ("representation", names),
+                ("group", list(tables)),
+                np.array([[float(table[name]) for name in names] for table in tables.values()]),
                 z_label="ends",
             ),
             panel(
                 f"ascents on {groups[shown].name}",
-                ("time", times),
+                ("time", PIECE * np.arange(PIECES + 1)),
                 y="E",
                 observed={"random starts": values[shown, :24, :-1].T},
-                predicted={
-                    f"M/(2D), {kind}": np.full(len(times), value)
-                    for kind, value in {short(r): grokking.peak(r) for r in found[shown].irreps}.items()
-                },
-                control={
-                    f"printed, {kind}": np.full(len(times), value / 4)
-                    for kind, value in {short(r): grokking.peak(r) for r in found[shown].irreps}.items()
-                },
+                predicted={f"M/(2D), {name}": line(value) for name, value in predicted.items()},
+                control={f"printed, {name}": line(value / 4) for name, value in predicted.items()},
             ),
         ],
         remarks=[
             "Ends by representation: "
             + "; ".join(
-                f"{group.name} " + ", ".join(f"{kind} {n}" for kind, n in sorted(table.items()))
-                for group, table in zip(groups, tables, strict=True)
+                f"{group} " + ", ".join(f"{name} {n}" for name, n in sorted(table.items()))
+                for group, table in tables.items()
             )
-            + "."
+            + f". The median distance of w₂ from ±Pu, over ‖w₂‖, is {np.median(mirrored):.2g}."
         ],
-    )
+    )  # fmt: skip
 
 
-# A part of the pairs
-
-
-def _kept(w: Float[np.ndarray, "starts 2 order"]) -> Float[np.ndarray, " starts"]:
-    """The share of a node's mass, without its means, at its largest frequency."""
-    power = np.sum(np.abs(np.fft.rfft(w, axis=2)) ** 2, axis=1)[:, 1:]
-    return power.max(axis=1) / power.sum(axis=1)
+# A subset of the pairs
 
 
 def _starts(rng: np.random.Generator, order: int, number: int) -> Float[np.ndarray, "number 2 order"]:
@@ -162,38 +131,73 @@ def _starts(rng: np.random.Generator, order: int, number: int) -> Float[np.ndarr
     return np.cos(angle) / np.sqrt(order / 2) / np.sqrt(2)
 
 
-# CONTROL: the energy of Theorem 1 as it is, Ê = ½‖Ỹᵀ(Xw)²‖², in place of the interaction
+def _stacked(order: int, fractions: np.ndarray, subsets: int, setting: Setting, interaction: bool = False) -> Energy:
+    """Energies on random subsets of the pairs: for each fraction so many."""
+    masks = [split(order, train=p, seed=1000 * setting.seed + s) for s in range(subsets) for p in fractions]
+    return jax.tree.map(lambda *x: jnp.stack(x), *(Energy(cyclic(order), m, interaction=interaction) for m in masks))
+
+
+def _lasting(order: int, fractions: np.ndarray, subsets: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    """Which fraction of six maxima keep 0.8 of their mass at one frequency: on x² whole, and on the interaction; shape
+    `(subsets, fractions)`."""
+    w = jnp.asarray(_starts(np.random.default_rng([setting.seed, order]), order, 6), setting.dtype)
+    found = []
+    for interaction in (False, True):
+        energies = _stacked(order, fractions, subsets, setting, interaction)
+        ends = np.asarray(_climb(energies, jnp.broadcast_to(w, (subsets * len(fractions), *w.shape)), 120)[0])
+        power = np.sum(np.abs(np.fft.rfft(ends)) ** 2, axis=2)[..., 1:]
+        kept = power.max(axis=2) > 0.8 * power.sum(axis=2)
+        found.append(kept.mean(axis=1).reshape(subsets, len(fractions)))
+    return found[0], found[1]
+
+
+def _worth(order: int, fractions: np.ndarray, subsets: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
+    """The mean energy of nodes that know one element, and of single frequencies; shape `(subsets, fractions)`."""
+    element = np.zeros((order, 2, order))
+    element[np.arange(order), 0, np.arange(order)] = 1
+    waves = _starts(np.random.default_rng([setting.seed, 1]), order, order)
+    nodes = jnp.asarray(np.concatenate([element, waves]), setting.dtype)
+    energies = _stacked(order, fractions, subsets, setting)
+    values = np.asarray(jax.jit(jax.vmap(lambda e: jax.vmap(e)(nodes)))(energies))
+    single, fourier = values.reshape(subsets, len(fractions), 2, order).mean(axis=3).transpose(2, 0, 1)
+    return single, fourier
+
+
 @claim(
-    "On 40 % of the pairs of Z_41 maxima at one frequency last if what both halves do together is all that"
-    " counts; with the squares of x² whole they do not: a single element is worth Mp(1−p)/2, more than p²M/4 if p < ⅔.",
+    "On 40 % of the pairs of Z_41 maxima at one frequency last if only the interaction of both halves counts. With the"
+    " squares of x² whole they do not: a single element is worth Mp(1−p)/2, more than p²M/4 if p < ⅔.",
     source="Theorem 4, whose M log M pairs are measured on the interaction here; the values are derived here",
     assumptions=("Z_M, pairs drawn at random, labels centred over them", SQUARE, "starts at maxima of all pairs"),
+    tex=r"E(e_h) = \frac{M p (1-p)}{2} > \frac{p^2 M}{4} = E(\cos)\ \mathrm{for}\ p < \frac{2}{3}",
+    flow=ScaledAscent,
 )
 def partial_data(setting: Setting) -> Evidence:
     p, order = 0.4, 41
     orders = setting.pick(smoke=(order,), laptop=(11, 23, order), paper=(11, 23, order, 61, 127))
-    shares = np.array(setting.pick(smoke=(p,), laptop=(0.2, 0.3, p, 0.5, 0.6, 0.7), paper=tuple(np.arange(2, 17) / 20)))
-    subsets, starts = setting.pick(smoke=6, laptop=6, paper=12), 6
-    last = {m: _lasting(m, shares, subsets, starts, setting) for m in orders}  # (energies, shares, subsets)
-    at = int(np.argmin(np.abs(shares - p)))
-    bare, interaction = last[order][0][:, at], last[order][1][:, at]
-    single, fourier = _values(order, p, subsets, setting)
-    half = lambda curve: float(np.interp(0.5, curve, shares)) if curve[0] < 0.5 < curve[-1] else np.nan
-    rates = {m: np.log(m) / m for m in orders}
-    return Evidence(
-        rows={
-            "share of starts that last, interaction": statistic(interaction, at_least=0.8),
-            "single element: Ê over Mp(1−p)/2, its own share (1−1/M)², less one": identity(
-                single.mean() / (1 - 1 / order) ** 2 - 1, 0.02
-            ),
-            "single element less one frequency, in p²M/4": statistic(_gap(single, fourier, p), at_least=0),
-        },
-        control={"share of starts that last, x² whole": statistic(bare, at_least=0.8)},
+    several = (0.2, 0.3, p, 0.5, 0.6, 0.7), tuple(np.arange(2, 17) / 20)
+    fractions = np.array(setting.pick(smoke=(p,), laptop=several[0], paper=several[1]))
+    subsets = setting.pick(smoke=6, laptop=6, paper=12)
+    last = {m: _lasting(m, fractions, subsets, setting) for m in orders}
+    whole, interaction = (x[:, int(np.argmin(np.abs(fractions - p)))] for x in last[order])
+    (single, above), (fourier, below) = (x.T for x in _worth(order, np.array([p, 0.8]), subsets, setting))
+    law = order * p * (1 - p) / 2
+    half = lambda curve: float(np.interp(0.5, curve, fractions)) if curve[0] < 0.5 < curve[-1] else np.nan
+    halves = {m: [half(x.mean(axis=0)) for x in last[m]] for m in orders}
+    return evidence(
+        mean("fraction of maxima that last, interaction alone", interaction, {"x² whole": whole}, at_least=0.8),
+        agrees(
+            "E of a single element", None, single.mean(), {"(1−1/M)² Mp(1−p)/2": (1 - 1 / order) ** 2 * law},
+            {"p²M/4, of one frequency": p**2 * order / 4}, within=0.02,
+        ),
+        mean(
+            "E of a single element less that of one frequency, over M", (single - fourier) / order,
+            {"p = 0.8": (above - below) / order}, at_least=0,
+        ),
         panels=[
             panel(
                 f"maxima that last, Z{m}",
-                ("share of the pairs p", shares),
-                y="share of starts",
+                ("fraction of the pairs p", fractions),
+                y="fraction of starts",
                 observed={"interaction": last[m][1].mean(axis=0), "x² whole": last[m][0].mean(axis=0)},
             )
             for m in orders
@@ -201,43 +205,9 @@ def partial_data(setting: Setting) -> Evidence:
         remarks=[
             "p at which half last, and that over ln M/M: "
             + "; ".join(
-                f"Z{m}: x² whole {half(last[m][0].mean(axis=0)):.2f}, interaction {half(last[m][1].mean(axis=0)):.2f} "
-                f"({half(last[m][1].mean(axis=0)) / rates[m]:.1f})"
-                for m in orders
+                f"Z{m}: x² whole {bare:.2f}, interaction {alone:.2f} ({alone * m / np.log(m):.1f})"
+                for m, (bare, alone) in halves.items()
             )
             + "."
         ],
-    )
-
-
-def _gap(single: np.ndarray, fourier: np.ndarray, p: float) -> np.ndarray:
-    """Single elements less single frequencies, over p²M/4; both come over their own predictions."""
-    return single * 2 * (1 - p) / p - fourier
-
-
-def _lasting(order: int, shares: np.ndarray, subsets: int, starts: int, setting: Setting) -> np.ndarray:
-    group, rng = cyclic(order), np.random.default_rng([setting.seed, order])
-    found = np.empty((2, subsets, len(shares)))
-    masks = [[split(order, train=p, seed=1000 * setting.seed + s) for p in shares] for s in range(subsets)]
-    w = jnp.asarray(_starts(rng, order, starts), setting.dtype)
-    for kind, interaction in enumerate((False, True)):
-        energies = [Energy(group, mask, interaction=interaction) for row in masks for mask in row]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *energies)
-        ends, _ = _climb(stacked, jnp.broadcast_to(w, (len(energies), *w.shape)), 120)
-        kept = np.array([_kept(np.asarray(e)) > 0.8 for e in ends])
-        found[kind] = kept.mean(axis=1).reshape(subsets, len(shares))
-    return found
-
-
-def _values(order: int, p: float, subsets: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """Of each subset: the mean energy of nodes that know one element, over Mp(1−p)/2, and of single frequencies, over
-    p²M/4."""
-    rng = np.random.default_rng([setting.seed, 1])
-    element = np.zeros((order, 2, order))
-    element[np.arange(order), 0, np.arange(order)] = 1
-    nodes = jnp.asarray(np.concatenate([element, _starts(rng, order, order)]), setting.dtype)
-    masks = [split(order, train=p, seed=1000 * setting.seed + s) for s in range(subsets)]
-    energies = jax.tree.map(lambda *x: jnp.stack(x), *[Energy(cyclic(order), mask) for mask in masks])
-    values = np.asarray(jax.jit(jax.vmap(lambda e: jax.vmap(e)(nodes)))(energies))
-    single, fourier = values[:, :order].mean(axis=1), values[:, order:].mean(axis=1)
-    return single / (order * p * (1 - p) / 2), fourier / (p**2 * order / 4)
+    )  # fmt: skip
