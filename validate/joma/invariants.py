@@ -149,7 +149,7 @@ def softmax_sum(setting: Setting) -> Evidence:
     conserved = {label: drift(z[:, 0]) for label, (_, z) in paths.items()}
     wrong = {f"{label}, as printed": drift(printed(v)) for label, (v, _) in paths.items()}
     name, y = "drift of Σ_l z_l", "|Σ_l z_l − its start|"
-    return evidence(vanishes(name, conserved, wrong, within=rounding(1000), x=(TIME, TIMES), y=y))
+    return evidence(vanishes(name, conserved, wrong, within=rounding(100), x=(TIME, TIMES), y=y))
 
 
 @claim(

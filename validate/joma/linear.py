@@ -19,15 +19,18 @@ from ...dynamics.joma import (
     ManyNodes,
 )
 from ...nets import joma as nets
+from ..checks import absolute, agrees, at_most, converges, evidence, norms, relative, solver, vanishes
 from ..claim import Evidence, Setting, claim
 from ..descent import at_common_time, halving_rates
 from ..metrics import stable_rank
 from ..panels import panel
-from ..rows import identity, limit
 from ._shared import FLOW, LINEAR, ONE_QUERY, STATIONARY, TIME, along_flow
 
 DELTA = np.array([1.0, 0.8, 0.5, 0.1, -0.3, -0.9])
+SQRT2 = math.sqrt(2)
+PRINTED = "erf(v/2), as printed"
 ONE_NODE = (FLOW, STATIONARY, ONE_QUERY, LINEAR, "one node, exponential attention")
+MANY_NODES = (FLOW, STATIONARY, ONE_QUERY, LINEAR, "exponential attention, zero start")
 
 
 def _stationary_task(setting: Setting, samples: int, tokens: int, nodes: int):
@@ -37,106 +40,101 @@ def _stationary_task(setting: Setting, samples: int, tokens: int, nodes: int):
     return jnp.asarray(x, setting.dtype), jnp.asarray(g, setting.dtype)
 
 
-# CONTROL: the printed erf(v/2)/Δ, at 0.9 of the blow-up time
+def _as_printed(delta, t) -> np.ndarray:
+    """The node from zero by Theorem 2 as printed, `erf(v/2)/Δ` equal for all tokens."""
+    return 2 * special.erfinv(np.asarray(delta) * np.asarray(t) / math.sqrt(math.pi))
+
+
 @claim(
     "v̇ = Δ∘exp(v²/2)/A keeps erf(v_l/√2)/Δ_l equal for all tokens, up to the blow-up.",
     source="Theorem 2, whose printed erf(v/2) is the law of exp(v²/4)",
     assumptions=(*ONE_NODE, "zero start"),
+    tex=r"\mathrm{erf}(v_l/\sqrt{2}) / \Delta_l = \mathrm{erf}(v_m/\sqrt{2}) / \Delta_m",
+    flow=LinearActivation,
 )
 def erf_law(setting: Setting) -> Evidence:
     flow, zero = LinearActivation(DELTA), jnp.zeros(6)
-    closest = setting.bound(1e-6, 1e-3)
-    fractions = np.concatenate([np.linspace(0, 0.9, 19)[1:], 0.99 + np.zeros(1), 1 - np.geomspace(5e-3, closest, 5)])
+    early, closest = np.append(np.linspace(0, 0.9, 19)[1:], 0.99), setting.bound(1e-6, 1e-3)
+    fractions = np.append(early, 1 - np.geomspace(5e-3, closest, 5))
     ts = jnp.asarray(fractions * float(flow.blow_up_time(zero)[0]), setting.dtype)
-    v = np.asarray(solve(flow, zero, ts).ys)
-    exact = np.asarray(jax.jit(jax.vmap(flow.exact, (0, None)))(ts, zero))
+    v, until = np.asarray(solve(flow, zero, ts).ys), ts[: len(early)]
+    exact = jax.jit(jax.vmap(flow.exact, (0, None)))(until, zero)
     spread = lambda law: np.ptp(law / DELTA, axis=1) / np.max(np.abs(law / DELTA), axis=1)
-    right, printed = spread(special.erf(v / math.sqrt(2))), spread(special.erf(v / 2))
-    at_99 = fractions <= 0.991
-    error = np.abs(v - exact) / np.abs(exact)
-    return Evidence(
-        rows={
-            "relative spread of erf(v/√2)/Δ over tokens": identity(right, setting.bound(1e-9, 1e-4)),
-            "solve against the closed form to 0.99 t*, relative": identity(error[at_99], setting.bound(1e-8, 1e-3)),
-        },
-        control={"relative spread of erf(v/2)/Δ at 0.9 t*": identity(printed[fractions == 0.9], 0.1)},
-        panels=[
-            panel("the tokens", ("t/t*", fractions), y="v", observed={"solve": v}, predicted={"closed form": exact}),
-            panel(
-                "spread over tokens",
-                ("1 − t/t*", 1 - fractions),
-                y="(max − min)/max",
-                observed={"erf(v/√2)/Δ (corrected)": right},
-                control={"erf(v/2)/Δ (printed)": printed},
-                log="xy",
-            ),
-        ],
+    x, y = ("1 − t/t*", 1 - fractions), "(max − min)/max"
+    right, wrong = spread(special.erf(v / SQRT2)), {PRINTED: spread(special.erf(v / 2))}
+    printed = {PRINTED: _as_printed(DELTA, until[:, None])}
+    return evidence(
+        vanishes("spread of erf(v/√2)/Δ over tokens", right, wrong, within=solver(10), x=x, y=y, log="xy"),
+        agrees("v to 0.99 t*", ("t/t*", early), v[: len(early)], exact, printed, within=solver(100), measure=relative),
     )
 
 
-# CONTROL: the printed winner argmax|Δ| for a nonzero start; the other tokens' values by the printed erf(v/2)
-@claim(
-    "The first token to diverge is the one of least A√(π/2)(1 − sgn(Δ) erf(v(0)/√2))/|Δ|, towards "
-    "sgn(Δ)·∞; from zero the others stop at √2 erf⁻¹(Δ_l/|Δ_max|).",
-    source="Theorem 2; the winner for a nonzero start and its sign are not in the paper",
-    assumptions=ONE_NODE,
-)
-def blow_up(setting: Setting) -> Evidence:
-    draws = setting.pick(smoke=32, laptop=128, paper=512)
-    rng = setting.rng
-    deltas = np.concatenate([DELTA[None], rng.standard_normal((draws, 6))])
-    starts = np.concatenate([np.zeros((1, 6)), rng.standard_normal((draws, 6))])
+def _to_blow_up(deltas, starts):
+    """The ends of runs in the regularised clock, and what the theory says: blow-up times of the tokens, and winners."""
 
     @jax.jit
     @jax.vmap
     def run(delta, start):
         flow = LinearActivation(delta)
-        # In the regularised clock: t* at the pace of the largest start, then to 20 at the winner's own.
+        # To t* at the pace of the largest start, then to 20 at the winner's own.
         first = jnp.min(flow.blow_up_time(start)) * jnp.exp(jnp.max(start**2) / 2)
-        taus = jnp.linspace(0, 1, 15)[1:] * (first + 20 / jnp.abs(delta[flow.winner(start)]))
-        end = solve(flow.regularised(), ClockState(start, jnp.zeros(())), taus, throw=False).ys
-        return jax.tree.map(lambda y: y[-1], end), flow.blow_up_time(start), flow.winner(start), (end, taus)
+        tau = first + 20 / jnp.abs(delta[flow.winner(start)])
+        end = solve(flow.regularised(), ClockState(start, jnp.zeros(())), tau[None], throw=False).ys
+        return jax.tree.map(lambda y: y[0], end), flow.blow_up_time(start), flow.winner(start)
 
-    found = run(jnp.asarray(deltas, setting.dtype), jnp.asarray(starts, setting.dtype))
-    end, times, winner, (path, taus) = jax.tree.map(np.asarray, found)
-    at_end, first = math.sqrt(2) * special.erfinv(DELTA[1:]), times.min(axis=1)
-    observed, rows = np.argmax(np.abs(end.v), axis=1), np.arange(draws + 1)
-    sign = np.sign(end.v[rows, observed]) != np.sign(deltas[rows, observed])
-    wrong_time = np.abs(end.t - first) / first
+    return jax.tree.map(np.asarray, run(deltas, starts))
+
+
+@claim(
+    "The first token to diverge has the least A√(π/2)(1 − sgn(Δ) erf(v(0)/√2))/|Δ|, and goes to sgn(Δ)·∞. From a zero "
+    "start the others stop at √2 erf⁻¹(Δ_l/|Δ_max|).",
+    source="Theorem 2; the winner for a nonzero start and its sign are not in the paper",
+    assumptions=ONE_NODE,
+    tex=r"t^* = \min_l A \sqrt{\pi/2} \, (1 - \mathrm{sgn}(\Delta_l) \, \mathrm{erf}(v_l(0)/\sqrt{2})) / |\Delta_l|",
+    flow=LinearActivation,
+)
+def blow_up(setting: Setting) -> Evidence:
+    draws, rng = setting.pick(smoke=32, laptop=128, paper=512), setting.rng
+    deltas = np.concatenate([DELTA[None], rng.standard_normal((draws, 6))])
+    starts = np.concatenate([np.zeros((1, 6)), rng.standard_normal((draws, 6))])
+    end, times, winner = _to_blow_up(jnp.asarray(deltas, setting.dtype), jnp.asarray(starts, setting.dtype))
+    runs, others = np.arange(draws + 1), SQRT2 * special.erfinv(DELTA[1:])
+    observed, largest = np.argmax(np.abs(end.v), axis=1), np.argmax(np.abs(deltas), axis=1)
+    side, first = np.sign(end.v[runs, observed]), times.min(axis=1)
     stopped = solve(LinearActivation(DELTA), jnp.zeros(6), np.array([0.5, 2.0]), throw=False)
-    event = abs(float(stopped.stats["t_stop"]) / first[0] - 1)
-    return Evidence(
-        rows={
-            "values of the others at t*, zero start": identity(end.v[0, 1:] - at_end, setting.bound(1e-8, 1e-4)),
-            f"blow-up time, {draws} random starts, relative": identity(wrong_time, setting.bound(1e-8, 1e-4)),
-            "share of wrong winners": identity(np.mean(observed != winner), 0.0),
-            "share of wrong signs": identity(np.mean(sign), 0.0),
-            "time of the event in the plain clock, relative": identity(event, setting.bound(1e-8, 1e-3)),
-        },
-        control={
-            "share of winners other than argmax|Δ|": identity(
-                np.mean(observed[1:] != np.argmax(np.abs(deltas), axis=1)[1:]), 0.0
-            ),
-            "share of winners that do not go to +∞": identity(np.mean(end.v[rows, observed] < 0), 0.0),
-            "values at t* by erf(v/2)": identity(end.v[0, 1:] - math.sqrt(2) * at_end, setting.bound(1e-8, 1e-4)),
-        },
-        panels=[
-            panel(
-                "approach to the blow-up, zero start",
-                ("regularised time τ", taus[0]),
-                y="v",
-                observed={"solve": path.v[0]},
-                predicted={"values at t*": np.broadcast_to(at_end, (14, 5))},
-            ),
-            panel(
-                "random starts",
-                ("predicted blow-up time", np.sort(first)),
-                y="time reached",
-                observed={"solve": end.t[np.argsort(first)]},
-                predicted={"t*": np.sort(first)},
-                log="xy",
-            ),
-        ],
+    order = np.argsort(first)
+    axis, of_largest = ("predicted blow-up time", first[order]), {"that of argmax|Δ|": times[runs, largest][order]}
+    plain, event = "time of the event in the plain clock", np.asarray(stopped.stats["t_stop"])
+    return evidence(
+        agrees(
+            "values of the others at t*, zero start",
+            ("token", np.arange(1, 6)),
+            end.v[0, 1:],
+            others,
+            {PRINTED: SQRT2 * others},
+            within=solver(10),
+            measure=absolute,
+        ),
+        agrees(
+            f"blow-up time, {draws} random starts",
+            axis,
+            end.t[order],
+            first[order],
+            of_largest,
+            within=solver(10),
+            measure=relative,
+            log="xy",
+        ),
+        at_most(
+            "wrong winners, fraction", np.mean(observed != winner), 0.0, {"argmax|Δ|": np.mean(observed != largest)}
+        ),
+        at_most(
+            "wrong signs, fraction",
+            np.mean(side != np.sign(deltas[runs, observed])),
+            0.0,
+            {"always +∞": np.mean(side < 0)},
+        ),
+        agrees(plain, None, event, first[0], {PRINTED: SQRT2 * first[0]}, within=solver(100), measure=relative),
     )
 
 
@@ -151,133 +149,92 @@ class _SumOutside(Flow):
         return self.factor * jnp.sum(jnp.exp(y**2 / 2), axis=1, keepdims=True) * self.delta / self.normaliser
 
 
-# CONTROL: the sum outside the exponential, as printed and divided by the number of nodes
 @claim(
-    "With several nodes the joint flow of nodes and logits is V̇ = (1/A) diag(exp(½ (V∘V) 1)) Δ, the "
-    "sum over nodes inside the exponential, and erf(‖u_l‖/√2) = √(2/π) ‖μ_l‖ t/A row by row.",
+    "With several nodes the joint flow of nodes and logits is V̇ = (1/A) diag(exp(½ (V∘V) 1)) Δ, the sum over nodes "
+    "inside the exponential. Row by row erf(‖u_l‖/√2) = √(2/π) ‖μ_l‖ t/A.",
     source="from Theorem 1; the slides and GaLore's Lemma B.6 print the sum outside",
-    assumptions=(FLOW, STATIONARY, ONE_QUERY, LINEAR, "exponential attention, zero start"),
+    assumptions=MANY_NODES,
+    tex=r"\dot V = \frac{1}{A} \mathrm{diag}(\exp(\frac{1}{2} (V \circ V) \mathbf{1})) \, \Delta",
+    flow=ManyNodes,
 )
 def many_nodes(setting: Setting) -> Evidence:
     tokens, nodes, samples, scale = 16, 6, 24, 2.0
     x, g = _stationary_task(setting, samples, tokens, nodes)
-    reduced = ManyNodes(x.T @ g / samples, scale)
-    zero = jnp.zeros((tokens, nodes))
+    reduced, zero = ManyNodes(x.T @ g / samples, scale), jnp.zeros((tokens, nodes))
     fractions = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99])
     ts = jnp.asarray(fractions * float(np.min(reduced.blow_up_time(zero))), setting.dtype)
     start = JointState(zero, jnp.zeros((1, tokens)), jnp.zeros((1, nodes)))
     joint = solve(Joint(x, g, normaliser=scale), start, ts).ys.v
-    inside = solve(reduced, zero, ts).ys
     exact = jax.jit(jax.vmap(reduced.exact, (0, None)))(ts, zero)
-    outside = [
-        solve(_SumOutside(reduced.delta, reduced.normaliser, jnp.asarray(factor)), zero, ts[:6], throw=False).ys
-        for factor in (1.0, 1.0 / nodes)
-    ]
-    size = np.linalg.norm(exact, axis=(1, 2))
-    error = lambda v: np.linalg.norm(np.asarray(v) - np.asarray(exact)[: len(v)], axis=(1, 2)) / size[: len(v)]
-    printed, per_node = map(error, outside)
-    bound = setting.bound(1e-9, 1e-3)
-    pad = lambda e: np.concatenate([e, np.full(len(fractions) - len(e), np.inf)])
-    return Evidence(
-        rows={
-            "joint flow against the closed form, t ≤ 0.99 t*": identity(error(joint), bound),
-            "reduced flow against the closed form": identity(error(inside), bound),
-        },
-        control={
-            "sum outside, at 0.1 t*": identity(printed[1], 1.0),
-            "sum outside over K, at 0.5 t*": identity(per_node[5], 0.01),
-        },
-        panels=[
-            panel(
-                f"{nodes} nodes, {tokens} tokens",
-                ("t/t*", fractions),
-                y="relative error of V against the closed form",
-                observed={"joint flow": error(joint), "reduced flow": error(inside)},
-                control={"sum outside": pad(printed), "sum outside / K": pad(per_node)},
-                log="y",
-            ),
-            panel(
-                "length of each row",
-                ("t/t*", fractions),
-                y="‖u_l‖",
-                observed={"joint flow": np.linalg.norm(joint, axis=2)},
-                predicted={"closed form": np.linalg.norm(exact, axis=2)},
-            ),
-        ],
-        remarks=["The printed form has blown up before half of the true blow-up time: infinite errors are not drawn."],
+
+    def outside(factor):
+        return solve(_SumOutside(reduced.delta, reduced.normaliser, jnp.asarray(factor)), zero, ts, throw=False).ys
+
+    wrong = {"sum outside, as printed": outside(1.0), "sum outside / K": outside(1.0 / nodes)}
+    # Over what was observed: the printed form has blown up, and its own size is infinite.
+    options = {"within": solver(10), "measure": lambda seen, law: norms(law, seen)}
+    lengths = lambda v: np.linalg.norm(v, axis=2)
+    picture = panel(
+        f"{nodes} nodes, {tokens} tokens",
+        ("t/t*", fractions),
+        y="length of each row, ‖u_l‖",
+        observed={"joint flow": lengths(joint)},
+        predicted={"closed form": lengths(exact)},
+        control={label: lengths(v) for label, v in wrong.items()},
+    )
+    return evidence(
+        agrees("V of the joint flow, t ≤ 0.99 t*", None, joint, exact, wrong, **options),
+        agrees("V of the reduced flow", None, solve(reduced, zero, ts).ys, exact, wrong, **options),
+        panels=[picture],
+        remarks=["The printed form has blown up before half of the true blow-up time: infinite values are not drawn."],
     )
 
 
-# CONTROL: the printed law, erf(v/2)/Δ equal for all tokens
 @claim(
-    "Gradient descent on the real block follows the closed form of Theorem 2 at first order in the "
-    "learning rate, at 0.9 of the blow-up time.",
+    "Gradient descent on the real block follows the closed form of Theorem 2 at first order in the learning rate, at "
+    "0.9 of the blow-up time.",
     source="Theorem 2 against the network itself",
     assumptions=(*ONE_NODE, "zero start"),
+    tex=r"v_l(t) = \sqrt{2} \, \mathrm{erf}^{-1}(\sqrt{2/\pi} \, \Delta_l t / A) + O(\eta)",
+    flow=LinearActivation,
 )
 def sgd_erf_law(setting: Setting) -> Evidence:
     steps = setting.pick(smoke=4096, laptop=10240, paper=102400)
     x, g = _stationary_task(setting, 16, 6, 1)
-    flow = LinearActivation((x.T @ g / 16)[:, 0])
-    end = 0.9 * float(np.min(flow.blow_up_time(jnp.zeros(6))))
+    flow, zero = LinearActivation((x.T @ g / 16)[:, 0]), jnp.zeros(6)
+    end = 0.9 * float(np.min(flow.blow_up_time(zero)))
     model = nets.JomaBlock(6, 1, attention="exp", init_scale=0.0, key=setting.key)
     rates = halving_rates(end / steps, 5)
-    v = np.asarray(at_common_time(rates, steps, model, nets.stationary_loss, (x, g), lambda m: m.v[:, 0]))
-    exact = np.asarray(flow.exact(end, jnp.zeros(6)))
-    printed = 2 * special.erfinv(np.clip(np.asarray(flow.delta) * end / math.sqrt(math.pi), -0.999, 0.999))
-    error = lambda law: np.linalg.norm(v - law, axis=1) / np.linalg.norm(law)
-    return Evidence(
-        rows={
-            "order in the learning rate": limit(rates, error(exact), 1.0),
-            f"relative error of v with {steps} steps": identity(error(exact)[0], 1e-3 * max(1.0, 10000 / steps)),
-        },
-        control={"printed law: order in the learning rate": limit(rates, error(printed), 1.0)},
-        panels=[
-            panel(
-                "gradient descent to 0.9 t*",
-                ("learning rate", rates),
-                y="relative error of v",
-                observed={"erf(v/√2) law": error(exact)},
-                predicted={"order 1": error(exact)[0] * rates / rates[0]},
-                control={"erf(v/2) law (printed)": error(printed)},
-                log="xy",
-            ),
-            panel(
-                "the tokens at 0.9 t*",
-                ("token", np.arange(6)),
-                y="v",
-                observed={"trained block": v[0]},
-                predicted={"Theorem 2": exact},
-                control={"as printed": printed},
-            ),
-        ],
+    v = at_common_time(rates, steps, model, nets.stationary_loss, (x, g), lambda m: m.v[:, 0])
+    law, printed = flow.exact(end, zero), {PRINTED: _as_printed(flow.delta, end)}
+    whole = lambda seen, law: np.linalg.norm(seen - law) / np.linalg.norm(law)
+    name, within = f"v after {steps} steps", 1e-3 * max(1.0, 10000 / steps)  # at first order in the learning rate
+    return evidence(
+        converges("v at 0.9 t*", ("learning rate", rates), v, law, printed),
+        agrees(name, ("token", np.arange(6)), v[0], law, printed, within=within, measure=whole),
     )
 
 
-# CONTROL: two rows of the same largest length
+def _with_top(delta: np.ndarray, count: int) -> np.ndarray:
+    """`delta` with its `count` longest rows made 2 % longer than the longest was."""
+    lengths = np.linalg.norm(delta, axis=1)
+    order, target = np.argsort(-lengths), lengths.copy()
+    target[order[:count]] = 1.02 * lengths[order[0]]
+    return delta * (target / lengths)[:, None]
+
+
 @claim(
-    "Where one row ‖μ_l‖ is largest, V̇ comes within 5 % of rank one by 1 − t/t* = 1e-4, ahead of V, "
-    "whose stable rank falls too, but only logarithmically.",
+    "Where one row ‖μ_l‖ is largest, V̇ comes within 5 % of rank one by 1 − t/t* = 1e-4, ahead of V. The stable rank of "
+    "V falls, too.",
     source="from the closed form for several nodes; GaLore's motivation for low-rank gradients",
-    assumptions=(
-        FLOW,
-        STATIONARY,
-        ONE_QUERY,
-        LINEAR,
-        "exponential attention, zero start",
-        "a unique largest row, by 2 %",
-    ),
+    assumptions=(*MANY_NODES, "a unique largest row, by 2 %"),
+    tex=r"1 - t/t^* = 10^{-4} \Rightarrow \mathrm{sr}(\dot V) \leq 1.05, \; \mathrm{sr}(\dot V) \leq \mathrm{sr}(V)",
+    flow=ManyNodes,
 )
 def low_rank(setting: Setting) -> Evidence:
     draws = setting.pick(smoke=4, laptop=20, paper=100)
     decades = int(setting.bound(8, 5))  # as close to the blow-up as the precision resolves
     left = np.concatenate([[0.9, 0.5, 0.2, 0.1], 10.0 ** -np.arange(2, decades + 1)])
-
-    def with_top(delta, count):
-        norms = np.linalg.norm(delta, axis=1)
-        order, target = np.argsort(-norms), norms.copy()
-        target[order[:count]] = 1.02 * norms[order[0]]
-        return delta * (target / norms)[:, None]
 
     @jax.jit
     @jax.vmap
@@ -288,39 +245,32 @@ def low_rank(setting: Setting) -> Evidence:
         return stable_rank(v), stable_rank(jax.vmap(lambda v: flow(0.0, v))(v))
 
     deltas = setting.rng.standard_normal((draws, 64, 32))
-    of_v, of_rate = map(np.asarray, ranks(jnp.asarray([with_top(d, 1) for d in deltas], setting.dtype)))
-    _, tied = map(np.asarray, ranks(jnp.asarray([with_top(d, 2) for d in deltas], setting.dtype)))
-    at = int(np.flatnonzero(np.isclose(left, 1e-4))[0])
-    mean = lambda s: np.mean(s, axis=0)
-    return Evidence(
-        rows={
-            "sr(V̇) at 1 − t/t* = 1e-4, worst draw": identity(of_rate[:, at], 1.05),
-            "sr(V̇)/sr(V) there": identity(of_rate[:, at] / of_v[:, at], 1.0),
-            "sr(V) at the end over the start, worst draw": identity(of_v[:, -1] / of_v[:, 0], 1.0),
-        },
-        control={"sr(V̇) with two equal rows": identity(np.min(tied[:, at]), 1.05)},
-        panels=[
-            panel(
-                f"64 tokens, 32 nodes, mean of {draws} draws",
-                ("1 − t/t*", left),
-                y="stable rank",
-                observed={"V": mean(of_v), "V̇": mean(of_rate)},
-                control={"V̇, two equal rows": mean(tied)},
-                log="xy",
-            )
-        ],
+    measured = lambda count: ranks(jnp.asarray([_with_top(delta, count) for delta in deltas], setting.dtype))
+    (of_v, of_rate), (_, tied) = (map(np.asarray, measured(count)) for count in (1, 2))
+    at, mean = int(np.flatnonzero(np.isclose(left, 1e-4))[0]), lambda s: np.mean(s, axis=0)
+    title, observed = f"64 tokens, 32 nodes, mean of {draws} draws", {"V": mean(of_v), "V̇": mean(of_rate)}
+    control = {"V̇, two equal rows": mean(tied)}
+    picture = panel(title, ("1 − t/t*", left), y="stable rank", observed=observed, control=control, log="xy")
+    every = {"two equal rows, in every draw": np.min(tied[:, at])}
+    return evidence(
+        at_most("sr(V̇) at 1 − t/t* = 1e-4, in every draw", of_rate[:, at], 1.05, every),
+        at_most("sr(V̇)/sr(V) there", of_rate[:, at] / of_v[:, at], 1.0),
+        at_most("sr(V) at the end over that at the start", of_v[:, -1] / of_v[:, 0], 1.0),
+        panels=[picture],
         remarks=[
-            f"sr(V) itself is still {mean(of_v)[at]:.2f} at 1e-4 and {mean(of_v)[-1]:.2f} at 1e-{decades}. It need not "
-            f"fall at all times: on the way it rises by up to {max(np.diff(of_v, axis=1).max(), 0):.2g} in these draws."
+            f"sr(V) falls only logarithmically: it is still {mean(of_v)[at]:.2f} at 1e-4 and {mean(of_v)[-1]:.2f} at "
+            f"1e-{decades}. It need not fall at all times: on the way it rises by up to "
+            f"{max(np.diff(of_v, axis=1).max(), 0):.2g} in these draws."
         ],
     )
 
 
-# CONTROL: each node growing at its own rate, z₀ sinh(Δ_lk t)
 @claim(
     "Under linear attention from V = 0, z = z₀: u_l = μ̂_l z₀ sinh(‖μ_l‖ t), z_l = z₀ cosh(‖μ_l‖ t), without a blow-up.",
     source="the linear-attention analogue of Theorem 2",
     assumptions=(FLOW, STATIONARY, ONE_QUERY, LINEAR, "linear attention"),
+    tex=r"u_l = \hat\mu_l z_0 \sinh(\|\mu_l\| t), \quad z_l = z_0 \cosh(\|\mu_l\| t)",
+    flow=LinearAttention,
 )
 def linear_attention(setting: Setting) -> Evidence:
     x, g = _stationary_task(setting, 24, 8, 3)
@@ -328,39 +278,13 @@ def linear_attention(setting: Setting) -> Evidence:
     model = nets.JomaBlock(8, 3, attention="linear", init_scale=0.0, key=setting.key)
     start = LinearAttentionState(jnp.zeros((8, 3)), jnp.full(8, 0.5))
     model = eqx.tree_at(lambda m: m.z, model, start.z[None])
-    ts = np.linspace(0, 20, 21)[1:]
-    rtol, atol = setting.bound(1e-12, 1e-6), setting.bound(1e-14, 1e-8)
-    v, z = along_flow((x, g), model, ts, loss=nets.stationary_loss, rtol=rtol, atol=atol)
-    exact = jax.jit(jax.vmap(theory.exact, (0, None)))(jnp.asarray(ts, setting.dtype), start)
-    z, exact = z[:, 0], jax.tree.map(np.asarray, exact)
+    ts, tight = np.linspace(0, 20, 21)[1:], {"rtol": setting.bound(1e-12, 1e-6), "atol": setting.bound(1e-14, 1e-8)}
+    v, z = along_flow((x, g), model, ts, loss=nets.stationary_loss, **tight)
+    law = jax.jit(jax.vmap(theory.exact, (0, None)))(jnp.asarray(ts, setting.dtype), start)
     alone = 0.5 * np.sinh(np.asarray(theory.delta) * ts[:, None, None])
-    size = np.linalg.norm(exact.v, axis=(1, 2))
-    return Evidence(
-        rows={
-            "block's V along its flow against the law, relative": identity(
-                np.linalg.norm(v - exact.v, axis=(1, 2)) / size, setting.bound(1e-10, 1e-4)
-            ),
-            "block's z, relative": identity((z - exact.z) / exact.z, setting.bound(1e-10, 1e-4)),
-        },
-        control={
-            "each node at its own rate, relative": identity(np.linalg.norm(v - alone, axis=(1, 2))[-1] / size[-1], 1e-2)
-        },
-        panels=[
-            panel(
-                "linear attention, 3 nodes",
-                (TIME, ts),
-                y="z",
-                observed={"block": z},
-                predicted={"z₀ cosh ‖μ‖t": exact.z},
-                log="y",
-            ),
-            panel(
-                "one token's nodes",
-                (TIME, ts),
-                y="v",
-                observed={"block": v[:, 0]},
-                predicted={"sinh law": exact.v[:, 0]},
-                control={"each node alone": alone[:, 0]},
-            ),
-        ],
+    of_v, of_z = {"each node at its own rate": alone}, {"each node at its own rate": np.hypot(0.5, alone[..., 0])}
+    y, by_sinh, by_cosh = "z, 3 nodes", {"z₀ sinh ‖μ‖t": law.v}, {"z₀ cosh ‖μ‖t": law.z}
+    return evidence(
+        agrees("V of the block along its flow", None, v, by_sinh, of_v, within=solver(1), measure=norms),
+        agrees("z", (TIME, ts), z[:, 0], by_cosh, of_z, within=solver(1), measure=relative, y=y, log="y"),
     )
