@@ -200,7 +200,7 @@ def theorem_3_8(setting: Setting) -> Evidence:
             within,
             {as_printed: printed.excess},
             x=("step t", np.arange(1, 13)),
-            y=RATIO,
+            y=f"{RATIO} less the bound",
         ),
         panels=[
             panel(
@@ -326,7 +326,7 @@ def gradient_form(setting: Setting) -> Evidence:
             softmax,
             {"without the term in W": first},
             order=2,
-            y="relative error of the gradient, largest of the layers",
+            y="relative error, largest of the layers",
         ),
         remarks=[
             f"For tanh the squared-loss form is off by {squared['tanh']:.0%}; for x², without the 1/2^k, by "

@@ -1,5 +1,6 @@
 """Lemma 3.3 and its corollaries: the stable rank of the gradient of a reversible network, step by step."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...dynamics.galore import ReversibleGradient, Split, stable_rank_bound
+from ..checks import at_most, evidence, quantile, rounding, scales
 from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
-from ..rows import identity, limit, statistic
 from ._shared import Operators, draw_operators, psd, stable_ranks
 
 STEPS = 30
@@ -40,6 +41,10 @@ class _Path(NamedTuple):
         """Where G is large enough against its start that the roundings of A − BWC do not show."""
         size = np.linalg.norm(self.g, axis=(2, 3))
         return size > least * size[:, :1]
+
+    def excess(self, bound: np.ndarray, least: float) -> np.ndarray:
+        """By how much the stable rank exceeds a bound, relative to it, in the steps that are resolved."""
+        return (self.rank / bound - 1)[self.resolved(least)]
 
     def form(self, spectral: bool = False) -> np.ndarray:
         """The bound as printed; or, with `spectral`, the corrected one with ‖G⊥‖₂ in place of ‖G⊥‖_F below."""
@@ -86,16 +91,30 @@ def _drawn(setting: Setting, rng: np.random.Generator, draws: int, size: tuple[i
     return _follow(setting, draw_operators(rng, draws, size), fraction, np.repeat(scale, 2, axis=1))
 
 
-def _near_limit(setting: Setting, rng: np.random.Generator, draws: int, terms: int) -> tuple[np.ndarray, np.ndarray]:
-    """|sr(G_s) − sr(G∥)| and q^s, each `(draws, steps + 1)`, of a gradient of which the two slowest parts are left,
-    the second small: what every gradient comes to in the end."""
+class _Approach(NamedTuple):
+    """To the limit, of draws: the power of q^s with which |sr(G_s) − sr(G∥)| shrinks, `(draws,)`; and the median of
+    this distance over its start at common values of q^s, `(values,)`."""
+
+    power: np.ndarray
+    q: np.ndarray
+    left: np.ndarray
+
+
+def _near_limit(setting: Setting, rng: np.random.Generator, draws: int, terms: int, fast: float = 0.0) -> _Approach:
+    """Of a gradient of which the two slowest parts are left, the second small: what every gradient comes to in the end.
+    `fast`: what is left of the others."""
     operators = draw_operators(rng, 4 * draws, (2, 2), full=True, terms=terms)
-    fraction, scales = rng.uniform(0.5, 0.9, 4 * draws), np.tile([0.005, 0.0], (4 * draws, 1))
+    fraction, scales = rng.uniform(0.5, 0.9, 4 * draws), np.tile([0.005, fast], (4 * draws, 1))
     path = _follow(setting, operators, fraction, scales)
     good = np.flatnonzero((path.q > 0.7) & (path.q < 0.9) & path.resolved(setting.bound(1e-5, 1e-2))[:, 8])
     error = np.abs(path.rank - stable_ranks(np.asarray(path.split.parallel))[:, None])
     good = good[error[good, 0] > setting.bound(1e-8, 3e-4)][:draws]  # and the error shows above roundings
-    return error[good], path.shrunk[good]
+    with np.errstate(divide="ignore"):  # in float32 an error may round to zero
+        logs, shrunk = np.log(error[good, :9] / error[good, :1]), np.log(path.shrunk[good, :9])
+    # The draws have different q: their errors are read off at common values of q^s.
+    q = np.geomspace(0.9, 0.45, 6)
+    left = [np.interp(np.log(q), x[::-1], y[::-1]) for x, y in zip(shrunk, logs, strict=True)]
+    return _Approach(logs[:, 8] / shrunk[:, 8], q, np.exp(np.median(left, axis=0)))
 
 
 def _two_by_two(setting: Setting) -> _Path:
@@ -142,97 +161,54 @@ def _narrow(setting: Setting) -> _Path:
     return _follow(setting, Operators(a, b, c, np.zeros((1, 6, 6))), np.array([0.95]), np.ones((1, 2)))
 
 
-# CONTROL: the bound as printed; the corrected bound with ‖G⊥‖₂ for ‖G⊥‖_F; the printed rate q^{2s}
 @claim(
-    "The stable rank of the gradient never exceeds (‖G∥‖_F² + q^{2s}‖G⊥‖_F²)/max(0, ‖G∥‖₂ − q^s‖G⊥‖_F)², "
-    "s steps after it was split, and tends to sr(G∥) as q^s.",
+    "The stable rank of the gradient never exceeds (‖G∥‖_F² + q^{2s}‖G⊥‖_F²)/max(0, ‖G∥‖₂ − q^s‖G⊥‖_F)², s steps after "
+    "it was split, and tends to sr(G∥) as q^s.",
     source="Lemma 3.3, whose printed bound sr(G∥) + q^{2s}‖G⊥‖_F²/‖G∥‖₂² is false",
     assumptions=(FORM, DESCENT, "while roundings of A − BWC are small against G"),
+    tex=r"\mathrm{sr}(G_s) \le \frac{\|G_\parallel\|_F^2 + q^{2s}\|G_\perp\|_F^2}"
+    r"{(\|G_\parallel\|_2 - q^s\|G_\perp\|_F)_+^2}",
+    flow=ReversibleGradient,
 )
 def lemma_3_3(setting: Setting) -> Evidence:
     rng, draws = setting.rng, setting.pick(smoke=1000, laptop=10000, paper=100000)
-    least, bound = setting.bound(1e-6, 1e-2), setting.bound(1e-9, 1e-3)
+    least = setting.bound(1e-6, 1e-2)
+    within = rounding(4 / least)  # what is resolved to `least` of the start has lost as many digits
     small, large = (_drawn(setting, rng, draws, size) for size in ((2, 2), (3, 4)))
     two, narrow = _two_by_two(setting), _narrow(setting)
-    error, shrunk = _near_limit(setting, rng, setting.pick(smoke=300, laptop=1000, paper=4000), 4)
-    with np.errstate(divide="ignore"):  # in float32 an error may round to zero
-        logs = np.log(error[:, :9] / error[:, :1])
-    slope = logs[:, 8] / np.log(shrunk[:, 8])
-
-    def excess(path: _Path, form: np.ndarray) -> np.ndarray:
-        """By how much the stable rank exceeds a bound, relative to it, in the steps that are resolved."""
-        return np.maximum(0, path.rank / form - 1)[path.resolved(least)]
-
-    printed = {"2 × 2": excess(small, small.form()), "3 × 4": excess(large, large.form())}
-    share = {name: np.mean(values > bound) for name, values in printed.items()}
-    spectral = max(excess(path, path.form(spectral=True)).max() for path in (small, large))
+    near = functools.partial(_near_limit, setting, rng, setting.pick(smoke=300, laptop=1000, paper=4000))
+    many, alone = near(4), near(1, fast=0.005)
+    printed, corrected = "the printed bound", [path.excess(path.bound, least) for path in (small, large, two, narrow)]
+    by_print = [path.excess(path.form(), least) for path in (small, large, two)]
+    spectral = [path.excess(path.form(spectral=True), least) for path in (small, large, narrow)]
+    share = [np.mean(values > within) for values in by_print]
     finite = [np.mean(np.isfinite(path.bound[path.resolved(least)])) for path in (small, large)]
-    # The draws have different q: their errors, over the first, read off at common values of q^s.
-    steps, common = np.arange(STEPS + 1), np.geomspace(0.9, 0.45, 6)
-    left = np.array([np.interp(np.log(common), np.log(x[8::-1]), y[::-1]) for x, y in zip(shrunk, logs, strict=True)])
-    left = np.exp(np.median(left, axis=0))
-    worst = max(values.max() for values in printed.values())
-    rows = {
-        f"excess over the corrected bound, {draws} draws 2 × 2": identity(excess(small, small.bound), bound),
-        f"excess, {draws} draws 3 × 4": identity(excess(large, large.bound), bound),
-        "excess, two constructed instances": identity(max(excess(p, p.bound).max() for p in (two, narrow)), bound),
-        "median power of q^s in |sr − sr(G∥)|, at least": statistic(slope, quantile=0.5, at_least=0.95),
-        "median power, at most": statistic(slope, quantile=0.5, at_most=1.05),
-        "power of q^s, of the median error": limit(common, left, 1.0),
-    }
-    control = {
-        "printed bound, G = [[−0.3, 1], [1, 1]], B = C = e₁e₁ᵀ": identity(excess(two, two.form()), bound),
-        "printed bound, 2 × 2 draws": identity(printed["2 × 2"], bound),
-        "‖G⊥‖₂ in the corrected bound, 6 × 6": identity(excess(narrow, narrow.form(spectral=True)), bound),
-        "power 2 of q^s, of the median error": limit(common, left, 2.0),
-    }
-    return Evidence(
-        rows,
-        control,
-        panels=[
-            panel(
-                title,
-                ("step s", steps),
-                y="stable rank of G",
-                observed={"descent": path.rank[0]},
-                predicted={"corrected bound": path.bound[0], "sr(G∥)": np.full(len(steps), limit_rank)},
-                control={wrong: form},
-            )
-            for title, path, limit_rank, wrong, form in (
-                (
-                    "G = [[−0.3, 1], [1, 1]]",
-                    two,
-                    stable_ranks(np.asarray(two.split.parallel))[0],
-                    "printed bound",
-                    two.form()[0],
-                ),
-                (
-                    "6 × 6, constructed",
-                    narrow,
-                    stable_ranks(np.asarray(narrow.split.parallel))[0],
-                    "corrected, with ‖G⊥‖₂",
-                    narrow.form(spectral=True)[0],
-                ),
-            )
-        ]
-        + [
-            panel(
-                "near the limit",
-                ("q^s", common),
-                y="|sr(G) − sr(G∥)| over its start, median of draws",
-                observed={"descent": left},
-                predicted={"∝ q^s": common},
-                control={"∝ q^{2s} (printed)": common**2},
-                log="xy",
-            )
-        ],
+    worst, name = float(max(values.max() for values in by_print)), "sr(G)/corrected bound − 1"
+
+    def drawn(case: str, excess: np.ndarray, wrong: dict[str, np.ndarray]) -> Evidence:
+        return at_most(f"{name}, {case}", excess, within, wrong, x=("step s", np.arange(len(excess))))
+
+    return evidence(
+        at_most(f"{name}, {draws} draws 2 × 2", corrected[0], within, {printed: by_print[0]}),
+        at_most(f"{name}, {draws} draws 3 × 4", corrected[1], within, {printed: by_print[1]}),
+        drawn("G = [[−0.3, 1], [1, 1]]", corrected[2], {printed: by_print[2]}),
+        drawn("6 × 6", corrected[3], {"‖G⊥‖₂ in place of ‖G⊥‖_F": spectral[2]}),
+        quantile("power of q^s, median", many.power, 0.5, {"of q^{2s}, as printed": many.power / 2}, at_least=0.95),
+        quantile("power of q^s, median, at most", many.power, 0.5, {"N = 1": alone.power}, at_most=1.05),
+        scales(
+            "|sr(G) − sr(G∥)| over its start, median of draws",
+            ("q^s", many.q),
+            many.left,
+            {"N = 1, where the slowest parts share a factor": alone.left},
+            order=1,
+        ),
         remarks=[
-            f"The printed bound fails in {share['2 × 2']:.1%} of the checks on 2 × 2 and {share['3 × 4']:.1%} on 3 × 4 "
-            f"instances, by up to {worst:.0%}. The corrected one says something (is finite) in {finite[0]:.0%} and "
+            f"The printed bound fails in {share[0]:.1%} of the checks on 2 × 2 and {share[1]:.1%} on 3 × 4 instances, "
+            f"by up to {worst:.0%}. The corrected one says something (is finite) in {finite[0]:.0%} and "
             f"{finite[1]:.0%} of them.",
-            f"With the spectral norm ‖G⊥‖₂ in its denominator the corrected bound is exceeded by {spectral:.1g} in "
-            "these draws. It is no theorem all the same: parts of G⊥ that cancel in the spectral norm may shrink at "
-            "different rates.",
+            f"With the spectral norm ‖G⊥‖₂ in its denominator the corrected bound is exceeded by "
+            f"{max(0.0, spectral[0].max(), spectral[1].max()):.1g} in these draws. It is no theorem all the same: "
+            "parts of G⊥ that cancel in the spectral norm may shrink at different rates.",
             "With N = 1 the approach is faster: the two slowest parts of G share a factor, so together they have rank "
             "one.",
         ],
@@ -241,8 +217,9 @@ def lemma_3_3(setting: Setting) -> Evidence:
                 "Lemma 3.3",
                 "sr(G_t) ≤ sr(G∥) + q^{2s} ‖G_0 − G∥‖_F²/‖G∥‖₂²",
                 "sr(G_t) ≤ (‖G∥‖_F² + q^{2s}‖G⊥‖_F²)/max(0, ‖G∥‖₂ − q^s‖G⊥‖_F)²",
-                f"exceeded by at most {max(excess(p, p.bound).max() for p in (small, large)):.1g} (relative)",
-                f"exceeded in {share['2 × 2']:.1%} of the checks, by up to {worst:.0%}",
+                max(0.0, *(float(values.max()) for values in corrected)),
+                worst,
+                "excess of the stable rank over the bound, relative",
             )
         ],
     )
@@ -290,82 +267,100 @@ def _long_run(features: _Features, left: float) -> tuple[np.ndarray, np.ndarray]
     return stable_ranks(matrix(late)), stable_ranks(matrix(inside * (np.arange(WIDTH * SPAN) == 0)))
 
 
-# CONTROL: the printed sr(G) ≤ n/2; features of full rank; for the limit of rank one, a different B for each
-# sample
-@claim(
-    "If the features span N' < n dimensions, the gradient has no part in the eigenspace of λ₁ = 0: its rank "
-    "is at most N' at all times, and Lemma 3.3 holds within the span. There a simple least eigenvalue with an "
-    "eigenvector y ⊗ z makes the limit of rank one.",
-    source="Corollaries 3.4 and 3.5. As printed, sr(G∥) ≤ n − N' is about G∥ = 0, and sr(G) ≤ n/2 is false",
-    assumptions=("G = (1/N) Σ (a_i − B_i W f_i) f_iᵀ, B_i of full rank", DESCENT),
-)
-def corollary_3_4(setting: Setting) -> Evidence:
-    rng, draws = setting.rng, setting.pick(smoke=64, laptop=512, paper=4096)
-    least, still = setting.bound(1e-6, 1e-2), np.ones((draws, 2))
-    fraction = rng.uniform(0.05, 0.95, draws)
-    few, full = _draw_features(rng, draws, SPAN), _draw_features(rng, draws, WIDTH)
-    common = _draw_features(rng, draws, SPAN, common=True)
-    path, path_full = (_follow(setting, features.operators(), fraction, still) for features in (few, full))
-    basis = np.linalg.svd(few.f)[2][:, :SPAN].swapaxes(1, 2)
-    inside = _follow(setting, few.operators(basis), fraction, still)
-    # Five unit vectors as features, B = I and a_i = f_i: G(t) is a multiple of diag(1, 1, 1, 1, 1, 0) for ever.
-    units = np.concatenate([np.eye(WIDTH)[: WIDTH - 1], np.zeros((FEATURES - WIDTH + 1, WIDTH))])
-    identities = np.broadcast_to(np.eye(WIDTH), (FEATURES, WIDTH, WIDTH))
-    isotropic = jax.tree.map(lambda x: np.broadcast_to(x, (draws, *x.shape)), _Features(units, identities, units))
-    printed = _follow(setting, isotropic.operators(), np.full(draws, 0.3), still)
+def _five_units() -> _Features:
+    """Five unit vectors as features, B = I and a_i = f_i: G(t) is a multiple of diag(1, 1, 1, 1, 1, 0) for ever."""
+    units = np.concatenate([np.eye(WIDTH)[: WIDTH - 1], np.zeros((FEATURES - WIDTH + 1, WIDTH))])[None]
+    return _Features(units, np.broadcast_to(np.eye(WIDTH), (1, FEATURES, WIDTH, WIDTH)), units)
+
+
+def _rank_at_most_span(least: float, path: _Path, path_full: _Path, units: np.ndarray) -> Evidence:
+    """Descent with features in the span, with features of full rank, and the stable ranks with five unit vectors."""
 
     def beyond(path: _Path) -> np.ndarray:
         """The singular value N' + 1 over the first, in the steps that are resolved."""
         singular = np.linalg.svd(path.g, compute_uv=False)
         return (singular[..., SPAN] / singular[..., 0])[path.resolved(least)]
 
-    norm = lambda x: np.linalg.norm(x, axis=(1, 2))
-    within = np.maximum(0, inside.rank / inside.bound - 1)[inside.resolved(least)]
-    # Roundings of S turn its eigenspaces by up to ε mn λ_max/λ₂.
-    still_part = norm(path.split.parallel) / norm(path.g[:, 0]) * path.split.second / path.split.largest
-    left = 1e-3
-    late, _ = _long_run(common, left)
-    late_mixed, end_mixed = _long_run(few, left)
-    near_one = (1 + left**2) / (1 - left) ** 2 - 1  # Lemma 3.3 with sr(G∥) = 1
-    steps = np.arange(STEPS + 1)
-    return Evidence(
-        rows={
-            "σ_{N'+1}/σ₁ of G, N' = 3 of n = 6": identity(beyond(path), setting.bound(1e-8, 1e-3)),
-            "‖G∥‖/‖G‖ for λ₁ = 0, times λ₂/λ_max": identity(still_part, setting.bound(1e-13, 1e-5)),
-            "excess over Lemma 3.3's bound within the span": identity(within, setting.bound(1e-9, 1e-3)),
-            f"one B for all: sr(G) − 1 where q^s‖G⊥‖ = {left:g} ‖G∥‖": identity(late - 1, near_one),
-        },
-        control={
-            "printed sr(G) − n/2, f = e₁…e₅ of n = 6": identity(np.maximum(0, printed.rank[:, -1] - WIDTH / 2), 1e-3),
-            "features of full rank: σ₄/σ₁": identity(np.median(beyond(path_full)), setting.bound(1e-8, 1e-3)),
-            "a B for each sample: median of sr(G) − 1": identity(np.median(late_mixed) - 1, near_one),
-        },
+    def still(path: _Path) -> np.ndarray:
+        """The share of G∥. Roundings of S turn its eigenspaces by up to ε mn λ_max/λ₂."""
+        norm = lambda x: np.linalg.norm(x, axis=(1, 2))
+        return norm(path.split.parallel) / norm(path.g[:, 0]) * path.split.second / path.split.largest
+
+    full = lambda of: {"features of full rank, median": np.median(of(path_full))}
+    as_printed, in_span = units - WIDTH / 2, (path.rank - SPAN)[path.resolved(least)]
+    return evidence(
+        at_most("σ_{N'+1}/σ₁ of G, N' = 3 of n = 6", beyond(path), rounding(10 / least), full(beyond)),
+        at_most("‖G∥‖/‖G‖ for λ₁ = 0, times λ₂/λ_max", still(path), rounding(80), full(still)),
+        at_most("sr(G) − N', N' = 3", in_span, rounding(10)),
+        at_most("sr(G) − N', f = e₁…e₅ of n = 6", units - 5, rounding(100), {"sr(G) − n/2, as printed": as_printed}),
         panels=[
             panel(
                 "stable rank along descent, n = 6",
-                ("step s", steps),
+                ("step s", np.arange(STEPS + 1)),
                 y="stable rank of G",
-                observed={
-                    "N' = 3, five draws": path.rank[:5].T,
-                    "f = e₁…e₅, B = I": printed.rank[0],
-                },
-                predicted={"N' = 3": np.full(len(steps), 3.0)},
+                observed={"N' = 3, five draws": path.rank[:5].T, "f = e₁…e₅, B = I": units},
+                predicted={"N' = 3": np.full(STEPS + 1, 3.0)},
                 control={"features of full rank, five draws": path_full.rank[:5].T},
             )
         ],
         remarks=[
             "Every f_i lies in the span, so G has no part outside of it: the eigenspace of λ₁ = 0, which is orthogonal "
-            "to the span, holds nothing of G, and sr(G∥) is 0/0. The rank is below n/2 where N' is, else need not be.",
-            f"With a B for each sample the limit has a median stable rank of {np.median(end_mixed):.2f}, at most "
-            f"{end_mixed.max():.2f}, in {draws} draws of order 6 × 3.",
+            "to the span, holds nothing of G, and sr(G∥) is 0/0. The rank is below n/2 where N' is, else need not be: "
+            f"sr(G_t) = {units[-1]:.3g} at all t for f = e₁…e₅, n = 6, B = I."
         ],
         errata=[
             Erratum(
                 "Corollary 3.4",
                 "sr(G∥) ≤ n − N', and thus sr(G_t) ≤ n/2 for large t",
                 "G∥ = 0; sr(G_t) ≤ rank G_t ≤ N', and Lemma 3.3 within the span of the features",
-                f"σ_{{N'+1}}/σ₁ ≤ {beyond(path).max():.1g}",
-                f"sr(G_t) = {printed.rank[0, -1]:.3g} at all t for f = e₁…e₅, n = 6, B = I",
+                max(0.0, float(in_span.max()), float(units.max() - 5)),
+                float(as_printed.max()),
+                "excess of the stable rank over the bound",
             )
+        ],
+    )
+
+
+@claim(
+    "If the features span N' < n dimensions, the gradient has no part in the eigenspace of λ₁ = 0. Its rank is at most "
+    "N' at all times, and Lemma 3.3 holds within the span. There a simple least eigenvalue with an eigenvector y ⊗ z "
+    "makes the limit of rank one.",
+    source="Corollaries 3.4 and 3.5. As printed, sr(G∥) ≤ n − N' is about G∥ = 0, and sr(G) ≤ n/2 is false",
+    assumptions=("G = (1/N) Σ (a_i − B_i W f_i) f_iᵀ, B_i of full rank", DESCENT),
+    tex=r"\mathrm{sr}(G_t) \le \mathrm{rank}\, G_t \le N'",
+    flow=ReversibleGradient,
+)
+def corollary_3_4(setting: Setting) -> Evidence:
+    rng, draws = setting.rng, setting.pick(smoke=64, laptop=512, paper=4096)
+    least, fraction = setting.bound(1e-6, 1e-2), rng.uniform(0.05, 0.95, draws)
+    few, full = _draw_features(rng, draws, SPAN), _draw_features(rng, draws, WIDTH)
+    common, still = _draw_features(rng, draws, SPAN, common=True), np.ones((draws, 2))
+    path, path_full = (_follow(setting, features.operators(), fraction, still) for features in (few, full))
+    units = _follow(setting, _five_units().operators(), np.full(1, 0.3), still[:1]).rank[0]
+    # From starts at which G∥ has, or already has not, been outlived by the rest: else the bound is infinite.
+    scales = np.repeat(10 ** rng.uniform(-3, 0, (draws, 1)), 2, axis=1)
+    inside = _follow(setting, few.operators(np.linalg.svd(few.f)[2][:, :SPAN].swapaxes(1, 2)), fraction, scales)
+    finite = np.mean(np.isfinite(inside.bound[inside.resolved(least)]))
+    limit = stable_ranks(np.asarray(inside.split.parallel))[:, None]
+    left = 1e-3
+    (late, _), (late_mixed, end_mixed) = _long_run(common, left), _long_run(few, left)
+    return evidence(
+        _rank_at_most_span(least, path, path_full, units),
+        at_most(
+            "sr(G) over Lemma 3.3's bound within the span, less 1",
+            inside.excess(inside.bound, least),
+            rounding(4 / least),
+            {"sr(G∥) itself": inside.excess(limit, least)},
+        ),
+        at_most(
+            f"one B for all: sr(G) − 1 where q^s‖G⊥‖ = {left:g} ‖G∥‖",
+            late - 1,
+            (1 + left**2) / (1 - left) ** 2 - 1,  # Lemma 3.3 with sr(G∥) = 1
+            {"a B for each sample, median": np.median(late_mixed) - 1},
+        ),
+        remarks=[
+            f"Lemma 3.3's bound within the span is finite in {finite:.0%} of the checks. With a B for each sample the "
+            f"limit has a median stable rank of {np.median(end_mixed):.2f}, at most {end_mixed.max():.2f}, in {draws} "
+            "draws of order 6 × 3.",
         ],
     )
