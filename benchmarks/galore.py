@@ -18,12 +18,11 @@ import optax
 from timing import Timing, interleaved, print_header, table
 
 from traindyn.nets import galore as gl
-from traindyn.nets import text
+from traindyn.nets import read_corpus, text
 from traindyn.nets.galore.projectors import Projector
 from traindyn.nets.llama import CONFIGS, Llama, LlamaConfig
 from traindyn.nets.pretrain import in_a_layer, make_optimiser
 from traindyn.nets.transformer import Windows, next_token_loss
-from traindyn.validate import read_corpus
 
 SHAPE, RANK, START, LAG = (1024, 4096), 128, 60, 20
 PROJECTORS: Mapping[str, Projector] = {

@@ -14,5 +14,6 @@ from . import reversal as reversal
 from . import scan_snap as scan_snap
 from . import text as text
 from . import transformer as transformer
+from .corpus import read_corpus as read_corpus
 from .train import Run as Run
 from .train import train as train

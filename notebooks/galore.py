@@ -28,12 +28,12 @@ import numpy as np
 import optax
 
 from traindyn.dynamics import galore as theory
-from traindyn.nets import train
+from traindyn.nets import read_corpus, train
 from traindyn.nets.galore import exact_svd, galore, galore_labels, galore_refresh, galore_state_bytes
 from traindyn.nets.llama import CONFIGS, Llama, LlamaConfig
 from traindyn.nets.quantise import quantize_state
 from traindyn.nets.transformer import Windows, next_token_loss
-from traindyn.validate import Setting, read_corpus, report
+from traindyn.validate import Setting, report
 from traindyn.validate import galore as claims
 
 jax.config.update("jax_enable_x64", True)  # the comparisons below are tighter than float32 resolves

@@ -34,8 +34,8 @@ from jax.scipy.special import erf
 
 from traindyn.dynamics import Flow, GradientFlow, joma, solve
 from traindyn.nets import joma as nets
-from traindyn.nets import train
-from traindyn.validate import Evidence, Setting, claim, identity, panel, read_corpus, report, verify
+from traindyn.nets import read_corpus, train
+from traindyn.validate import Evidence, Setting, claim, identity, panel, report, verify
 from traindyn.validate import joma as claims
 from traindyn.validate.metrics import attention_entropy, fit_order, largest_rise, stable_rank
 

@@ -32,8 +32,8 @@ from traindyn import sweep
 from traindyn.dynamics import joma, solve
 from traindyn.nets import joma as nets
 from traindyn.nets import train
+from traindyn.sweeps.named import figure, sweep_subject
 from traindyn.validate import joma as claims
-from traindyn.validate.named_sweep import figure, sweep_subject
 
 jax.config.update("jax_enable_x64", True)
 plt.rcParams.update({"figure.dpi": 75, "axes.grid": True, "grid.alpha": 0.25, "legend.fontsize": 8.5})

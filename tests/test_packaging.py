@@ -26,14 +26,12 @@ def test_the_wheel_from_the_sdist_works_outside_the_checkout(tmp_path):
     code = "import traindyn.dynamics.joma, traindyn.nets, traindyn.validate as v; print(v.__file__)"
     out = run("-c", code, cwd=tmp_path, env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"})
     assert Path(out.stdout.strip()).is_relative_to(site)
-    listed = run(
-        "-m", "traindyn.validate", "list", cwd=tmp_path, env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}
-    )
+    listed = run("-m", "traindyn", "list", cwd=tmp_path, env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"})
     assert "joma.exp_invariant" in listed.stdout
 
 
 def test_importing_starts_no_backend():
     """So that `jax.distributed.initialize` and the caller's settings can still come after the import."""
-    code = "import traindyn.validate.__main__, jax; "
+    code = "import traindyn.__main__, jax; "
     code += "jax.config.update('jax_num_cpu_devices', 3); assert jax.device_count() == 3"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -49,7 +49,7 @@ def test_the_users_own_claim_runs(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "traindyn.validate",
+        "traindyn",
         "verify",
         "mine",
         "--claims",

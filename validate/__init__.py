@@ -1,6 +1,5 @@
 """Theory against practice: claims, their evidence, metrics, and the report. Calls the other two rooms."""
 
-from . import _start  # noqa: F401 (before the others, whose import takes seconds)
 from . import metrics as metrics
 from .checks import absolute as absolute
 from .checks import agrees as agrees
@@ -25,7 +24,6 @@ from .claim import Setting as Setting
 from .claim import built_in as built_in
 from .claim import claim as claim
 from .claim import claims_in as claims_in
-from .corpus import read_corpus as read_corpus
 from .panels import heatmap as heatmap
 from .panels import panel as panel
 from .paper import Paper as Paper
@@ -34,7 +32,4 @@ from .rows import Verdict as Verdict
 from .rows import identity as identity
 from .rows import limit as limit
 from .rows import statistic as statistic
-from .subject import Subject as Subject
-from .sweep import SweepError as SweepError
-from .sweep import sweep as sweep
 from .verify import verify as verify

@@ -1,11 +1,13 @@
 """Calls of the networks of tokens that work, and what they rightly accept."""
 
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from traindyn.nets import eviction, joma, reversal, scan_snap, text, transformer
+from traindyn.nets import eviction, joma, read_corpus, reversal, scan_snap, text, transformer
 
 from .kinds import Call
 
@@ -37,6 +39,11 @@ def drop(x: jax.Array) -> jax.Array:
 
 
 CALLS = {
+    "nets.read_corpus": Call(
+        read_corpus,
+        {"path": str(Path(__file__))},
+        bad={"path": [str(Path(__file__).parent), b"x", "a\0b", ""]},
+    ),
     "nets.joma.JomaBlock": Call(
         joma.JomaBlock,
         {

@@ -1,18 +1,18 @@
-"""Calls of `traindyn.validate.sweep` and of subjects that work, and what they rightly accept."""
+"""Calls of `traindyn.sweeps.sweep` and of subjects that work, and what they rightly accept."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from traindyn import validate
+from traindyn import sweeps
 
 from .kinds import Call
 
 
-@functools.wraps(validate.sweep)
+@functools.wraps(sweeps.sweep)
 def sweep(fn, axes, **options):
-    found = validate.sweep(fn, axes, **options)
+    found = sweeps.sweep(fn, axes, **options)
     return {str(name): variable.values for name, variable in found.data_vars.items()}
 
 
@@ -21,11 +21,11 @@ def double(point):
 
 
 RATES = jnp.array([0.1, 0.2])
-SUBJECT = validate.Subject("x", "words", double, {"a": 1.0, "seed": 0}, {"a": [1.0, 2.0]})
+SUBJECT = sweeps.Subject("x", "words", double, {"a": 1.0, "seed": 0}, {"a": [1.0, 2.0]})
 GRID = jax.sharding.Mesh(jax.devices()[:1], ("lanes",))
 
 CALLS = {
-    "validate.sweep": Call(
+    "sweeps.sweep": Call(
         sweep,
         {
             "fn": double,
@@ -54,8 +54,8 @@ CALLS = {
             "coords": [{"a": [0.0, 1.0]}, {"side": [0.0]}, {"time": [0.0]}],
         },
     ),
-    "validate.Subject": Call(
-        validate.Subject,
+    "sweeps.Subject": Call(
+        sweeps.Subject,
         {
             "name": "x",
             "statement": "words",
@@ -77,7 +77,7 @@ CALLS = {
             "domains": [{"b": {"least": 0}}, {"a": {"lest": 0}}, {"a": 3}],
         },
     ),
-    "validate.Subject.values": Call(
+    "sweeps.Subject.values": Call(
         SUBJECT.values,
         {"name": "seed", "given": jnp.array([0, 1])},
         accepts={"given": "too large"},  # a seed may be

@@ -1,6 +1,4 @@
-"""Calls of claims, their evidence, `verify` and `read_corpus` that work, and what they rightly accept."""
-
-from pathlib import Path
+"""Calls of claims, their evidence, and `verify` that work, and what they rightly accept."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,11 +88,6 @@ CALLS = {
     ),
     "validate.Setting.bound": Call(
         validate.Setting().bound, {"float64": 1e-9, "float32": 1e-4}, accepts={"float64": "*", "float32": "*"}
-    ),
-    "validate.read_corpus": Call(
-        validate.read_corpus,
-        {"path": str(Path(__file__))},
-        bad={"path": [str(Path(__file__).parent), b"x", "a\0b", ""]},
     ),
     # What is measured may be NaN: the row is undecided. A bound may not. Any law that broadcasts fits.
     "validate.agrees": Call(

@@ -9,11 +9,12 @@ import pytest
 
 import traindyn.dynamics
 import traindyn.nets
+import traindyn.sweeps
 import traindyn.validate
 from arguments.kinds import Call, faults
 from arguments.public import public
 
-ROOMS = (traindyn.dynamics, traindyn.nets, traindyn.validate)
+ROOMS = (traindyn.dynamics, traindyn.nets, traindyn.sweeps, traindyn.validate)
 TABLES = sorted(path.stem for path in Path(__file__).parent.glob("of_*.py"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from traindyn.validate.__main__ import main
+from traindyn.__main__ import main
 
 from .cases import Outcome
 

@@ -12,8 +12,9 @@ import xarray as xr
 jax.config.update("jax_enable_x64", True)
 from traindyn import sweep
 from traindyn import validate as v
-from traindyn.validate import metrics, named_sweep
-from traindyn.validate.corpus import read_corpus
+from traindyn.nets import read_corpus
+from traindyn.sweeps import named as named_sweep
+from traindyn.validate import metrics
 
 from .cases import C
 

@@ -12,7 +12,7 @@ from traindyn.validate import built_in
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("smoke")
-    command = [sys.executable, "-m", "traindyn.validate", "verify", "--scale", "smoke", "--out", str(out)]
+    command = [sys.executable, "-m", "traindyn", "verify", "--scale", "smoke", "--out", str(out)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     return run, {record["name"]: record for record in json.loads((out / "results.json").read_text())}
 
@@ -34,6 +34,6 @@ def test_status_and_table(results):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_claims_hold_at_other_seeds_too(tmp_path, seed):
-    command = [sys.executable, "-m", "traindyn.validate", "verify", "--scale", "laptop", "--seed", str(seed)]
+    command = [sys.executable, "-m", "traindyn", "verify", "--scale", "laptop", "--seed", str(seed)]
     run = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout

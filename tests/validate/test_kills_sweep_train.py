@@ -44,7 +44,7 @@ class Job(NamedTuple):
 
     def start(self, out: Path, *more: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "traindyn.validate", self.name, *self.arguments, "--out", str(out), *more],
+            [sys.executable, "-m", "traindyn", self.name, *self.arguments, "--out", str(out), *more],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment, start_new_session=True,
         )  # fmt: skip
 

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from traindyn.__main__ import main
+from traindyn.nets import read_corpus
+from traindyn.sweeps.flows import subjects
 from traindyn.validate import (
     Erratum,
     Evidence,
@@ -21,10 +24,8 @@ from traindyn.validate import (
     heatmap,
     identity,
     panel,
-    read_corpus,
     verify,
 )
-from traindyn.validate.__main__ import SUBJECTS, main
 
 FIELDS = {
     "name", "paper", "statement", "kind", "measured", "bound", "passed", "control_rejected", "seconds", "scale", "seed",
@@ -424,15 +425,17 @@ def test_files_beside_claims_take_no_modules_place(tmp_path):
     for name in ("json", "stat", "random"):
         (tmp_path / f"{name}.py").write_text("1 / 0\n")
     (tmp_path / "beside.py").write_text(OWN.format(target=1))
-    program = [sys.executable, "-m", "traindyn.validate"]
+    program = [sys.executable, "-m", "traindyn"]
     options = ["--claims", tmp_path / "beside.py", "--scale", "smoke", "--jobs", "2", "--out", tmp_path / "out"]
     result = subprocess.run([*program, "verify", "beside", *map(str, options)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_list_names_every_claim_once():
-    lines = run("list").output.splitlines()
-    assert len(lines) == len(built_in()) + len(SUBJECTS) == len({line.split()[0] for line in lines})
+def test_list_names_every_claim_and_sweep_once():
+    for command, known in ((("list",), built_in()), (("list", "--sweeps"), subjects())):
+        lines = run(*command).output.splitlines()
+        assert [line.split()[0] for line in lines] == [one.name for one in known]
+        assert all(one.statement in line for one, line in zip(known, lines, strict=True))
 
 
 def test_cite_prints_an_entry_for_every_paper_and_for_a_claim():
@@ -464,7 +467,7 @@ def test_a_second_start_finds_what_the_first_compiled(tmp_path):
     cache = tmp_path / "cache" / "traindyn" / "jax"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
-    command = [sys.executable, "-m", "traindyn.validate", "verify", "galore.gradient_form", "--scale", "smoke"]
+    command = [sys.executable, "-m", "traindyn", "verify", "galore.gradient_form", "--scale", "smoke"]
     found = []
     for i in range(2):
         run = subprocess.run([*command, "--out", tmp_path / str(i)], env=environment, capture_output=True, check=True)

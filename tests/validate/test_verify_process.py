@@ -20,7 +20,7 @@ def start(out, *more, claims="claims_to_kill.py", jobs=2):
     arguments = ["verify", "slow", "--claims", str(HERE / claims), "--jobs", str(jobs), "--out", str(out), *more]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        [sys.executable, "-m", "traindyn.validate", *arguments],
+        [sys.executable, "-m", "traindyn", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
     )  # fmt: skip
 
@@ -175,7 +175,7 @@ def test_two_runs_in_one_folder_keep_all(tmp_path):
 
 def _command(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "traindyn.validate", *arguments],
+        [sys.executable, "-m", "traindyn", *arguments],
         capture_output=True, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
     )  # fmt: skip
 

@@ -22,9 +22,8 @@ from ...dynamics.joma import (
     predicted_logits,
 )
 from ...nets import joma as nets
+from ...sweeps import Point, Subject
 from ..descent import descend, end_of, steps_to, uniforms
-from ..subject import Subject
-from ..sweep import Point
 from . import PAPER
 from ._shared import sgd
 

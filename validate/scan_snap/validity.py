@@ -15,9 +15,8 @@ from ...dynamics.scan_snap import (
     backprop_coefficients,
 )
 from ...nets import scan_snap as nets
+from ...sweeps import Point, Subject
 from ..descent import descend, end_of, steps_to, uniforms
-from ..subject import Subject
-from ..sweep import Point
 from . import PAPER
 
 TIME = 20.0  # to which all train: past the end of scanning, K ln M

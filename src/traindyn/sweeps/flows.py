@@ -11,9 +11,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..dynamics import Flow, galore, grokking, groups, joma, reversal, scan_snap, solve
-from .descent import steps_to
+from ..validate.descent import steps_to
+from .engine import Point
 from .subject import Subject
-from .sweep import Point
 
 TIMES = 33
 
@@ -203,3 +203,11 @@ SUBJECTS = (
     _subject(_scaled_ascent, grokking.ScaledAscent, 10.0, {}),
     _subject(_output_layer, grokking.OutputLayer, 0.1, {"decay": 1.0}, decay=_ZERO_OR_MORE),
 )
+
+
+def subjects() -> tuple[Subject, ...]:
+    """All that has a name: the validity maps, and the flows."""
+    from ..validate.joma import validity as joma_map
+    from ..validate.scan_snap import validity as scan_snap_map
+
+    return joma_map.VALIDITY, scan_snap_map.VALIDITY, *SUBJECTS

@@ -17,10 +17,10 @@ from click.testing import CliRunner
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import config as jaxtyping_config
 
+from traindyn.__main__ import main
 from traindyn._files import locked
-from traindyn.validate import pretrain
-from traindyn.validate.__main__ import main
-from traindyn.validate.pretrain import _evenly
+from traindyn.nets import training_run as pretrain
+from traindyn.nets.training_run import _evenly
 
 CACHE = (
     "jax_enable_compilation_cache",
@@ -34,7 +34,7 @@ GALORE = ("--optimiser", "galore", "--rank", "8", "--gap", "3")
 # Several runs in one process, for a process takes seconds to start.
 RUNS = """
 import json, sys
-from traindyn.validate.__main__ import main
+from traindyn.__main__ import main
 for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments)

@@ -1,13 +1,50 @@
-"""The end of a command on SIGINT or SIGTERM, in seconds, whatever it is at."""
+"""The end of a command: its status, and its end on SIGINT or SIGTERM, in seconds, whatever it is at."""
 
 import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
+import click
+
+CRASHED = 3
 GRACE = 2.0  # seconds
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which is dealt with as an interrupt from the keyboard is."""
+
+    status = 128 + signal.SIGTERM
+
+
+def catch_termination() -> None:
+    """From here on SIGTERM raises `Terminated`."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def stopped(error: KeyboardInterrupt, advice: str) -> NoReturn:
+    """Ends the program after an interrupt with the status that shells expect."""
+    click.echo(f"{'Terminated' if isinstance(error, Terminated) else 'Interrupted'}. {advice}", err=True)
+    sys.exit(getattr(error, "status", 130))
+
+
+@contextlib.contextmanager
+def interruptible(advice: str) -> Iterator[None]:
+    """For work that keeps all that is finished, whatever ends it."""
+    try:
+        with ends_promptly(advice):
+            yield
+    except KeyboardInterrupt as error:
+        stopped(error, advice)
 
 
 @contextlib.contextmanager

@@ -15,10 +15,9 @@ from matplotlib.figure import Figure
 
 from .._checks import check_range, describe
 from .._files import write
-from .claim import Claim, Setting
+from ..validate import Claim, Setting, verify
+from .engine import Point, sweep
 from .subject import Subject, whole_numbers
-from .sweep import Point, sweep
-from .verify import verify
 
 MOST_PANELS = 12
 MOST_VALUES = 1_000_000  # of an axis given as text

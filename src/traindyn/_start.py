@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 WORKER = "traindyn worker"  # the name of a process that ends with its parent, however that ends
@@ -29,7 +30,7 @@ def importing() -> None:
 
 def begun() -> None:
     """Python's handling again."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -37,7 +38,7 @@ def _is_command() -> bool:
     """Not a worker of one, nor a program that uses the library."""
     if multiprocessing.parent_process() is not None or threading.current_thread() is not threading.main_thread():
         return False
-    as_module = sys.argv[:1] == ["-m"] and "traindyn.validate" in sys.orig_argv
+    as_module = sys.argv[:1] == ["-m"] and ("-m", "traindyn") in pairwise(sys.orig_argv)
     return as_module or Path(sys.argv[0] if sys.argv else "").name in ("traindyn", "traindyn.exe")
 
 

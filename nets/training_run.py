@@ -23,8 +23,10 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .._files import FolderInUse, check_writable, clear_parts, locked, write
-from ..nets.llama import CONFIGS, Llama, LlamaConfig
-from ..nets.pretrain import (
+from ._checkpoints import Checkpoints, Damaged
+from .corpus import read_corpus
+from .llama import CONFIGS, Llama, LlamaConfig
+from .pretrain import (
     Step,
     batch_sharding,
     make_mesh,
@@ -33,10 +35,8 @@ from ..nets.pretrain import (
     shardings_of,
     warmup_cosine,
 )
-from ..nets.text import tokenise
-from ..nets.transformer import Windows, next_token_loss
-from ._checkpoints import Checkpoints, Damaged
-from .corpus import read_corpus
+from .text import tokenise
+from .transformer import Windows, next_token_loss
 
 SIZES = {"tiny": LlamaConfig(vocabulary=256, width=64, hidden=172, layers=2, heads=4, length=64), **CONFIGS}
 LEARNING_RATES = {"galore": 0.01, "galore8bit": 0.01, "sgd": 0.1}  # the paper's, and 0.001 for the others

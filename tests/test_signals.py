@@ -10,7 +10,7 @@ import pytest
 LONG = """
 import signal
 import jax
-from traindyn.validate._signals import ends_promptly
+from traindyn._signals import ends_promptly
 
 def terminate(*_):
     raise KeyboardInterrupt
@@ -38,7 +38,7 @@ def test_a_long_step_does_not_keep_a_process(number):
 
 def test_an_interrupt_while_a_command_starts_ends_it_at_once():
     """Before the command has begun, an exception could vanish in a callback of the garbage collector."""
-    command = [sys.executable, "-m", "traindyn.validate", "list"]
+    command = [sys.executable, "-m", "traindyn", "verify", "nothing"]
     for after in (0.4, 0.6, 0.8):
         process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         time.sleep(after)

@@ -21,12 +21,14 @@ from jax.experimental import io_callback
 from jax.tree_util import Partial
 
 import traindyn
+from traindyn.__main__ import main
 from traindyn._files import locked
 from traindyn.dynamics import joma, solve
 from traindyn.nets import joma as nets
 from traindyn.nets import train
-from traindyn.validate import Subject, SweepError, named_sweep, sweep
-from traindyn.validate.__main__ import SUBJECTS, main
+from traindyn.sweeps import Subject, SweepError, sweep
+from traindyn.sweeps import named as named_sweep
+from traindyn.sweeps.flows import subjects
 
 RATES = jnp.array([0.1, 0.2, 0.4])
 HERE = Path(__file__).parent
@@ -165,7 +167,7 @@ def test_out_refuses_another_sweep(tmp_path):
 
 
 def test_an_error_keeps_what_was_computed(tmp_path, monkeypatch):
-    module, calls = sys.modules["traindyn.validate.sweep"], []
+    module, calls = sys.modules["traindyn.sweeps.engine"], []
     real = module._run
 
     def fails_at_third(*args):
@@ -506,8 +508,8 @@ def test_command_line(tmp_path):
 def test_seeds_beyond_32_bits():
     seeds = np.array([2**31, 5])
     with jax.enable_x64(False), pytest.raises(ValueError, match="seed must be at most 2147483647"):
-        next(subject for subject in SUBJECTS if subject.name == "joma.LogGap").values("seed", seeds)
-    assert SUBJECTS[0].values("seed", seeds.astype(float)).tolist() == [2**31, 5]
+        next(subject for subject in subjects() if subject.name == "joma.LogGap").values("seed", seeds)
+    assert subjects()[0].values("seed", seeds.astype(float)).tolist() == [2**31, 5]
 
 
 @pytest.mark.parametrize(
@@ -581,7 +583,7 @@ def test_two_processes_compute_what_one_does(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    sweep_it = [sys.executable, "-m", "traindyn.validate", "sweep", "joma.LinearAttention", "--devices", "2"]
+    sweep_it = [sys.executable, "-m", "traindyn", "sweep", "joma.LinearAttention", "--devices", "2"]
     sweep_it += ["--axis", "learning_rate=1e-2:1e-1:3:log", "--axis", "seed=0:3", "--batch-size", "2"]
     both = ["--coordinator", address, "--processes", "2", "--out", str(tmp_path / "two")]
     running = [subprocess.Popen([*sweep_it, *both, "--process", str(i)]) for i in range(2)]

@@ -1,0 +1,1 @@
+"""The commands that take long to import, a file each."""
