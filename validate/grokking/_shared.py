@@ -13,8 +13,13 @@ from ...dynamics.grokking import Energy
 from ...dynamics.groups import Group
 from ...dynamics.representations import Irrep
 
+SIGMAS = 4.0  # which chance exceeds once in 16 000 times
 ALL_PAIRS = "all M² pairs of elements of a finite group"
 SQUARE = "the activation x²"
+RECIPE = (
+    "full batches, Adam with coupled L2, x², mean squared error over centred outputs, initial weights of torch's linear"
+    " layers, float32"
+)
 
 GROUPS = (
     groups.cyclic(7),
@@ -58,6 +63,18 @@ def random_nodes(rng: np.random.Generator, number: int, order: int) -> Float[np.
     """Normal directions, of norm one."""
     w = rng.normal(size=(number, 2, order))
     return w / np.linalg.norm(w, axis=(1, 2), keepdims=True)
+
+
+def standard_errors(samples: np.ndarray, law: np.ndarray) -> np.ndarray:
+    """By how many standard errors the mean of the samples, along the first axis, is off."""
+    error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    return (samples.mean(axis=0) - law.mean(axis=0)) / error
+
+
+def first(steps: np.ndarray, curve: Float[np.ndarray, "*batch records"], level: float) -> Float[np.ndarray, "*batch"]:
+    """The step of the first record at which a curve has reached a level; NaN if none has."""
+    reached = curve >= level
+    return np.where(reached.any(axis=-1), steps[np.argmax(reached, axis=-1)], np.nan)
 
 
 def nontrivial(irreps: Sequence[Irrep]) -> tuple[Irrep, ...]:

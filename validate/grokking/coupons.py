@@ -1,24 +1,25 @@
 """Theorem 8: which mode a node learns, and how many nodes it takes to collect them all."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ...dynamics.grokking import race
 from ...dynamics.grokking.energy import ScaledAscent
+from ..checks import agrees, at_most, converges, evidence, norms, relative, rounding
 from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import end_of
 from ..panels import panel
-from ..rows import Row, identity, limit
+from ._shared import SIGMAS, standard_errors
 
 MU = np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
 EXPONENT = 2.0
 MODES = len(MU)
-SIGMAS = 4.0  # which chance exceeds once in 16 000 times
+HARMONIC = sum(1 / n for n in range(1, MODES + 1))
+KEPT = 2**-EXPONENT  # the chance of a mode whose start is halved, over what it was
 
 
 @partial(jax.jit, static_argnums=1)
@@ -67,128 +68,113 @@ def _last_columns(basis: Float[Array, "rows 5"], sizes: Float[Array, " n"]):
     return jax.vmap(at)(sizes)
 
 
-class _Theory(NamedTuple):
-    """What the formulas say: for the six modes, for six of equal p, and for random p."""
-
-    p: Float[ArrayLike, " modes"]
-    mistaken: Float[ArrayLike, " modes"]
-    alone: Float[ArrayLike, ""]
-    after: Float[ArrayLike, ""]
-    found: Float[ArrayLike, " draws"]
-    equal: Float[ArrayLike, ""]
-    below: Float[ArrayLike, " random"]
-
-
 @jax.jit
-def _theory(draws: Float[Array, " draws"], random: Float[Array, "random modes"]) -> _Theory:
-    mu = jnp.asarray(MU, draws.dtype)
+def _theory(random: Float[Array, "random modes"]):
+    """What the formulas say of the six modes, of six of equal p, and of random p."""
+    mu = jnp.asarray(MU, random.dtype)
     p = race.winner_probabilities(mu, EXPONENT)
-    return _Theory(
-        p,
-        race.winner_probabilities(mu, 1.0),
-        race.coupon_time(p),
-        race.sequential_coupon_time(p, EXPONENT),
-        jax.vmap(partial(race.distinct, p))(draws),
-        race.coupon_time(jnp.full(MODES, 1 / MODES, draws.dtype)),
-        jax.lax.map(lambda p: race.coupon_bound(p) / race.coupon_time(p) - 1, random),
-    )
+    return {
+        "p": p,
+        "p ∝ μ": race.winner_probabilities(mu, 1.0),
+        "T₀": race.coupon_time(p),
+        "T_a": race.sequential_coupon_time(p, EXPONENT),
+        "found": jnp.stack([race.distinct(p, jnp.asarray(draws, p.dtype)) for draws in (6.0, 12.0)]),
+        "equal": race.coupon_time(jnp.full(MODES, 1 / MODES, p.dtype)),
+        "bound": jax.lax.map(lambda p: race.coupon_bound(p) / race.coupon_time(p) - 1, random),
+    }
 
 
-def off_by(samples: np.ndarray, predicted: ArrayLike) -> Row:
-    """By how many standard errors the mean of the samples, along the first axis, is off: at most four."""
-    samples = np.asarray(samples, float)
-    error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
-    return identity((samples.mean(axis=0) - np.asarray(predicted)) / error, SIGMAS)
+def _in_errors(name: str, samples: np.ndarray, law, wrong=None) -> Evidence:
+    measured = {"within": SIGMAS, "measure": standard_errors}
+    return agrees(f"{name}, in standard errors", None, np.asarray(samples, float), law, wrong or {}, **measured)
 
 
-# CONTROL: p ∝ μ; T_a without the factor 2^{−a}; the lower bound of T₀ without L; ‖v_⊥‖² in Lemma 9
 @claim(
-    "Of modes that grow as α̇_l = μ_l α_l² the largest μ_l α_l(0) wins: from Fréchet starts mode l with"
-    " probability μ_l^a/Σμ^a. T₀ = ∫ 1 − Π(1 − e^{−p_l t}) dt draws find all L modes, and 2^{−a} T₀ + (1 − 2^{−a}) L if"
-    " modes found before start with half as much.",
+    "Of modes that grow as α̇_l = μ_l α_l² the largest μ_l α_l(0) wins: from Fréchet starts mode l with probability"
+    " p_l = μ_l^a/Σμ^a. All L modes are found after T₀ = ∫ 1 − Π(1 − e^{−p_l t}) dt draws on average. It takes"
+    " 2^{−a} T₀ + (1 − 2^{−a}) L if modes found before start with half as much.",
     source="Theorem 8, Lemmas 7, 8 and 9",
     assumptions=(
         "L = 6 orthonormal modes, μ = 1, 0.9, …, 0.5, independent Fréchet starts with a = 2",
         "Muon by the sequential protocol of the theorem: node after node, modes found before damped by exactly ½",
     ),
+    tex=r"p_l = \frac{\mu_l^a}{\sum_k \mu_k^a},\ T_a = 2^{-a} T_0 + (1 - 2^{-a}) L",
+    flow=race.ModeRace,
 )
 def coupons(setting: Setting) -> Evidence:
     trials = setting.pick(smoke=10_000, laptop=40_000, paper=400_000)
-    rng, dtype, keys = setting.rng, setting.dtype, jax.random.split(setting.key)
+    rng, dtype, keys, tight = setting.rng, setting.dtype, jax.random.split(setting.key), rounding(4500)
     orthonormal = lambda rows, columns: np.linalg.qr(rng.normal(size=(rows, columns)))[0].astype(dtype)
-    draws = np.arange(1, 41)
-    random = rng.dirichlet(np.ones(MODES), 200).astype(dtype)
-    theory = jax.tree.map(np.asarray, _theory(draws.astype(dtype), random))
+    theory = jax.tree.map(np.asarray, _theory(rng.dirichlet(np.ones(MODES), 200).astype(dtype)))
     alone, after = (np.asarray(_collect(keys[i], trials, np.asarray(x, dtype))) for i, x in enumerate((1.0, 0.5)))
-    won = alone == 1
-    found = np.sum(alone[:, None] <= draws[None, :, None], axis=2)
-    kept = 2**-EXPONENT
-    undamped = theory.alone + (1 - kept) * MODES
+    found = np.sum(alone[:, None] <= np.array([6, 12])[:, None], axis=2)
     starts = (rng.exponential(size=(500, MODES)) ** (-1 / EXPONENT)).astype(dtype)  # Fréchet numbers too
     ends, winners = map(np.asarray, _ends(starts, orthonormal(2 * MODES, MODES).reshape(2, MODES, MODES)))
     sizes = 0.2 * 0.5 ** np.arange(6)
     exact, predicted, printed = map(np.asarray, _last_columns(orthonormal(12, 5), sizes.astype(dtype)))
-    off, off_printed = (np.linalg.norm(exact - x, axis=1) for x in (predicted, printed))
-    harmonic = sum(1 / n for n in range(1, MODES + 1))
-    rounding = setting.bound(1e-12, 1e-5)
+    undamped, equal = theory["T₀"] + (1 - KEPT) * MODES, theory["equal"]
     sequence, waits = np.arange(1, MODES + 1), np.sort(alone, axis=1).mean(axis=0)
-    return Evidence(
-        rows={
-            "T_a, in standard errors": off_by(after.max(axis=1), theory.after),
-            "T₀, in standard errors": off_by(alone.max(axis=1), theory.alone),
-            "how often each mode wins, in standard errors": off_by(won, theory.p),
-            "modes found by 6 and by 12 draws, in standard errors": off_by(found[:, [5, 11]], theory.found[[5, 11]]),
-            "nodes of norm one that end at another mode than the winner": identity(np.mean(ends != winners), 0.0),
-            "by how much max(1/min p, L·H_L) exceeds T₀, relative": identity(max(0.0, theory.below.max()), rounding),
-            "T₀ for equal p over L·H_L − 1": identity(theory.equal / (MODES * harmonic) - 1, rounding),
-            "Lemma 9: error in ‖v_∥‖": limit(sizes, off, 2.0),
-        },
-        control={
-            "T_a without 2^{−a}, in standard errors": off_by(after.max(axis=1), undamped),
-            "how often each mode wins for p ∝ μ, in standard errors": off_by(won, theory.mistaken),
-            "T₀ for equal p over H_L − 1": identity(theory.equal / harmonic - 1, rounding),
-            "Lemma 9 with ‖v_⊥‖²": limit(sizes, off_printed, 2.0),
-        },
+    last = lambda law: float(norms(exact, law)[-1])
+    return evidence(
+        _in_errors("T_a", after.max(axis=1), theory["T_a"], {"without 2^{−a}": undamped}),
+        _in_errors("T₀", alone.max(axis=1), theory["T₀"]),
+        _in_errors("how often each mode wins", alone == 1, theory["p"], {"p ∝ μ": theory["p ∝ μ"]}),
+        _in_errors("modes found by 6 and by 12 draws", found, theory["found"]),
+        at_most(
+            "fraction of nodes of norm one that end at another mode than the largest μ_l α_l(0)",
+            np.mean(ends != winners),
+            0.0,
+            {"than the largest α_l(0)": np.mean(ends != starts.argmax(axis=1))},
+        ),
+        at_most("max(1/min p, L·H_L) over T₀, less one", theory["bound"], tight),
+        agrees(
+            "T₀ for equal p",
+            None,
+            equal,
+            {"L·H_L": MODES * HARMONIC},
+            {"H_L": HARMONIC},
+            within=tight,
+            measure=relative,
+        ),
+        converges(
+            "Lemma 9",
+            ("‖v_∥‖", sizes),
+            exact,
+            {"v_∥/(1 + ‖v_⊥‖)": predicted},
+            {"v_∥/(1 + ‖v_⊥‖²), as printed": printed},
+            order=2,
+        ),
         panels=[
-            panel(
-                "modes found by independent draws",
-                ("draws", draws),
-                y="distinct modes",
-                predicted={"Σ 1 − (1 − p)^K": theory.found},
-                observed={"races": found.mean(axis=0)},
-            ),
             panel(
                 "draws until so many modes are found",
                 ("modes found, l", sequence),
                 y="draws",
-                predicted={"2^{−a} of these and (1 − 2^{−a}) l": kept * waits + (1 - kept) * sequence},
+                predicted={"2^{−a} of these and (1 − 2^{−a}) l": KEPT * waits + (1 - KEPT) * sequence},
                 observed={"independent": waits, "found modes halved": np.sort(after, axis=1).mean(axis=0)},
-                control={"without 2^{−a}": waits + (1 - kept) * sequence},
-            ),
-            panel(
-                "Lemma 9: the last column of the polar factor",
-                ("‖v_∥‖", sizes),
-                y="error",
-                observed={"1 + ‖v_⊥‖": off},
-                control={"1 + ‖v_⊥‖²": off_printed},
-                log="xy",
-            ),
+                control={"without 2^{−a}": waits + (1 - KEPT) * sequence},
+            )
         ],
-        remarks=[f"T₀ = {theory.alone:.3f}, T_a = {theory.after:.3f}."],
-        errata=[
-            Erratum(
-                "Theorem 8, the lower bound of T₀ in the main text",
-                "T₀ ≥ max(1/min p, Σ 1/l)",
-                "T₀ ≥ max(1/min p, L Σ 1/l), as in the appendix; without L the second is never above the first",
-                f"T₀ = {theory.equal / (MODES * harmonic):.6g} L Σ 1/l for equal p, least for all p",
-                f"T₀ = {theory.equal / harmonic:.6g} Σ 1/l for equal p",
-            ),
-            Erratum(
-                "Lemma 9",
-                "v_∥/(1 + ‖v_⊥‖²)",
-                "v_∥/(1 + ‖v_⊥‖)",
-                f"error {off[-1]:.2g} at ‖v_∥‖ = {sizes[-1]:.2g}, of second order",
-                f"error {off_printed[-1]:.2g} there, of first order",
-            ),
-        ],
+        remarks=[f"T₀ = {theory['T₀']:.3f}, T_a = {theory['T_a']:.3f}."],
+        errata=_errata(float(equal), last(predicted), last(printed), sizes[-1]),
     )
+
+
+def _errata(equal: float, corrected: float, printed: float, size: float) -> list[Erratum]:
+    return [
+        Erratum(
+            "Theorem 8, the lower bound of T₀ in the main text",
+            "T₀ ≥ max(1/min p, Σ 1/l)",
+            "T₀ ≥ max(1/min p, L Σ 1/l), as in the appendix; without L the second is never above the first",
+            abs(equal / (MODES * HARMONIC) - 1),
+            abs(equal / HARMONIC - 1),
+            "T₀ over the bound less one, for equal p, where it is least",
+        ),
+        Erratum(
+            "Lemma 9",
+            "v_∥/(1 + ‖v_⊥‖²)",
+            "v_∥/(1 + ‖v_⊥‖)",
+            corrected,
+            printed,
+            f"relative error of the last column at ‖v_∥‖ = {size:.2g}",
+        ),
+    ]

@@ -10,11 +10,10 @@ from jaxtyping import Array, Float
 from ...dynamics.grokking import race
 from ...dynamics.grokking.energy import convolution_energy
 from ...dynamics.groups import cyclic
+from ..checks import evidence, mean, vanishes
 from ..claim import Evidence, Setting, claim
 from ..panels import panel
-from ..rows import identity, statistic
-from ._shared import ALL_PAIRS, SQUARE, random_nodes
-from .coupons import SIGMAS
+from ._shared import ALL_PAIRS, SIGMAS, SQUARE, random_nodes, standard_errors
 
 STEP = 0.05
 FREQUENCIES = 11
@@ -43,34 +42,60 @@ def _train(w: Float[Array, "runs nodes 2 order"], steps: int, muon: bool) -> Flo
 
 class _Learned:
     """What the nodes of many runs have learned. `distinct`, shape `(runs, nodes)`: how many frequencies the nodes up to
-    each have; `share`, shape `(runs,)`: of a node in its frequency, the mean."""
+    each have; `fraction`, shape `(runs,)`: of a node in its frequency, the mean."""
 
     def __init__(self, w: Float[Array, "runs nodes 2 order"]):
         power = np.sum(np.abs(np.fft.rfft(np.asarray(w))) ** 2, axis=2)[..., 1:]
         which = power.argmax(axis=2)
         new = [[k not in run[:j] for j, k in enumerate(run)] for run in which.tolist()]
         self.distinct = np.cumsum(new, axis=1)
-        self.share = np.mean(power.max(axis=2) / power.sum(axis=2), axis=1)
+        self.fraction = np.mean(power.max(axis=2) / power.sum(axis=2), axis=1)
         self.total = self.distinct[:, -1]
 
-    def shares(self) -> Float[np.ndarray, " frequencies"]:
-        """How often a run has learned 1, 2, … frequencies."""
-        return np.bincount(self.total, minlength=FREQUENCIES + 1)[1:] / len(self.total)
+
+def _compared(nodes: int, gap: float, rng: np.random.Generator, setting: Setting) -> tuple[Evidence, np.ndarray]:
+    """Muon beside gradient ascent from the same starts, and how much of each node is in its frequency."""
+    runs = setting.pick(smoke=100, laptop=200, paper=1000)
+    more = 4 * runs  # of gradient ascent, which costs little
+    steps = setting.pick(smoke=80, laptop=100, paper=300)  # no frequency changes after 60
+    starts = random_nodes(rng, more * nodes, GROUP.order).reshape(more, nodes, 2, GROUP.order).astype(setting.dtype)
+    alone, joint = _Learned(_train(starts, steps, False)), _Learned(_train(starts[:runs], steps, True))
+    count, p = np.arange(1, nodes + 1), jnp.full(FREQUENCIES, 1 / FREQUENCIES, setting.dtype)
+    coupons = np.asarray(jax.jit(jax.vmap(partial(race.distinct, p)))(count.astype(setting.dtype)))
+    off = lambda learned: standard_errors(learned.total, coupons[-1:])
+    found = evidence(
+        mean(
+            f"{nodes} nodes: frequencies by Muon, less by gradient",
+            joint.total - alone.total[:runs],
+            {"by gradient from other starts": alone.total[runs : 2 * runs] - alone.total[:runs]},
+            at_least=gap,
+        ),
+        vanishes(
+            f"{nodes} nodes: by gradient, less independent draws, in standard errors",
+            off(alone),
+            {"Muon": off(joint)},
+            within=SIGMAS,
+        ),
+        panels=[
+            panel(
+                f"{nodes} nodes: what the first so many have learned",
+                ("nodes", count),
+                y="distinct frequencies",
+                predicted={"independent draws": coupons},
+                observed={"gradient": alone.distinct.mean(axis=0), "Muon": joint.distinct.mean(axis=0)},
+            )
+        ],
+        remarks=[
+            f"{nodes} nodes: {alone.total.mean():.2f} of {FREQUENCIES} frequencies by gradient, {coupons[-1]:.2f} by"
+            f" independent draws, {joint.total.mean():.2f} by Muon."
+        ],
+    )
+    return found, np.concatenate([alone.fraction, joint.fraction])
 
 
-def _occupancy(draws: int) -> Float[np.ndarray, " frequencies"]:
-    """How probable it is that so many draws from equally probable frequencies hold 1, 2, … distinct ones."""
-    seen = np.arange(FREQUENCIES + 1)
-    chance = np.eye(FREQUENCIES + 1)[0]
-    for _ in range(draws):
-        chance = chance * seen / FREQUENCIES + np.append(0.0, (chance * (1 - seen / FREQUENCIES))[:-1])
-    return chance[1:]
-
-
-# CONTROL: Muon's nodes taken for independent draws
 @claim(
-    "On the joint energy Σ E(w_j) nodes that move along the polar factor of all gradients (Muon) learn more"
-    " distinct frequencies than nodes from the same starts that follow their own: those find as many as independent"
+    "On the joint energy Σ E(w_j) nodes that move along the polar factor of all gradients (Muon) learn more distinct"
+    " frequencies than nodes that follow their own gradient from the same starts. Those find as many as independent"
     " draws do.",
     source="Theorem 8's conclusion, in a setting that it does not assume: nodes at once and normal starts",
     assumptions=(
@@ -78,52 +103,10 @@ def _occupancy(draws: int) -> Float[np.ndarray, " frequencies"]:
         SQUARE,
         "nodes of norm one, steps of 0.05 for each node, no momentum",
     ),
+    tex=r"W \leftarrow W + \epsilon\, G (G^\top G)^{-1/2}\ \mathrm{finds\ more\ than}\ W \leftarrow W + \epsilon\, G",
 )
 def muon(setting: Setting) -> Evidence:
-    runs = setting.pick(smoke=100, laptop=200, paper=1000)
-    more = 4 * runs  # of gradient ascent, which costs little
-    steps = setting.pick(smoke=80, laptop=100, paper=300)  # no frequency changes after 60
     gaps = setting.pick(smoke={22: 0.4}, laptop={22: 0.4, 33: 0.25}, paper={22: 0.4, 33: 0.25})
-    rng, p = setting.rng, jnp.full(FREQUENCIES, 1 / FREQUENCIES, setting.dtype)
-    expected = jax.jit(jax.vmap(partial(race.distinct, p)))
-    rows, control, panels, remarks, shares = {}, {}, [], [], []
-    for nodes, gap in gaps.items():
-        starts = random_nodes(rng, more * nodes, GROUP.order).reshape(more, nodes, 2, GROUP.order)
-        starts = starts.astype(setting.dtype)
-        alone, joint = _Learned(_train(starts, steps, False)), _Learned(_train(starts[:runs], steps, True))
-        paired = joint.total - alone.total[:runs]
-        count = np.arange(1, nodes + 1)
-        coupons = np.asarray(expected(count.astype(setting.dtype)))
-        chance, number = _occupancy(nodes), np.arange(1, FREQUENCIES + 1)
-        error = np.sqrt(chance @ (number - coupons[-1]) ** 2)  # of one run
-        off = lambda learned, error=error, mean=coupons[-1]: identity(
-            (learned.total.mean() - mean) / error * np.sqrt(len(learned.total)), SIGMAS
-        )
-        shares += [alone.share, joint.share]
-        rows |= {
-            f"{nodes} nodes: frequencies by Muon, less by gradient": statistic(paired, at_least=gap),
-            f"{nodes} nodes: gradient, less independent draws, in standard errors": off(alone),
-        }
-        control[f"{nodes} nodes: Muon, less independent draws, in standard errors"] = off(joint)
-        remarks.append(
-            f"{nodes} nodes: {alone.total.mean():.2f} of {FREQUENCIES} frequencies by gradient, {coupons[-1]:.2f} by"
-            f" independent draws, {joint.total.mean():.2f} by Muon."
-        )
-        panels += [
-            panel(
-                f"{nodes} nodes: what the first so many have learned",
-                ("nodes", count),
-                y="distinct frequencies",
-                predicted={"independent draws": coupons},
-                observed={"gradient": alone.distinct.mean(axis=0), "Muon": joint.distinct.mean(axis=0)},
-            ),
-            panel(
-                f"{nodes} nodes: what a run has learned",
-                ("distinct frequencies", number),
-                y="share of the runs",
-                predicted={"independent draws": chance},
-                observed={"gradient": alone.shares(), "Muon": joint.shares()},
-            ),
-        ]
-    rows["share of a node in its frequency"] = statistic(np.concatenate(shares), at_least=0.99)
-    return Evidence(rows, control, panels, remarks)
+    rng = setting.rng
+    found, fractions = zip(*(_compared(nodes, gap, rng, setting) for nodes, gap in gaps.items()), strict=True)
+    return evidence(*found, mean("fraction of a node in its frequency", np.concatenate(fractions), at_least=0.99))
