@@ -11,10 +11,10 @@ from ...dynamics import solve
 from ...dynamics.joma import LinearActivation, LogGap, ManyNodes, NonlinearActivation
 from ...nets import joma as nets
 from ...nets import train
+from ..checks import absolute, agrees, at_most, evidence, mean, quantile, solver, vanishes
 from ..claim import Evidence, Setting, claim
 from ..metrics import attention_entropy, largest_rise, rebound
 from ..panels import panel
-from ..rows import identity, statistic
 from ._shared import TIME
 
 MODEL = (
@@ -22,257 +22,227 @@ MODEL = (
     "one node, one aligned cluster",
 )
 MU = np.linspace(1.0, 4.0, 7)
+SPEED = np.exp(MU**2 / 2)
 
 
-# CONTROL: R left out, as in the leading law ln 1/δ = e^{μ²/2} t
 @claim(
     "v̇ = (μ − v)∘exp(v²/2) has the implicit solution e^{μ²/2} t = ln 1/δ + R(δ; μ), δ = 1 − v/μ, for all times.",
     source="Theorem 4; the remainder R makes its leading term exact",
     assumptions=MODEL,
+    tex=r"e^{\mu^2/2} \, t = \ln(1/\delta) + R(\delta; \mu), \quad \delta = 1 - v/\mu",
+    flow=NonlinearActivation,
 )
 def implicit_law(setting: Setting) -> Evidence:
     flow, zero = NonlinearActivation(MU), jnp.zeros(7)
     log = flow.log_form()
     ts = np.concatenate([np.linspace(0.02, 1, 50), [1.5, 2, 3, 5, 10, 20, 50, 100]])
-    rtol, atol = setting.bound(1e-11, 1e-6), setting.bound(1e-13, 1e-8)
-    y = np.asarray(solve(log, zero, ts, rtol=rtol, atol=atol).ys)
+    tight, t = {"rtol": setting.bound(1e-11, 1e-6), "atol": setting.bound(1e-13, 1e-8)}, ts[:, None]
+    y = np.asarray(solve(log, zero, ts, **tight).ys)
     elapsed = np.asarray(jax.jit(jax.vmap(log.time_to, (0, None)))(y, zero))
-    exact = np.asarray(jax.jit(jax.vmap(flow.exact, (0, None)))(jnp.asarray(ts, setting.dtype), zero))
-    v = np.asarray(solve(flow, zero, ts).ys)
-    relative = np.abs(elapsed - ts[:, None]) / ts[:, None]
-    leading = np.abs(y * np.exp(-(MU**2) / 2) - ts[:, None]) / ts[:, None]
-    return Evidence(
-        rows={
-            "implicit time of the log-form solution, relative": identity(relative, setting.bound(1e-7, 1e-3)),
-            "closed form against solve in v, all t": identity(exact - v, setting.bound(1e-8, 1e-3)),
-        },
-        control={"implicit time without R at t = 1, relative": identity(leading[49], 1e-2)},
-        panels=[
-            panel(
-                "approach to the critical point",
-                (TIME, ts),
-                y="1 − v/μ",
-                observed={"solve": np.maximum(1 - v / MU, 1e-12)},
-                predicted={"closed form": np.maximum(1 - exact / MU, 1e-12)},
-                log="xy",
-            ),
-            panel(
-                "error of the implicit time",
-                (TIME, ts),
-                y="relative error, worst μ",
-                observed={"with R": np.max(relative, axis=1)},
-                control={"without R": np.max(leading, axis=1)},
-                log="xy",
-            ),
-        ],
+    exact = jax.jit(jax.vmap(flow.exact, (0, None)))(jnp.asarray(ts, setting.dtype), zero)
+    v, leading = solve(flow, zero, ts).ys, {"without R": MU * -np.expm1(-SPEED * t)}
+    name, error, wrong = "implicit time of the log-form solution", elapsed / t - 1, {"without R": y / SPEED / t - 1}
+    axis = (TIME, ts)
+    return evidence(
+        vanishes(name, error, wrong, within=solver(100), x=axis, y="relative error, by μ", log="xy"),
+        agrees("v by solve, all t", axis, v, exact, leading, within=solver(100), measure=absolute, log="x"),
     )
 
 
-# CONTROL: the ratio read at t = 1; the lag left out at t = 10
 @claim(
-    "ln(1/δ_j)/ln(1/δ_k) tends to e^{μ_j²/2}/e^{μ_k²/2}, and ln 1/δ_j = e^{μ_j²/2} (t − τ(μ_j)) with a"
-    " lag τ that the theorem leaves open.",
+    "ln(1/δ_j)/ln(1/δ_k) tends to e^{μ_j²/2}/e^{μ_k²/2}. The lag τ of ln 1/δ_j = e^{μ_j²/2} (t − τ(μ_j)), which the "
+    "theorem leaves open, depends on μ_j.",
     source="Theorem 4: the ratio holds as t → ∞ only",
     assumptions=(*MODEL, "late times, zero start"),
+    tex=r"\ln(1/\delta_j) / \ln(1/\delta_k) \to e^{\mu_j^2/2} / e^{\mu_k^2/2}",
+    flow=NonlinearActivation,
 )
 def lag_law(setting: Setting) -> Evidence:
-    flow = LogGap(MU)
     ts = np.array([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0])
-    y = np.asarray(jax.jit(jax.vmap(flow.exact, (0, None)))(jnp.asarray(ts, setting.dtype), jnp.zeros(7)))
-    speed = np.exp(MU**2 / 2)
-    scaled = y / speed
-    ratio = np.abs(scaled[:, :, None] / scaled[:, None, :] - 1).max(axis=(1, 2))
-    lag_of = jax.jit(lambda mu: NonlinearActivation(mu).lag())
-    lag = np.asarray(lag_of(jnp.asarray(MU)))
-    # In float64 y = 3e5 has an absolute rounding of 1e-10; in float32 the law is measured relative to its size.
-    error = np.abs(y - speed * (ts[:, None] - lag)) / setting.bound(1.0, np.max(speed) * 10)
-    return Evidence(
-        rows={
-            "ratio over its prediction − 1 at t = 100, all pairs μ ∈ [1, 4]": identity(ratio[-1], 0.01),
-            "lag law at t = 10, absolute error of ln 1/δ": identity(error[3], setting.bound(1e-5, 1e-4)),
-        },
-        control={
-            "ratio over its prediction − 1 at t = 1": identity(ratio[0], 0.01),
-            "without the lag, at t = 10": identity(np.abs(y - speed * ts[:, None])[3].min(), 1e-5),
-        },
+    gap = jax.jit(jax.vmap(LogGap(MU).exact, (0, None)))(jnp.asarray(ts, setting.dtype), jnp.zeros(7))
+    scaled, lag = np.asarray(gap) / SPEED, np.asarray(jax.jit(lambda mu: NonlinearActivation(mu).lag())(MU))
+    pairs = lambda values: values[:, :, None] / values[:, None, :] - 1
+    off, no_attention = pairs(scaled), {"the same rate for all, as without attention": pairs(scaled * SPEED)[-1]}
+    wrong = {"at t = 1, too early": off[0], **no_attention}
+    late, t = ts[:, None], 10.0  # ts[3]
+    largest = lambda seen, law: (seen - law) * SPEED / (t * SPEED.max())  # the error of ln 1/δ over its largest
+    with_lag = {"Theorem 4": np.ones(7), "with the lag": (late - lag) / (late - lag[0])}
+    return evidence(
+        vanishes("ratio over its prediction − 1 at t = 100, all pairs μ ∈ [1, 4]", off[-1], wrong, within=0.01),
+        agrees(
+            "lag t − e^{−μ²/2} ln 1/δ at t = 10",
+            ("μ", MU),
+            t - scaled[3],
+            {"τ(μ)": lag},
+            {"no lag": 0.0, "the lag of μ = 1": lag[0]},
+            within=solver(3),
+            measure=largest,
+        ),
         panels=[
             panel(
                 "ratio of ln 1/δ to the prediction",
                 (TIME, ts),
                 y="(y_j/y_1) / (e^{μ_j²/2}/e^{μ_1²/2})",
                 observed={"closed form, μ = 1 … 4": scaled / scaled[:, :1]},
-                predicted={"Theorem 4": np.ones(7), "with the lag": (ts[:, None] - lag) / (ts[:, None] - lag[0])},
+                predicted=with_lag,
                 log="x",
-            ),
-            panel(
-                "the lag itself",
-                ("μ", np.linspace(0.1, 6, 60)),
-                y="τ(μ)",
-                predicted={"τ(μ)": lag_of(jnp.linspace(0.1, 6, 60))},
-            ),
+            )
         ],
-        remarks=[f"At t = 1 the ratio is off by up to {ratio[0]:.2f}, at t = 10 by {ratio[3]:.3f}."],
+        remarks=[f"At t = 1 the ratio is off by up to {abs(off[0]).max():.2f}, at t = 10 by {abs(off[3]).max():.3f}."],
     )
 
 
-# CONTROL: the same check on the flow with attention
 @claim(
     "Without attention every token approaches at the same rate: 1 − v/μ = e^{−t}.",
     source="Theorem 4's comparison",
     assumptions=("v̇ = μ − v, zero start",),
+    tex=r"1 - v/\mu = e^{-t}",
+    flow=NonlinearActivation,
 )
 def no_attention(setting: Setting) -> Evidence:
     zero, ts = jnp.zeros(7), np.linspace(0, 10, 41)
-    v = np.asarray(solve(NonlinearActivation(MU, attention=False), zero, ts).ys)
+    v = solve(NonlinearActivation(MU, attention=False), zero, ts).ys
     attended = jax.jit(jax.vmap(NonlinearActivation(MU).exact, (0, None)))(jnp.asarray(ts, setting.dtype), zero)
-    attended, law = np.asarray(attended), np.exp(-ts)[:, None]
-    return Evidence(
-        rows={"1 − v/μ − e^{−t}": identity(1 - v / MU - law, setting.bound(1e-9, 1e-5))},
-        control={"the same with attention": identity(1 - attended / MU - law, 1e-2)},
-        panels=[
-            panel(
-                "distance to the critical point",
-                (TIME, ts),
-                y="1 − v/μ",
-                observed={"without attention": 1 - v / MU},
-                predicted={"e^{−t}": law[:, 0]},
-                control={"with attention": np.maximum(1 - attended / MU, 1e-5)},
-                log="y",
-            )
-        ],
+    law, wrong = {"e^{−t}": np.exp(-ts)[:, None]}, {"with attention": 1 - np.asarray(attended) / MU}
+    return evidence(
+        agrees("1 − v/μ", (TIME, ts), 1 - np.asarray(v) / MU, law, wrong, within=solver(1), measure=absolute)
     )
 
 
-# CONTROL: the flow with attention never rises; the flow without attention bounces
+TIMES = np.concatenate([np.linspace(0, 2, 81), np.linspace(2, 10, 41)[1:]])
+FRACTIONS = np.linspace(0, 0.99, 100)
+
+
+@jax.jit
+def _entropies(mus, deltas):
+    """Entropy of attention along the closed forms, `(times, draws)`: nonlinear with attention and without it, and
+    linear; and that of `softmax(μ²/2)`, and of `softmax(μ²)`."""
+    zero = jnp.zeros(10)
+    over = lambda flow, ts: attention_entropy(jax.vmap(flow.exact, (0, None))(ts, zero) ** 2 / 2)
+    on = lambda mu: over(NonlinearActivation(mu), jnp.asarray(TIMES))
+    off = lambda mu: over(NonlinearActivation(mu, attention=False), jnp.asarray(TIMES))
+    first = lambda delta: jnp.min(LinearActivation(delta).blow_up_time(zero))
+    linear = lambda delta: over(LinearActivation(delta), jnp.asarray(FRACTIONS) * first(delta))
+    paths = (jax.vmap(on, out_axes=1)(mus), jax.vmap(off, out_axes=1)(mus), jax.vmap(linear, out_axes=1)(deltas))
+    return *paths, attention_entropy(mus**2 / 2), attention_entropy(mus**2)
+
+
 @claim(
-    "With nonlinear activation the entropy of attention falls and bounces back; without attention, and"
-    " with linear activation under a stationary gradient, it never rises.",
+    "With nonlinear activation the entropy of attention falls and bounces back. Without attention, and with linear "
+    "activation under a stationary gradient, it never rises.",
     source="Theorem 4's consequence and the paper's Fig. 4",
     assumptions=(*MODEL, "μ ~ U(1, 4)^10", "attention softmax(v²/2): exponential attention, uniform tokens, c = 0"),
+    tex=r"H(\mathrm{softmax}(v^2/2)) \; \mathrm{falls, \; then \; rises \; to} \; H(\mathrm{softmax}(\mu^2/2))",
+    flow=NonlinearActivation,
 )
 def entropy_bounce(setting: Setting) -> Evidence:
-    draws = setting.pick(smoke=40, laptop=300, paper=1000)
-    rng = setting.rng
-    mus = jnp.asarray(rng.uniform(1, 4, (draws, 10)), setting.dtype)
-    deltas = jnp.asarray(rng.standard_normal((draws, 10)), setting.dtype)
-    ts = jnp.asarray(np.concatenate([np.linspace(0, 2, 81), np.linspace(2, 10, 41)[1:]]))
-    fractions = jnp.linspace(0, 0.99, 100)
-
-    @jax.jit
-    def curves(mus, deltas):
-        zero = jnp.zeros(10)
-        entropy_of = lambda v: attention_entropy(v**2 / 2)
-        over = lambda flow, ts: entropy_of(jax.vmap(flow.exact, (0, None))(ts, zero))
-        on = jax.vmap(lambda mu: over(NonlinearActivation(mu), ts), out_axes=1)(mus)
-        off = jax.vmap(lambda mu: over(NonlinearActivation(mu, attention=False), ts), out_axes=1)(mus)
-        linear = lambda d: over(LinearActivation(d), fractions * jnp.min(LinearActivation(d).blow_up_time(zero)))
-        return on, off, jax.vmap(linear, out_axes=1)(deltas), attention_entropy(mus**2 / 2)
-
-    on, off, linear, final = curves(mus, deltas)
-    still = setting.bound(1e-10, 1e-5)
-    return Evidence(
-        rows={
-            f"median rebound with attention, {draws} draws": statistic(rebound(on), at_least=0.5, quantile=0.5),
-            "largest rise without attention": identity(largest_rise(off), still),
-            "largest rise, linear activation, stationary gradient": identity(largest_rise(linear), still),
-            "end against the entropy of softmax(μ²/2)": identity(on[-1] - final, setting.bound(1e-6, 1e-3)),
-        },
-        control={
-            "median rise with attention": identity(jnp.median(largest_rise(on)), still),
-            "median rebound without attention": statistic(rebound(off), at_least=0.5, quantile=0.5),
-        },
+    draws, rng = setting.pick(smoke=40, laptop=300, paper=1000), setting.rng
+    mus, deltas = rng.uniform(1, 4, (draws, 10)), rng.standard_normal((draws, 10))
+    on, off, linear, final, doubled = _entropies(jnp.asarray(mus, setting.dtype), jnp.asarray(deltas, setting.dtype))
+    without, wrong = {"without attention": rebound(off)}, {"½ left out": doubled}
+    rises = {"without attention": largest_rise(off), "linear activation, stationary gradient": largest_rise(linear)}
+    attended = {"nonlinear, with attention, in the median draw": jnp.median(largest_rise(on))}
+    y, six = "entropy of attention (nats)", slice(6)
+    return evidence(
+        quantile(f"median rebound with attention, {draws} draws", rebound(on), 0.5, without, at_least=0.5),
+        at_most("largest rise", rises, solver(1), attended),
+        agrees("end against softmax(μ²/2)", None, on[-1], final, wrong, within=solver(10_000), measure=absolute),
         panels=[
             panel(
                 "nonlinear activation, six draws of μ",
-                (TIME, ts),
-                y="entropy of attention (nats)",
-                predicted={"with attention": on[:, :6]},
-                control={"without attention": off[:, :6]},
+                (TIME, TIMES),
+                y=y,
+                predicted={"with attention": on[:, six]},
+                control={"without attention": off[:, six]},
             ),
             panel(
                 "linear activation, stationary gradient",
-                ("t/t*", fractions),
-                y="entropy of attention (nats)",
-                predicted={"closed form": linear[:, :6]},
+                ("t/t*", FRACTIONS),
+                y=y,
+                predicted={"closed form": linear[:, six]},
             ),
         ],
     )
 
 
-# CONTROL: the same linear block under a stationary gradient
-@claim(
-    "Under cross-entropy the attention entropy of the real block bounces back with linear activation "
-    "too: the bounce is not a signature of nonlinearity. (Bounce: the entropy rises by 0.01 nats or more after a "
-    "fall.)",
-    source="measured here; the paper ascribes the bounce to nonlinear activation",
-    assumptions=("softmax attention, gradient descent on class-token mixtures, fixed random decoder",),
-)
-def entropy_bounce_ce(setting: Setting) -> Evidence:
-    seeds = setting.pick(smoke=12, laptop=24, paper=100)
-    steps = setting.pick(smoke=1000, laptop=2000, paper=20000)
-    samples, classes, tokens, every, floor = 200, 10, 20, steps // 100, 0.01
+SAMPLES, CLASSES, TOKENS = 200, 10, 20
 
-    def task(rng):
-        probability = special.softmax(2.0 * rng.standard_normal((classes, tokens)), axis=1)
-        label = rng.integers(classes, size=samples)
+
+def _class_mixtures(setting: Setting, seeds: int) -> nets.Contexts:
+    rng = setting.rng
+
+    def task():
+        probability = special.softmax(2.0 * rng.standard_normal((CLASSES, TOKENS)), axis=1)
+        label = rng.integers(CLASSES, size=SAMPLES)
         return rng.multinomial(4, probability[label]) / 4, label
 
-    def start(key, data, attention, activation=lambda h: h):
-        """The block, and the gradient at a uniform output, `D (1[y=k] − 1/K)`, which the stationary runs keep."""
-        model = nets.JomaBlock(
-            tokens,
-            20,
-            classes=classes,
-            attention=attention,
-            activation=activation,
-            embeddings=jnp.eye(tokens + 1),
-            key=key,
-        )
-        assert model.decoder is not None
-        back = (jax.nn.one_hot(data.label, classes) - 1 / classes) @ model.decoder.T
-        return eqx.tree_at(lambda m: m.z, model, replace_fn=jnp.zeros_like), (data.x, back)
+    x, label = map(np.stack, zip(*(task() for _ in range(seeds)), strict=True))
+    return nets.Contexts(jnp.asarray(x, setting.dtype), jnp.asarray(label), jnp.zeros(label.shape, int))
+
+
+def _trained_entropies(keys, data: nets.Contexts, steps: int) -> dict[str, np.ndarray]:
+    """The entropy of attention as the block trains on each of the tasks, `(records, tasks)`."""
+
+    def start(key, attention, activation=lambda h: h):
+        options = {"activation": activation, "embeddings": jnp.eye(TOKENS + 1), "key": key}
+        model = nets.JomaBlock(TOKENS, 20, classes=CLASSES, attention=attention, **options)
+        return eqx.tree_at(lambda m: m.z, model, replace_fn=jnp.zeros_like)
 
     def run(model, loss, data, rate):
         observe = lambda m: attention_entropy(m.z[0])
-        return train(model, loss, data, optax.sgd(rate), steps, observe=observe, every=every).observed
+        return train(model, loss, data, optax.sgd(rate), steps, observe=observe, every=steps // 100).observed
 
-    def cross_entropy(key, data, activation):
-        model, _ = start(key, data, "softmax", activation)
-        return run(model, nets.cross_entropy, data, 1.0)
+    def cross_entropy(slope):
+        activation = lambda h: jnp.where(h > 0, h, slope * h)
+        one = lambda key, data: run(start(key, "softmax", activation), nets.cross_entropy, data, 1.0)
+        return jax.vmap(one, out_axes=1)(keys, data)
 
-    def stationary(key, data, attention):
-        model, (x, g) = start(key, data, attention)
-        # Up to 0.95 of the blow-up time that Theorem 2 gives for exponential attention.
-        flow = ManyNodes(x.T @ g / samples)
-        end = 0.95 * jnp.min(flow.blow_up_time(jnp.zeros_like(flow.delta)))
-        return run(model, nets.stationary_loss, (x, g), end * (1.0 if attention == "exp" else 20.0) / steps)
+    def stationary(attention, times):
+        def one(key, data):
+            """Keeps the gradient at a uniform output, `D (1[y=k] − 1/K)`, for so many times 0.95 of the blow-up time
+            that Theorem 2 gives for exponential attention."""
+            model = start(key, attention)
+            assert model.decoder is not None
+            g = (jax.nn.one_hot(data.label, CLASSES) - 1 / CLASSES) @ model.decoder.T
+            flow = ManyNodes(data.x.T @ g / SAMPLES)
+            end = 0.95 * times * jnp.min(flow.blow_up_time(jnp.zeros_like(flow.delta)))
+            return run(model, nets.stationary_loss, (data.x, g), end / steps)
 
-    keys, rng = jax.random.split(setting.key, seeds), setting.rng
-    x, label = map(np.stack, zip(*(task(rng) for _ in range(seeds)), strict=True))
-    data = nets.Contexts(jnp.asarray(x, setting.dtype), jnp.asarray(label), jnp.zeros(label.shape, int))
-    runs = {
-        "linear activation, cross-entropy": lambda key, data: cross_entropy(key, data, "identity"),
-        "ReLU, cross-entropy": lambda key, data: cross_entropy(key, data, "relu"),
-        "linear, stationary gradient, softmax attention": lambda key, data: stationary(key, data, "softmax"),
-        "control: linear, stationary gradient, exp attention": lambda key, data: stationary(key, data, "exp"),
+        return np.asarray(jax.jit(jax.vmap(one, out_axes=1))(keys, data))
+
+    linear, relu = np.asarray(jax.jit(jax.vmap(cross_entropy))(jnp.asarray([1.0, 0.0])))
+    return {
+        "linear activation, cross-entropy": linear,
+        "ReLU, cross-entropy": relu,
+        "linear, stationary gradient, softmax attention": stationary("softmax", 20.0),
+        "linear, stationary gradient, exp attention": stationary("exp", 1.0),
     }
-    curves = {name: np.asarray(jax.jit(jax.vmap(run_one))(keys, data)).T for name, run_one in runs.items()}
-    linear, relu, soft, control = (np.asarray(largest_rise(jnp.asarray(curve))) for curve in curves.values())
-    return Evidence(
-        rows={
-            f"rise, linear activation, mean of {seeds} tasks": statistic(linear, at_least=floor),
-            "rise, ReLU": statistic(relu, at_least=floor),
-        },
-        control={"rise, linear activation, stationary gradient": statistic(control, at_least=floor)},
-        panels=[
-            panel(
-                name,
-                ("share of the run", np.linspace(0, 1, len(curve))),
-                y="entropy of softmax(z) (nats)",
-                observed={f"{min(12, seeds)} of {seeds} tasks": curve[:, :12]},
-            )
-            for name, curve in curves.items()
-        ],
+
+
+@claim(
+    "Under cross-entropy the attention entropy of the real block bounces back with linear activation, too: the bounce "
+    "is no signature of nonlinearity. (Bounce: after a fall it rises by 0.01 nats or more.)",
+    source="measured here; the paper ascribes the bounce to nonlinear activation",
+    assumptions=("softmax attention, gradient descent on class-token mixtures, fixed random decoder",),
+    tex=r"\max_{s<t} \, [H(\mathrm{softmax}(z(t))) - H(\mathrm{softmax}(z(s)))] \geq 0.01",
+)
+def entropy_bounce_ce(setting: Setting) -> Evidence:
+    seeds, floor = setting.pick(smoke=12, laptop=24, paper=100), 0.01
+    steps = setting.pick(smoke=1000, laptop=2000, paper=20000)
+    curves = _trained_entropies(jax.random.split(setting.key, seeds), _class_mixtures(setting, seeds), steps)
+    linear, relu, soft, still = (np.asarray(largest_rise(jnp.asarray(curve))) for curve in curves.values())
+    wrong = {"linear activation, stationary gradient": still}
+    *trained, (label, last) = curves.items()
+    axis, y = ("fraction of the run", np.linspace(0, 1, len(last))), "entropy of softmax(z) (nats)"
+    title, control = f"{min(12, seeds)} of {seeds} tasks", {label: last[:, :12]}
+    pictures = [
+        panel(title, axis, y=y, observed={name: curve[:, :12]}, control=control if i == 0 else None)
+        for i, (name, curve) in enumerate(trained)
+    ]
+    return evidence(
+        mean(f"rise, linear activation, mean of {seeds} tasks", linear, wrong, at_least=floor),
+        mean("rise, ReLU", relu, wrong, at_least=floor),
+        panels=pictures,
         remarks=[
             f"With linear activation {np.mean(linear > floor):.0%} of the tasks bounce by more than {floor} nats, by "
             f"up to {linear.max():.2f}. JoMA's slides tell the bounce as a consequence of nonlinear activation; "
