@@ -1,6 +1,7 @@
 """Whether the gradient becomes low rank: on JoMA's flow, on the trained block, and on a small LLaMA on text."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,9 +16,9 @@ from ...nets import joma as nets
 from ...nets import train
 from ...nets.llama import Llama, LlamaConfig
 from ...nets.transformer import Windows, next_token_loss
+from ..checks import at_most, evidence, mean, quantile
 from ..claim import Evidence, Setting, claim
 from ..panels import panel
-from ..rows import identity, statistic
 from ._shared import stable_ranks
 
 TOKENS, NODES, CLASSES, RECORDS = 64, 32, 40, 20
@@ -72,16 +73,17 @@ def _blocks(setting: Setting, attention: str, rate: float, eta_z: float) -> _Blo
     return _Block(loss, *map(stable_ranks, (v, gradient, shuffled)))
 
 
-# CONTROL: attention held fixed; for the shuffled gradient, a normal random matrix
 @claim(
-    "Attention that is trained along makes the gradient of the layer below its nonlinearity low rank: on "
-    "JoMA's flow the stable rank of V̇ falls below 1.05, ahead of that of V; on the trained block it falls to less than "
-    "half, below that of V and of the shuffled gradient.",
+    "Attention that is trained along makes the gradient of the layer below its nonlinearity low rank. On JoMA's flow "
+    "the stable rank of V̇ falls below 1.05, ahead of that of V. On the trained block it falls to less than half, below "
+    "that of V and of the shuffled gradient.",
     source="Lemma B.6, with the sum over nodes inside the exponential (see joma.many_nodes)",
     assumptions=(
         "flow: stationary back-propagated gradient, zero start, any normal Δ, 1 − t/t* = 1e-5",
         "block: exponential attention, one query, cross-entropy, gradient descent",
     ),
+    tex=r"\mathrm{sr}(\dot V) = \frac{\|\dot V\|_F^2}{\|\dot V\|_2^2} \to 1 \quad (t \to t^*)",
+    flow=ManyNodes,
 )
 def low_rank_joma(setting: Setting) -> Evidence:
     rng, draws = np.random.default_rng([setting.seed, 1]), setting.pick(smoke=20, laptop=100, paper=1000)
@@ -89,72 +91,71 @@ def low_rank_joma(setting: Setting) -> Evidence:
     delta = rng.standard_normal((draws, TOKENS, NODES))
     arguments = (jnp.asarray(x, setting.dtype) for x in (delta, np.tile(left, (draws, 1))))
     of_v, of_rate = (stable_ranks(np.asarray(x)) for x in _flow(*arguments))
-    trained, fixed = (_blocks(setting, "exp", 0.3, eta_z) for eta_z in (1.0, 0.0))
     random = stable_ranks(delta)
-    steps = setting.pick(smoke=1000, laptop=2000, paper=20000) // RECORDS * np.arange(RECORDS + 1)
-    least = trained.gradient.min(axis=1)
+    trained, fixed = (_blocks(setting, "exp", 0.3, eta_z) for eta_z in (1.0, 0.0))
+    least = lambda block: block.gradient.min(axis=1) / block.gradient[:, 0]
+    over_v = lambda block: block.gradient[:, -1] / block.v[:, -1]
+    over_shuffled = trained.gradient[:, -1] / trained.shuffled[:, -1]
+    end, fixed_attention, matrix = left.argmin(), "attention fixed", {"random matrix": random}
+    return evidence(
+        mean("block: least sr(V̇) over its start", least(trained), {fixed_attention: least(fixed)}, at_most=0.5),
+        mean("block: sr(V̇)/sr(V) at the end", over_v(trained), {fixed_attention: over_v(fixed)}, at_most=1),
+        mean(
+            "block: sr(V̇) over the shuffled, at the end",
+            over_shuffled,
+            {"random matrices over their mean": random / random.mean()},
+            at_most=0.7,
+        ),
+        quantile("flow: median sr(V̇) at 1e-5", of_rate[:, end], 0.5, matrix, at_most=1.05),
+        at_most("flow: sr(V̇)/sr(V) there", of_rate[:, end] / of_v[:, end], 1, {"random matrix": random / of_v[:, end]}),
+        panels=[
+            panel(
+                f"JoMA's flow, {TOKENS} tokens, {NODES} nodes, mean of {draws} draws",
+                ("1 − t/t*", left),
+                y="stable rank",
+                observed={"V": of_v.mean(0), "V̇": of_rate.mean(0)},
+                control={"random matrix": np.full(len(left), random.mean())},
+                log="xy",
+            ),
+            panel(
+                "block, exponential attention, mean over tasks",
+                ("step", setting.pick(smoke=1000, laptop=2000, paper=20000) // RECORDS * np.arange(RECORDS + 1)),
+                y="stable rank",
+                observed={
+                    "gradient": trained.gradient.mean(0),
+                    "V": trained.v.mean(0),
+                    "shuffled gradient": trained.shuffled.mean(0),
+                },
+                control={"gradient, attention fixed": fixed.gradient.mean(0)},
+            ),
+        ],
+        remarks=_joma_remarks(setting, trained, fixed),
+    )
+
+
+def _joma_remarks(setting: Setting, trained: _Block, fixed: _Block) -> list[str]:
+    """Means over tasks."""
+    least = lambda block: block.gradient.min(axis=1).mean()
+    ends = lambda block: (block.gradient[:, 0].mean(), block.gradient[:, -1].mean())
     equal = np.argmax(trained.loss <= fixed.loss[:, -1:], axis=1)  # where the trained one has come as far
     then = np.take_along_axis(trained.gradient, equal[:, None], axis=1).mean()
-    mean = lambda x: x.mean(axis=0)
-    curves = lambda block: {
-        "gradient": mean(block.gradient),
-        "V": mean(block.v),
-        "shuffled gradient": mean(block.shuffled),
-    }
+    (first, last), loss = ends(trained), trained.loss[:, -1].mean()
     remarks = [
-        f"Block: the stable rank of the gradient goes from {mean(trained.gradient)[0]:.1f} to {least.mean():.1f} at "
-        f"its lowest and back to {mean(trained.gradient)[-1]:.1f}, as the loss goes to {mean(trained.loss)[-1]:.2g}: "
-        "once the samples of the leading direction are learned, the others are what is left.",
-        f"With attention held fixed it rises, to {mean(fixed.gradient)[-1]:.1f} at a loss of "
-        f"{mean(fixed.loss)[-1]:.2g}, where with trained attention it is {then:.1f}: it is the joint dynamics that "
-        "lowers it.",
+        f"Block: the stable rank of the gradient goes from {first:.1f} to {least(trained):.1f} at its lowest and back "
+        f"to {last:.1f}, as the loss goes to {loss:.2g}: once the samples of the leading direction are learned, the "
+        "others are what is left.",
+        f"With attention held fixed it rises, to {ends(fixed)[1]:.1f} at a loss of {fixed.loss[:, -1].mean():.2g}. "
+        f"With trained attention it is {then:.1f} there: it is the joint dynamics that lowers it.",
     ]
-    panels = [
-        panel(
-            f"JoMA's flow, {TOKENS} tokens, {NODES} nodes, mean of {draws} draws",
-            ("1 − t/t*", left),
-            y="stable rank",
-            observed={"V": mean(of_v), "V̇": mean(of_rate)},
-            control={"random matrix": np.full(len(left), random.mean())},
-            log="xy",
-        ),
-        panel(
-            "block, exponential attention, mean over tasks",
-            ("step", steps),
-            y="stable rank",
-            observed=curves(trained),
-            control={"gradient, attention fixed": mean(fixed.gradient)},
-        ),
+    if setting.scale == "smoke":
+        return remarks
+    softmax = _blocks(setting, "softmax", 1.0, 1.0)
+    first, last = ends(softmax)
+    return [
+        *remarks,
+        f"With softmax attention the effect is weaker: {first:.1f} at the start, {least(softmax):.1f} at the lowest, "
+        f"{last:.1f} at the end, no lower than V's {softmax.v[:, -1].mean():.1f}.",
     ]
-    if setting.scale != "smoke":
-        softmax = _blocks(setting, "softmax", 1.0, 1.0)
-        panels.append(panel("the same, softmax attention", ("step", steps), y="stable rank", observed=curves(softmax)))
-        remarks.append(
-            f"With softmax attention the effect is weaker: {mean(softmax.gradient)[0]:.1f} at the start, "
-            f"{softmax.gradient.min(axis=1).mean():.1f} at the lowest, {mean(softmax.gradient)[-1]:.1f} at the end, no "
-            f"lower than V's {mean(softmax.v)[-1]:.1f}."
-        )
-    at = np.flatnonzero(left < 2e-5)[0]
-    return Evidence(
-        rows={
-            "block: least sr(V̇) over its start": statistic(least / trained.gradient[:, 0], at_most=0.5),
-            "block: sr(V̇)/sr(V) at the end": statistic(trained.gradient[:, -1] / trained.v[:, -1], at_most=1.0),
-            "block: sr(V̇) over the shuffled, at the end": statistic(
-                trained.gradient[:, -1] / trained.shuffled[:, -1], at_most=0.7
-            ),
-            "flow: median sr(V̇) at 1e-5": statistic(of_rate[:, at], quantile=0.5, at_most=1.05),
-            "flow: sr(V̇)/sr(V) there, worst draw": identity(of_rate[:, at] / of_v[:, at], 1.0),
-        },
-        control={
-            "attention fixed: least sr(V̇) over its start": statistic(
-                fixed.gradient.min(axis=1) / fixed.gradient[:, 0], at_most=0.5
-            ),
-            "attention fixed: sr(V̇)/sr(V) at the end": statistic(fixed.gradient[:, -1] / fixed.v[:, -1], at_most=1.0),
-            "random matrix over the shuffled": statistic(random[:draws] / random.mean(), at_most=0.7),
-        },
-        panels=panels,
-        remarks=remarks,
-    )
 
 
 class _Size(NamedTuple):
@@ -257,14 +258,24 @@ def _spectra(g: np.ndarray) -> _Spectra:
     return _Spectra(energy / values[..., -1], values[..., -r:].sum(-1) / energy, np.stack(short), np.stack(long))
 
 
-# CONTROL: random matrices of the same shapes; the long side as if it captured more; a stable rank that falls
+def _reversible(rng: np.random.Generator, start: np.ndarray) -> np.ndarray:
+    """Stable ranks, at the end over the start, of gradients of reversible networks that start as these, `(layers, rows,
+    columns)`: `(1 − ηS)^s G(0)` as in Lemma 3.3, S = C ⊗ B with eigenvalues of B and C from 0.05 to 1."""
+    layers, rows, columns = start.shape
+    turn = lambda size: np.linalg.qr(rng.standard_normal((layers, size, size)))[0]
+    b, c = (rng.uniform(0.05, 1, (layers, size)) for size in (rows, columns))
+    end = turn(rows) @ start @ turn(columns) * (1 - 0.9 * b[:, :, None] * c[:, None, :]) ** 10_000
+    return stable_ranks(end) / stable_ranks(start)
+
+
 @claim(
-    "In a small LLaMA on text the gradient of a matrix is low rank from the start: k/4 of its k directions "
-    "hold more than 90 % of its energy, and its stable rank is less than half of a random matrix's. On rectangular "
-    "matrices a basis of the short side captures more of later gradients than one of the long side. The stable rank "
-    "does not fall further in training: it rises.",
+    "In a small LLaMA on text the gradient of a matrix is low rank from the start. A quarter of its k directions hold "
+    "more than 90 % of its energy, and its stable rank is less than half of a random matrix's. On rectangular matrices "
+    "a basis of the short side captures more of later gradients than one of the long side, by more than on random "
+    "matrices. The stable rank does not fall further in training: it rises.",
     source="section 3 and Algorithm 1 (short side); that the gradient becomes low rank over time is not found here",
     assumptions=("Adam at a fixed rate", "bytes of the corpus", "minibatch gradients", "float32"),
+    tex=r"\sum_{i \le k/4} \sigma_i^2(G) \ge 0.9\, \|G\|_F^2",
 )
 def low_rank_llama(setting: Setting) -> Evidence:
     size = setting.pick(
@@ -274,54 +285,48 @@ def low_rank_llama(setting: Setting) -> Evidence:
     )
     runs = [_gradients(setting, size, seed) for seed in range(size.seeds)]
     spectra = [{name: _spectra(g) for name, g in gradients.items()} for _, gradients in runs]
-    rng = setting.rng
-    random = {name: _spectra(rng.standard_normal(g.shape)) for name, g in runs[0][1].items()}
-    # One sample for each kind of matrix, layer and seed.
-    over = lambda of: np.concatenate([of(name, run[name]) for run in spectra for name in KINDS])
-    relative = over(lambda name, s: s.rank.mean(0) / random[name].rank.mean())
-    top, rise = over(lambda name, s: s.top.mean(0)), over(lambda name, s: s.rank[-LAGS:].mean(0) / s.rank[0])
-    margin = np.concatenate([(run[n].short - run[n].long).mean((0, 1)) for run in spectra for n in RECTANGULAR])
-    random_top = np.concatenate([random[name].top.mean(0) for name in KINDS])
-    random_rank = np.concatenate([random[name].rank.mean(0) / random[name].rank.mean() for name in KINDS])
-    return Evidence(
-        rows={
-            "gate, up, down: share captured, short − long": statistic(margin, at_least=0.0),
-            "energy of the k/4 leading directions": statistic(top, at_least=0.9),
-            "sr(G) over a random matrix's": statistic(relative, at_most=0.5),
-            "sr(G) at the end over the start": statistic(rise, at_least=1.0),
-        },
-        control={
-            "long − short": statistic(-margin, at_least=0.0),
-            "random: energy of the k/4 leading directions": statistic(random_top, at_least=0.9),
-            "random: sr over the mean": statistic(random_rank, at_most=0.5),
-            "sr(G) at the end over the start, as if it fell": statistic(rise, at_most=1.0),
-        },
-        panels=_llama_panels(size, spectra, random, np.mean([losses for losses, _ in runs], axis=0)),
+    rng, shapes = setting.rng, {name: g.shape for name, g in runs[0][1].items()}
+    random = {name: _spectra(rng.standard_normal(shape)) for name, shape in shapes.items()}
+
+    def over(names: tuple[str, ...], of: Callable[[_Spectra], np.ndarray], among: list[dict[str, _Spectra]]):
+        """One sample for each kind of matrix, layer and seed."""
+        return np.concatenate([of(run[name]) for run in among for name in names])
+
+    def check(name: str, names: tuple[str, ...], of: Callable[[_Spectra], np.ndarray], **bound: float) -> Evidence:
+        return mean(name, over(names, of, spectra), {"random matrices": over(names, of, [random])}, **bound)
+
+    typical = np.concatenate([np.full(size.layers, random[name].rank.mean()) for name in KINDS])
+    rank = lambda among: over(KINDS, lambda s: s.rank.mean(0), among) / np.tile(typical, len(among))
+    rise = over(KINDS, lambda s: s.rank[-LAGS:].mean(0) / s.rank[0], spectra)
+    falling = np.concatenate([_reversible(rng, g[name][0].astype(float)) for _, g in runs for name in KINDS])
+    return evidence(
+        check(
+            "gate, up, down: share captured, short − long",
+            RECTANGULAR,
+            lambda s: (s.short - s.long).mean((0, 1)),
+            at_least=0.2,  # random matrices have r/k − r/o = 0.16
+        ),
+        check("energy of the k/4 leading directions", KINDS, lambda s: s.top.mean(0), at_least=0.9),
+        mean("sr(G) over a random matrix's", rank(spectra), {"random matrices": rank([random])}, at_most=0.5),
+        mean("sr(G) at the end over the start", rise, {"a reversible network, as in Lemma 3.3": falling}, at_least=1),
+        panels=_llama_panels(size, spectra, random),
         remarks=_llama_remarks(spectra, [losses[-1] for losses, _ in runs], rise),
     )
 
 
-def _llama_panels(size: _Size, spectra: list, random: dict[str, _Spectra], loss: np.ndarray) -> list:
+def _llama_panels(size: _Size, spectra: list[dict[str, _Spectra]], random: dict[str, _Spectra]) -> list:
     """Curves over training, and over the lag since a refresh: means over seeds, layers and matrices."""
     steps = size.every * np.arange(1, size.records + 1)
-    mean = lambda name, of: np.mean([of(run[name]) for run in spectra], axis=0)
-    rank = lambda s: s.rank.mean(1)
-    lags = lambda of: np.mean([mean(name, of) for name in RECTANGULAR], axis=0)
+    average = lambda name, of: np.mean([of(run[name]) for run in spectra], axis=0)
+    lags = lambda of: np.mean([average(name, of) for name in RECTANGULAR], axis=0)
     return [
         panel(
             f"width {size.width}, {size.layers} layers: stable rank of the gradient",
             ("step", steps),
             y="stable rank",
-            observed={name: mean(name, rank) for name in KINDS},
+            observed={name: average(name, lambda s: s.rank.mean(1)) for name in KINDS},
             control={f"random, {n}": np.full(len(steps), random[n].rank.mean()) for n in ("query", "gate")},
             log="y",
-        ),
-        panel(
-            "energy of the k/4 leading directions",
-            ("step", steps),
-            y="share of ‖G‖²",
-            observed={name: mean(name, lambda s: s.top.mean(1)) for name in KINDS},
-            control={f"random, {n}": np.full(len(steps), random[n].top.mean()) for n in ("query", "gate")},
         ),
         panel(
             "gate, up, down: captured by the basis of a refresh",
@@ -330,19 +335,18 @@ def _llama_panels(size: _Size, spectra: list, random: dict[str, _Spectra], loss:
             observed={"short side": lags(lambda s: s.short.mean((0, 2)))},
             control={"long side": lags(lambda s: s.long.mean((0, 2)))},
         ),
-        panel("training", ("step", steps), y="loss (nats a byte)", observed={"minibatch": loss}),
     ]
 
 
 def _llama_remarks(spectra: list, losses: list[float], rise: np.ndarray) -> list[str]:
-    mean = lambda name, of: np.mean([of(run[name]) for run in spectra])
+    average = lambda name, of: np.mean([of(run[name]) for run in spectra])
     shares = "; ".join(
-        f"{name} {mean(name, lambda s: s.short.mean()):.2f} and {mean(name, lambda s: s.long.mean()):.2f}"
+        f"{name} {average(name, lambda s: s.short.mean()):.2f} and {average(name, lambda s: s.long.mean()):.2f}"
         for name in RECTANGULAR
     )
-    square = [mean(name, lambda s: s.short.mean()) for name in KINDS if name not in RECTANGULAR]
-    inputs = [mean(name, lambda s: s.long.mean()) for name in KINDS if name not in RECTANGULAR]
-    sides = lambda of: f"{mean('head', lambda s: of(s.short)):.2f} and {mean('head', lambda s: of(s.long)):.2f}"
+    square = [average(name, lambda s: s.short.mean()) for name in KINDS if name not in RECTANGULAR]
+    inputs = [average(name, lambda s: s.long.mean()) for name in KINDS if name not in RECTANGULAR]
+    sides = lambda of: f"{average('head', lambda s: of(s.short)):.2f} and {average('head', lambda s: of(s.long)):.2f}"
     head = [sides(lambda share: share[0].mean()), sides(lambda share: share[1:].mean())]
     return [
         f"Captured by the short side and by the long: {shares}. Square matrices: output side {np.mean(square):.2f}, "

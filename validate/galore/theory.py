@@ -109,8 +109,8 @@ def _near_limit(setting: Setting, rng: np.random.Generator, draws: int, terms: i
     good = np.flatnonzero((path.q > 0.7) & (path.q < 0.9) & path.resolved(setting.bound(1e-5, 1e-2))[:, 8])
     error = np.abs(path.rank - stable_ranks(np.asarray(path.split.parallel))[:, None])
     good = good[error[good, 0] > setting.bound(1e-8, 3e-4)][:draws]  # and the error shows above roundings
-    with np.errstate(divide="ignore"):  # in float32 an error may round to zero
-        logs, shrunk = np.log(error[good, :9] / error[good, :1]), np.log(path.shrunk[good, :9])
+    seen = np.maximum(error[good, :9], np.finfo(setting.dtype).eps)  # in float32 an error may round to zero
+    logs, shrunk = np.log(seen / seen[:, :1]), np.log(path.shrunk[good, :9])
     # The draws have different q: their errors are read off at common values of q^s.
     q = np.geomspace(0.9, 0.45, 6)
     left = [np.interp(np.log(q), x[::-1], y[::-1]) for x, y in zip(shrunk, logs, strict=True)]
