@@ -178,14 +178,9 @@ def test_captured_energy(dtype):
             assert least[name] - 2e-3 <= state.captured / best < 1 + 2e-3, name
 
 
-def test_stacked_layers_are_their_layers(key):
-    """A stack of matrices, with merged axes or without, is the matrices one by one; so is a spec of dimensions."""
+def test_merged_axes_are_a_matrix():
     grads = _gradients((3, 6, 10))
     options = {"update_proj_gap": 4, "projector": exact_svd()}
-    stacked = _descend(galore(0.1, 2, **options), jnp.zeros((3, 6, 10)), grads)[0]
-    for i in range(3):
-        alone = _descend(galore(0.1, 2, **options), jnp.zeros((6, 10)), grads[:, i])[0]
-        np.testing.assert_allclose(stacked[i], alone, rtol=1e-6, atol=1e-12)
     spec = GaLoreDimensionNumbers(1, (0, 2))
     merged = _descend(galore(0.1, 2, **options, weight_dimension_numbers=spec), jnp.zeros((3, 6, 10)), grads)[0]
     flat = jnp.moveaxis(grads, 2, 1).reshape(-1, 6, 30)
@@ -239,22 +234,6 @@ def test_zero_and_nan_gradients_do_not_make_a_basis():
         np.testing.assert_array_equal(again.left, state.left)
 
 
-def test_rounding_noise_is_not_blown_up():
-    """A rank-one gradient with rank 8: Adam would make the seven empty rows as large as the one that is not."""
-    rng = np.random.default_rng(0)
-    g = jnp.asarray(np.outer(rng.normal(size=256), rng.normal(size=512)), jnp.float32)
-
-    def noise(**options):
-        tx = scale_by_galore(rank=8, **options)
-        low = jax.jit(lambda g: tx.update(g, tx.init(g)))(g)[1].inner_state.mu
-        singular = np.linalg.svd(np.sign(low), compute_uv=False)  # Adam's first step is the sign
-        return np.sum(singular[1:] ** 2) / np.sum(singular**2)
-
-    for name in ("exact_svd", "gram_eigh", "randomized_range", "subspace_iteration"):
-        assert noise(projector=PROJECTORS[name]) < 1e-6
-    assert noise(rank_tol=0.0) > 0.1
-
-
 def test_narrow_moments_keep_small_rows():
     """Only rounding noise is dropped, whatever the dtype of the moments: not what is small beside the largest row."""
     g = jnp.diag(jnp.array([1.0, 0.05, 0.01, 0.001])).astype(jnp.bfloat16)
@@ -263,58 +242,71 @@ def test_narrow_moments_keep_small_rows():
     np.testing.assert_allclose(update.astype(float), g.astype(float), rtol=0.02)
 
 
-def test_complex():
-    rng = np.random.default_rng(0)
-    a, b = (rng.normal(size=shape) + 1j * rng.normal(size=shape) for shape in ((12, 4), (4, 20)))
-    for g in (jnp.asarray(a @ b), jnp.asarray(1j * (a.real @ b.real))):
-        tx = scale_by_galore(SGD, 4, projector=exact_svd())
-        for each in (g, g.T):
-            update, state = jax.jit(lambda g, tx=tx: tx.update(g, tx.init(g)))(each)
-            np.testing.assert_allclose(update, each, rtol=1e-10, atol=1e-10)
-            assert state.captured > 1 - 1e-12
+def _second_moments(tx, steps, ones):
+    """The first entry of ν after each step, in float64: of gradients of one, `ones` of them, and then of zeros."""
+    params = jnp.ones((4, 8), jnp.bfloat16)
+
+    @jax.jit
+    def run():
+        def step(state, t):
+            updates, state = tx.update(jnp.where(t < ones, params, 0 * params), state)
+            assert updates.dtype == jnp.bfloat16
+            return state, optax.tree.get(state, "nu").ravel()[0].astype(float)
+
+        return jax.lax.scan(step, tx.init(params), jnp.arange(steps))[1]
+
+    return run()
 
 
 def test_bfloat16_keeps_its_moments_in_float32():
+    """They decay and grow as exact ones; in bfloat16, as those of `optax.scale_by_adam`, 0.999 is 1."""
+    steps, basis = 1001, lambda g, p, key, r: jnp.eye(4, 2, dtype=g.dtype)
+    ours, adam = scale_by_galore(rank=2, side="left", projector=basis), optax.scale_by_adam()
+    t = np.arange(1, steps + 1)
+    for ones, exact in ((1, 1e-3 * 0.999 ** (t - 1)), (steps, 1 - 0.999**t)):
+        np.testing.assert_allclose(_second_moments(ours, steps, ones), exact, rtol=0.02)
+        assert abs(_second_moments(adam, steps, ones)[-1] / exact[-1] - 1) > 0.1
     ones = jnp.ones((4, 8), jnp.bfloat16)
-    grads = jnp.concatenate([ones[None], jnp.zeros((1000, 4, 8), jnp.bfloat16)])
-    tx = scale_by_galore(rank=2, side="left", projector=lambda g, p, key, r: jnp.eye(4, 2, dtype=g.dtype))
-    _, state, updates = _descend(tx, ones, grads)
-    np.testing.assert_allclose(state.inner_state.nu, 1e-3 * 0.999**1000, rtol=0.02)
-    assert updates.dtype == jnp.bfloat16 and state.left.dtype == jnp.bfloat16
+    assert ours.init(ones).left.dtype == jnp.bfloat16
     everything = scale_by_galore(rank=2, accumulator_dtype=jnp.bfloat16).init(ones)
     assert everything.inner_state.nu.dtype == jnp.bfloat16
 
 
 def test_jit_and_scan_agree_to_the_bit():
-    """Donated or not. Operation by operation, the compiler fuses less, and the last bit may differ."""
-    grads = _gradients((6, 10), 7)
-    tx = galore(0.1, 3, 3)
-    scanned = _descend(tx, jnp.zeros((6, 10)), grads)[2]
+    """Donated or not, for matrices. Operation by operation, the compiler fuses less, and the last bit may differ; as it
+    does of `optax.adam` between a loop and a scan, and so of leaves that are not projected."""
+    grads = {"wide": _gradients((6, 10), 7), "tall": _gradients((10, 6), 7, 1)}
+    of_step = lambda t: jax.tree.map(lambda g: g[t], grads)
+    tx, start = galore(0.1, 3, 3), jax.tree.map(jnp.zeros_like, of_step(0))
+    scanned = _descend(tx, start, grads)[2]
     for update in (jax.jit(tx.update), jax.jit(tx.update, donate_argnums=1)):
-        state, seen = tx.init(grads[0]), []
-        for g in grads:
-            updates, state = update(g, state)
-            seen.append(updates)
-        np.testing.assert_array_equal(np.stack(seen), scanned)
-    first, state = tx.update(grads[0], tx.init(grads[0]))
-    np.testing.assert_allclose([first, tx.update(grads[1], state)[0]], scanned[:2], rtol=1e-10, atol=1e-14)
+        state = tx.init(start)
+        for t in range(7):
+            updates, state = update(of_step(t), state)
+            for name in grads:
+                np.testing.assert_array_equal(updates[name], scanned[name][t])
+    first, state = tx.update(of_step(0), tx.init(start))
+    for t, updates in enumerate((first, tx.update(of_step(1), state)[0])):
+        for name in grads:
+            np.testing.assert_allclose(updates[name], scanned[name][t], rtol=1e-10, atol=1e-14)
+    other = grads | {"wide": grads["wide"] * (1 + 2**-52)}  # a last bit shows
+    assert np.any(_descend(tx, start, other)[2]["wide"] != scanned["wide"])
 
 
 def test_under_vmap_the_basis_is_still_conditional():
     """Also over states, whose counts are then batched; and each lane gets what it gets alone."""
     grads = jnp.moveaxis(_gradients((3, 6, 10), 7), 1, 0)
     tx = scale_by_galore(rank=2, update_proj_gap=3)
-    states = jax.vmap(tx.init)(grads[:, 0])
-    update = jax.vmap(tx.update)
-    text = str(jax.make_jaxpr(update)(grads[:, 0], states))
-    assert "cond[" in text
+    states, update = jax.vmap(tx.init)(grads[:, 0]), jax.jit(jax.vmap(tx.update))
+    total = 0.0
     for t in range(7):
-        updates, states = jax.jit(update)(grads[:, t], states)
+        updates, states = update(grads[:, t], states)
+        total += updates
     for lane in range(3):
-        alone = _descend(tx, jnp.zeros((6, 10)), grads[lane])[2][-1]
-        np.testing.assert_allclose(updates[lane], alone, rtol=1e-10, atol=1e-12)
+        alone = _descend(tx, jnp.zeros((6, 10)), grads[lane])[0]
+        np.testing.assert_allclose(total[lane], alone, rtol=0, atol=1e-12)
     late = states._replace(last_refresh=jnp.array([0, -1, 0]))  # a lane that is due does not touch the others
-    new = jax.jit(update)(grads[:, 0], late)[1]
+    new = update(grads[:, 0], late)[1]
     np.testing.assert_array_equal(new.left[::2], states.left[::2])
     assert jnp.any(new.left[1] != states.left[1])
 

@@ -1,11 +1,15 @@
 """States in 8 bits: how far off an entry is, that slow averages still move, and what optimisers make of it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
+from traindyn.nets.galore import exact_svd, scale_by_galore
 from traindyn.nets.quantise import Quantised, dequantise, quantise, quantize_state
 
 
@@ -110,6 +114,117 @@ def test_training_is_as_with_whole_states():
     assert plain[-1] < 1e-3 * plain[0] and ours[-1] < 1e-3 * plain[0]
     np.testing.assert_allclose(ours[100], plain[100], rtol=0.05)
     assert small == 2 * (64 * 128 + 64 * 8) and whole == 2 * 64 * 128 * 8
+
+
+ROWS, COLUMNS, LN_CODE = 16, 64, {False: np.log(10) * 7 / 254, True: np.log(10) * 5 / 126}  # by whether signed
+
+
+@pytest.mark.parametrize("signed", (False, True))
+def test_rounding_averages_out(signed):
+    """Codes have the ratio ρ. The mean of N roundings is off by at most (ln ρ)²/8 + ln ρ (1 + ln N)/N, a single one by
+    more."""
+    x, number = np.random.default_rng(0).standard_normal((ROWS, COLUMNS)), 1000
+    x = x if signed else x**2
+    rounded = jax.jit(lambda x: jax.lax.map(lambda t: dequantise(quantise(x, step=t)), jnp.arange(number)))(x)
+    on_the_scale = np.abs(x) > 10 ** (0.1 - (5 if signed else 7)) * np.abs(x).max(axis=1, keepdims=True)
+    off_by = lambda y: np.abs(y / x - 1)[on_the_scale].max()
+    bound = LN_CODE[signed] ** 2 / 8 + LN_CODE[signed] * (1 + np.log(number)) / number
+    assert off_by(rounded.mean(0)) <= bound < off_by(rounded[0])
+
+
+def _held(tx):
+    """`quantize_state` with a dither that does not move: its count is held."""
+    still = lambda state: state._replace(count=jnp.zeros_like(state.count))
+    return optax.GradientTransformation(tx.init, lambda g, state, params=None: tx.update(g, still(state), params))
+
+
+def test_averages_follow_a_change_of_the_gradients():
+    """At every later step the mean of |ν₈/ν − 1| is within a code, and that of ln(ν₈/ν) within half of one: a move of ν
+    upwards is that much too large. They stay where they are if the dither does."""
+    before, after = 10 ** np.random.default_rng(0).uniform(-1, 0, (2, ROWS, COLUMNS))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(tx):
+        def step(carry, t):
+            state, exact = carry
+            g = jnp.where(t < 100, before, after)
+            state, exact = tx.update(g, state)[1], 0.999 * exact + 0.001 * g**2
+            nu = dequantise(state.inner_state.nu)
+            return (state, exact), jnp.stack([jnp.mean(jnp.abs(nu / exact - 1)), jnp.mean(jnp.log(nu / exact))])
+
+        return jax.lax.scan(step, (tx.init(before), jnp.zeros_like(before)), jnp.arange(1500))[1]
+
+    eight = quantize_state(optax.scale_by_adam(), min_size=1)
+    off_by, log_bias = np.asarray(run(eight))[100:].T
+    assert off_by.max() <= np.expm1(LN_CODE[False]) < run(_held(eight))[-1, 0]
+    assert np.abs(log_bias).max() <= LN_CODE[False] / 2
+
+
+def _linear(tx):
+    """A transform with its state rounded to 8 bits a row on a linear scale, where small second moments become zero."""
+
+    def rounded(x):
+        if jnp.ndim(x) < 2:
+            return x
+        largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
+        unit = jnp.where(largest > 0, largest, jnp.ones_like(largest)) / 127
+        return jnp.round(x / unit) * unit
+
+    def update(updates, state, params=None):
+        updates, state = tx.update(updates, state, params)
+        return updates, jax.tree.map(rounded, state)
+
+    return optax.GradientTransformation(tx.init, update)
+
+
+def _excess_losses(tx, steps):
+    """In the end, for 8 seeds: of least squares on noisy linear data with a rate that falls linearly to zero."""
+    rng, scale = np.random.default_rng(0), np.geomspace(1, 0.03, COLUMNS)
+    target, inputs = rng.standard_normal((8, ROWS, COLUMNS)), rng.standard_normal((8, steps, 8, COLUMNS)) * scale
+    noise = rng.standard_normal((8, steps, ROWS, 8))
+    tx = optax.chain(tx, optax.scale_by_learning_rate(optax.linear_schedule(0.02, 0.0, steps)))
+
+    @jax.jit
+    @jax.vmap
+    def run(target, inputs, noise):
+        def step(carry, batch):
+            (w, state), (x, e) = carry, batch
+            updates, state = tx.update(((w - target) @ x.T - e) @ x / 8, state, w)
+            return (optax.apply_updates(w, updates), state), None
+
+        start = jnp.zeros_like(target)
+        end, _ = jax.lax.scan(step, (start, tx.init(start)), (inputs, noise))[0]
+        return 0.5 * jnp.sum((end - target) ** 2 * scale[None] ** 2)
+
+    return np.asarray(run(target, inputs, noise))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "steps"),
+    (
+        (lambda adam: adam, 300),
+        pytest.param(lambda adam: adam, 1000, marks=pytest.mark.slow),
+        pytest.param(lambda base: scale_by_galore(base, 4, 50, projector=exact_svd()), 1000, marks=pytest.mark.slow),
+    ),
+    ids=("Adam", "Adam, longer", "GaLore"),
+)
+def test_excess_loss_ends_within_2_percent(wrap, steps):
+    """By the 95 % interval of the mean of its logarithm over seeds; not so on a linear scale."""
+    adam = optax.scale_by_adam()
+    exact = _excess_losses(wrap(adam), steps)
+
+    def interval(tx):
+        ratio = np.log(_excess_losses(wrap(tx), steps) / exact)
+        return ratio.mean() + stats.t.ppf([0.025, 0.975], 7) * ratio.std(ddof=1) / np.sqrt(8)
+
+    assert interval(quantize_state(adam, min_size=1))[1] <= np.log(1.02) < interval(_linear(adam))[0]
+
+
+def test_bytes_are_those_of_codes_and_scales():
+    """Three blocks a row, the last of them shorter."""
+    state = jax.eval_shape(quantize_state(optax.scale_by_adam(), min_size=1).init, jnp.zeros((40, 600), jnp.float32))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.ndim)
+    assert size == 2 * 40 * 600 + 2 * 40 * 3 * 4
 
 
 def test_small_leaves_counters_and_nothing_stay_as_they_are():
