@@ -127,7 +127,7 @@ def repulsion(setting: Setting) -> Evidence:
     signs = lambda x: int(np.sum(np.sign(x) != np.sign(entries)))
     return evidence(
         agrees(
-            "b_jk over the largest",
+            "b_jk",
             ("pair of nodes, by b", np.arange(len(entries))),
             entries,
             {"−β/(αγ − β²)": found},
@@ -200,7 +200,8 @@ def top_down(setting: Setting) -> Evidence:
             nodes = grokking.real_nodes(all_[: known + 1])
             off = [np.abs(grokking.left_over(nodes, group) - law[pairs.label]).max() for law in laws]
             found = _tiny_node(rng, group, nodes, laws, setting)
-            gaps.append(off[0]), printed.extend(off[1:]), tiny.append(found[0]), tiny_printed.extend(found[1:])
+            gaps, printed = [*gaps, off[0]], [*printed, *off[1:]]
+            tiny, tiny_printed = [*tiny, found[0]], [*tiny_printed, *found[1:]]
     cosine, ratio = np.array(tiny).T
     # each ascent is compiled for itself
     energies, outside, unaware = map(
