@@ -1,6 +1,7 @@
 """Stage II: where ascents from random starts end, and which maxima last on a subset of the pairs."""
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -39,7 +40,7 @@ def _climb(energies: Energy, starts: Float[Array, "groups starts 2 order"], step
     return jax.vmap(lambda energy, w: jax.vmap(partial(lane, energy))(w))(energies, starts)
 
 
-def _end(w: Float[np.ndarray, "2 order"], all_: list[Irrep]) -> tuple[Irrep, tuple[float, ...]]:
+def _end(w: Float[np.ndarray, "2 order"], all_: Sequence[Irrep]) -> tuple[Irrep, tuple[float, ...]]:
     """The real representation that holds most of a node, and: 1 − what it holds; the second over the first singular
     value of the halves; of ŵ₂ what lies across the x of û = axᵀ, relative; how far w₂ is from ±Pu, relative."""
     holds = [np.sum((w @ r.projector) ** 2) / np.sum(w**2) for r in all_]
@@ -50,7 +51,7 @@ def _end(w: Float[np.ndarray, "2 order"], all_: list[Irrep]) -> tuple[Irrep, tup
     x = np.linalg.svd(u)[2][: r.units]
     mirrored = [np.linalg.norm(w[1] - sign * w[0][r.group.inverse]) for sign in (1, -1)]
     across = np.linalg.norm(v - x.T @ (x @ v)) / np.linalg.norm(v)
-    return r, (1 - max(holds), float(beyond), float(across), min(mirrored) / float(np.linalg.norm(w[1])))
+    return r, (1 - max(holds), float(beyond), float(across), float(min(mirrored) / np.linalg.norm(w[1])))
 
 
 @claim(
@@ -202,7 +203,7 @@ def partial_data(setting: Setting) -> Evidence:
             )
             for m in orders
         ],
-        remarks=[
+        remarks=[] if len(fractions) == 1 else [
             "p at which half last, and that over ln M/M: "
             + "; ".join(
                 f"Z{m}: x² whole {bare:.2f}, interaction {alone:.2f} ({alone * m / np.log(m):.1f})"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def energy(setting: Setting) -> Evidence:
     per_node = lambda seen, law: (seen - law) / np.max(np.abs(law), axis=(2, 3), keepdims=True)
     forms = [[_forms(w, group, *two) for w in own] for group, own, two in zip(groups, nodes, both, strict=True)]
     *right, printed = np.moveaxis(np.array(forms), 2, 0)
-    closed = dict(zip(("2‖u∗w₂ − mean‖²", "real representations", "complex ones"), right, strict=True))
+    closed: dict[str, Any] = dict(zip(("2‖u∗w₂ − mean‖²", "real", "complex representations"), right, strict=True))
     wrong = {"printed": printed, "4 × printed": 4 * printed}
     gaps = {name: np.max(np.abs(form / values - 1), axis=1) for name, form in (closed | wrong).items()}
     last = zip(groups[-2:], both[-2:], nodes[-2:], strict=True)  # each is compiled for itself
