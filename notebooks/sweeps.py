@@ -33,7 +33,7 @@ from traindyn.dynamics import joma, solve
 from traindyn.nets import joma as nets
 from traindyn.nets import train
 from traindyn.sweeps.named import figure, sweep_subject
-from traindyn.validate import joma as claims
+from traindyn.validate.joma.validity import VALIDITY
 
 jax.config.update("jax_enable_x64", True)
 plt.rcParams.update({"figure.dpi": 75, "axes.grid": True, "grid.alpha": 0.25, "legend.fontsize": 8.5})
@@ -114,7 +114,7 @@ picture.tight_layout()
 # %%
 axes = {"learning_rate": np.geomspace(5e-3, 1.0, 8), "strength": np.array([0.0, 0.01, 0.03, 0.1, 0.3, 1.0])}
 with tempfile.TemporaryDirectory() as folder:
-    validity = sweep_subject(claims.VALIDITY, axes, out=folder)
+    validity = sweep_subject(VALIDITY, axes, out=folder)
 figure(validity, ["learning_rate", "strength"])
 
 # %% [markdown]
