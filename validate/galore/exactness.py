@@ -19,9 +19,9 @@ from ...nets.galore import (
     scale_by_galore,
     subspace_iteration,
 )
+from ..checks import agrees, at_least, evidence, rounding, vanishes
 from ..claim import Evidence, Setting, claim
 from ..panels import panel
-from ..rows import identity
 
 STEPS, RATE, NEVER = 50, 0.1, 1000  # a gap of NEVER: one basis for the whole run
 PROJECTORS = {
@@ -34,6 +34,11 @@ PROJECTORS = {
 FEW = ("exact_svd", "subspace_iteration", "random_orthonormal")
 FULL = "rank min(m, n), scale 1, no weight decay"
 QUADRATIC = "loss ½ Σ c (W − T_t)² with curvatures c in [0.5, 1.5] and targets T_t drawn anew for each step"
+
+
+def _shapes(setting: Setting) -> dict[str, tuple[int, int]]:
+    m, n = setting.pick(smoke=(6, 10), laptop=(16, 24), paper=(64, 96))
+    return {"wide": (m, n), "tall": (n, m), "square": (m, m)}
 
 
 def _quadratic(setting: Setting, shapes: dict[str, tuple[int, int]]) -> tuple[PyTree, PyTree, PyTree]:
@@ -88,51 +93,33 @@ def _full_rank(data, gaps, names):
     return shapes, others, long, theirs
 
 
-# CONTROL: the long side projected: side='long', and the layout of optax.contrib.galore
 @claim(
-    "At full rank GaLore with gradient descent is gradient descent: for wide, tall and square matrices, "
+    "At full rank GaLore with gradient descent is gradient descent. This holds for wide, tall and square matrices, "
     "however bases are found and however often they are renewed.",
     source="section 4, r = min(m, n) and ρ = 1 reproduce the trajectory; true of the short side alone",
     assumptions=(FULL, QUADRATIC, f"{STEPS} steps; gaps of 1, 3 and 7, and one basis for all"),
+    tex=r"r = \min(m, n): \quad P P^\top G_t = G_t",
 )
 def full_rank(setting: Setting) -> Evidence:
-    m, n = setting.pick(smoke=(6, 10), laptop=(16, 24), paper=(64, 96))
-    shapes, gaps = {"wide": (m, n), "tall": (n, m), "square": (m, m)}, np.array([1, 3, 7, NEVER])
+    shapes, gaps = _shapes(setting), np.array([1, 3, 7, NEVER])
     names = setting.pick(smoke=FEW, laptop=tuple(PROJECTORS), paper=tuple(PROJECTORS))
     found = _full_rank(_quadratic(setting, shapes), jnp.asarray(gaps, jnp.int32), names)
     exact, others, long, theirs = jax.tree.map(np.asarray, found)
-    bound, steps = setting.bound(1e-14, 2e-6), np.arange(1, STEPS + 1)
-    floor = np.finfo(setting.dtype).eps / 10  # so that an error of zero is seen on a logarithmic axis
-    curves = {f"exact_svd, {shape}": x.max(0) for shape, x in exact.items()}
-    curves |= {f"{name}, tall": x.max(0) for name, x in others.items()}
-    rows = {f"‖W − W_SGD‖/‖W_SGD‖, exact_svd, {shape} {shapes[shape]}": exact[shape] for shape in shapes}
-    rows |= {f"the same, {name}, tall": x for name, x in others.items()}
-    return Evidence(
-        rows={name: identity(x, bound) for name, x in rows.items()},
-        control={
-            f"{name}, tall, gap {gap}": identity(x[i, -1], bound)
-            for name, x in (("side='long'", long), ("optax.contrib.galore", theirs))
-            for i, gap in enumerate(gaps)
-            if gap > 1
-        },
-        panels=[
-            panel(
-                "distance from gradient descent at full rank, worst gap",
-                ("step", steps),
-                y="‖W − W_SGD‖/‖W_SGD‖",
-                observed={name: np.maximum(x, floor) for name, x in curves.items()},
-                predicted={"bound": np.full(STEPS, bound)},
-                control={
-                    "optax.contrib, tall, gap 7": np.maximum(theirs[2], floor),
-                    "side='long', tall, gap 7": np.maximum(long[2], floor),
-                },
-                log="y",
-            )
-        ],
+    long_sides = {"side='long'": long, "optax.contrib.galore": theirs}
+    wrong = {f"{side}, gap {gap}": x[i] for side, x in long_sides.items() for i, gap in enumerate(gaps) if gap > 1}
+    drawn: dict[str, Any] = {"x": ("step", np.arange(1, STEPS + 1)), "y": "‖W − W_SGD‖/‖W_SGD‖", "log": "y"}
+
+    def check(name: str, distance: np.ndarray, **more: Any) -> Evidence:
+        return vanishes(f"distance from gradient descent, {name}", distance.T, within=rounding(20), **more)
+
+    return evidence(
+        check(f"exact_svd, tall {shapes['tall']}", exact["tall"], wrong=wrong, **drawn),
+        *(check(f"exact_svd, {shape} {shapes[shape]}", exact[shape]) for shape in ("wide", "square")),
+        *(check(f"{name}, tall", distance) for name, distance in others.items()),
         remarks=[
-            f"optax.contrib.galore is {theirs[2, -1]:.2f} away from gradient descent after {STEPS} steps at a "
-            f"gap of 7 on the tall matrix. Renewed at every step it is {theirs[0].max():.1g} away, for then its "
-            "basis holds the columns of the one gradient it is used for.",
+            f"optax.contrib.galore is {theirs[2, -1]:.2f} away from gradient descent after {STEPS} steps at a gap of 7 "
+            f"on the tall matrix. Renewed at every step it is {theirs[0].max():.1g} away: its basis then holds the "
+            "columns of the one gradient it is used for.",
         ],
     )
 
@@ -154,52 +141,44 @@ def _momenta(data, gaps):
         return jax.vmap(distance)(gaps)
 
     turned = {"wide": of("momentum", "wide"), "tall": of("momentum", "tall")}
-    turned["square, both sides projected"] = of("momentum", "square", "both")
+    turned["square"] = of("momentum", "square", "both")
     return turned, {transport: of(transport, "wide") for transport in ("keep", "reset")}
 
 
-# CONTROL: transport='keep', the paper's, and transport='reset', each at a gap below the number of steps
 @claim(
-    "At full rank GaLore with heavy ball is heavy ball at any gap, if the momentum is turned into the new "
-    "basis when the basis changes. Kept as it is, as in the paper and its code, it is another algorithm.",
+    "At full rank GaLore with heavy ball is heavy ball at any gap, if the momentum is turned into the new basis when "
+    "the basis changes. Kept as it is, as in the paper and its code, it is another algorithm.",
     source="algorithm 2 keeps the moments; turning them by P_newᵀ P_old is LDAdam's (arXiv 2410.16103)",
     assumptions=(FULL, QUADRATIC, f"{STEPS} steps, β = 0.9, exact singular vectors"),
+    tex=r"M \leftarrow P_{\mathrm{new}}^\top P_{\mathrm{old}}\, M",
 )
 def momentum_transport(setting: Setting) -> Evidence:
-    m, n = setting.pick(smoke=(6, 10), laptop=(16, 24), paper=(64, 96))
-    shapes, gaps = {"wide": (m, n), "tall": (n, m), "square": (m, m)}, np.array([1, 2, 5, 10, 25, NEVER])
-    found = _momenta(_quadratic(setting, shapes), jnp.asarray(gaps, jnp.int32))
-    turned, others = jax.tree.map(np.asarray, found)
-    bound, switching = setting.bound(1e-14, 2e-6), gaps < STEPS
-    last = {name: x[:, -1] for name, x in others.items()}
-    return Evidence(
+    gaps = np.array([1, 2, 5, 10, 25, NEVER])
+    found = _momenta(_quadratic(setting, _shapes(setting)), jnp.asarray(gaps, jnp.int32))
+    never = np.asarray(found[1]["keep"])[-1]
+    turned, others = jax.tree.map(lambda x: np.asarray(x)[:, -1], found)
+    wrong = {f"transport={name!r}, gap {gap}": x[i] for name, x in others.items() for i, gap in enumerate(gaps[:-1])}
+    each = "momentum turned, every gap"
+    return evidence(
+        vanishes(f"{each}, wide", turned["wide"], wrong, within=rounding(20)),
+        vanishes(f"{each}, tall", turned["tall"], within=rounding(20)),
         # Two sides are twice as many products, and roundings, as one.
-        rows={
-            f"momentum turned, every gap, {name}": identity(x[:, -1], 2 * bound if "both" in name else bound)
-            for name, x in turned.items()
-        }
-        | {"momentum kept, basis never renewed": identity(others["keep"][~switching], bound)},
-        control={
-            f"transport={name!r}, gap {gap}": identity(x[i], bound)
-            for name, x in last.items()
-            for i, gap in enumerate(gaps)
-            if gap < STEPS
-        },
+        vanishes(f"{each}, square, both sides projected", turned["square"], within=rounding(40)),
+        vanishes("momentum kept, basis never renewed", never, within=rounding(40)),
         panels=[
             panel(
                 f"distance from heavy ball after {STEPS} steps, wide matrix",
                 ("gap T (last: never renewed)", np.minimum(gaps, 2 * STEPS)),
                 y="‖W − W_heavy ball‖/‖W_heavy ball‖",
-                observed={"momentum turned": turned["wide"][:, -1]},
-                predicted={"bound": np.full(len(gaps), bound)},
-                control={"kept (paper)": last["keep"], "reset": last["reset"]},
+                observed={"momentum turned": turned["wide"]},
+                control={"kept (paper)": others["keep"], "reset": others["reset"]},
                 log="xy",
             )
         ],
         remarks=[
             "Bases of successive gradients have arbitrary signs and order, so that a momentum that is kept points "
-            f"anywhere: {last['keep'][2]:.2f} from heavy ball at a gap of 5, where forgetting it leaves "
-            f"{last['reset'][2]:.2f}.",
+            f"anywhere: {others['keep'][2]:.2f} from heavy ball at a gap of 5, where forgetting it leaves "
+            f"{others['reset'][2]:.2f}.",
         ],
     )
 
@@ -227,12 +206,12 @@ def _rotations(size: int, angles: np.ndarray) -> np.ndarray:
     return np.cos(angles)[:, None, None] * np.eye(size) + np.sin(angles)[:, None, None] * pairs * sign
 
 
-# CONTROL: the same equality with plain Adam on W for rotations by 10° and more, and for random Q
 @claim(
-    "At full rank GaLore with Adam is Adam on V = Qᵀ W. That is Adam on W for a signed permutation Q, for "
-    "no other rotation tried: Adam divides entry by entry.",
+    "At full rank GaLore with Adam is Adam on V = Qᵀ W. That is Adam on W for a signed permutation Q, and for no other "
+    "rotation tried: Adam divides entry by entry.",
     source="section 4; ρ commutes with signed permutations only",
     assumptions=(FULL, QUADRATIC, f"{STEPS} steps, one orthogonal basis Q for all"),
+    tex=r"\rho(Q^\top G) = Q^\top \rho(G) \;\;\text{for signed permutations } Q \text{ only}",
 )
 def adam_basis(setting: Setting) -> Evidence:
     k, n, draws = setting.pick(smoke=(8, 12, 4), laptop=(16, 24, 16), paper=(64, 96, 16))
@@ -244,30 +223,34 @@ def adam_basis(setting: Setting) -> Evidence:
     at = [slice(draws), slice(draws, 2 * draws), slice(2 * draws, None)]
     v_signed, v_random, v_turned = (on_v[part] for part in at)
     w_signed, w_random, w_turned = (on_w[part, -1] for part in at)
-    bound = setting.bound(1e-14, 5e-6)
-    degrees = np.degrees(angles)
-    return Evidence(
-        rows={
-            f"Qᵀ W against Adam on V, {draws} random Q": identity(v_random, bound),
-            "Qᵀ W against Adam on V, rotations by 0° to 90°": identity(v_turned, bound),
-            f"W against Adam on W, {draws} signed permutations": identity(np.append(w_signed, v_signed), bound),
-            "W against Adam on W, rotation by 0° and 90°": identity(w_turned[[0, -1]], bound),
-        },
-        control={
-            "W against Adam on W, least of the random Q": identity(w_random.min(), bound),
-            "W against Adam on W, least of 10° to 80°": identity(w_turned[1:-1].min(), bound),
-        },
-        panels=[
-            panel(
-                f"Adam in a rotated basis, after {STEPS} steps",
-                ("rotation of pairs of axes (degrees)", degrees),
-                y="relative distance",
-                observed={"from Adam on V = QᵀW": np.maximum(v_turned[:, -1], np.finfo(setting.dtype).eps / 10)},
-                predicted={"bound": np.full(len(degrees), bound)},
-                control={"from Adam on W": np.maximum(w_turned, np.finfo(setting.dtype).eps / 10)},
-                log="y",
-            )
-        ],
+    within = rounding(40)
+    nearest = {"Adam on W, nearest of them": w_random.min()}
+    return evidence(
+        vanishes(f"Qᵀ W against Adam on V, {draws} random Q", v_random, nearest, within=within),
+        vanishes(
+            "Qᵀ W against Adam on V, rotations by 0° to 90°",
+            v_turned.max(1),
+            {"Adam on W": w_turned},
+            within=within,
+            x=("rotation of pairs of axes (degrees)", np.degrees(angles)),
+            y="relative distance",
+            log="y",
+        ),
+        vanishes(
+            f"W against Adam on W, {draws} signed permutations", np.append(w_signed, v_signed), nearest, within=within
+        ),
+        vanishes(
+            "W against Adam on W, rotation by 0° and 90°",
+            w_turned[[0, -1]],
+            {"nearest of 10° to 80°": w_turned[1:-1].min()},
+            within=within,
+        ),
+        at_least(
+            "W against Adam on W, all other rotations",
+            np.append(w_random, w_turned[1:-1]),
+            0.01,
+            {"signed permutations": w_signed},
+        ),
         remarks=[
             f"A random basis takes Adam {np.median(w_random):.2f} away from itself in {STEPS} steps, so that no "
             "trajectory of Adam is to be expected of GaLore, even at full rank.",
@@ -295,15 +278,15 @@ def _later_gradient(first, second):
     )
 
 
-# CONTROL: the long side at full rank, also that of optax.contrib; its share taken to be r/k
 @claim(
-    "A basis of r directions of the short side k keeps r/k of a later, independent gradient, one "
-    "of the long side o keeps r/o. So at full rank only the short side loses nothing.",
+    "A basis of r directions of the short side k keeps r/k of a later, independent gradient, one of the long side o "
+    "keeps r/o. So at full rank only the short side loses nothing.",
     source="section 4, m ≤ n: left; optax.contrib projects the other side",
     assumptions=(
         "24 × 16 matrices of independent normal entries",
         "singular vectors of the first, used for the second",
     ),
+    tex=r"\mathbb{E}\, \|P P^\top G\|_F^2 / \|G\|_F^2 = r/k",
 )
 def side(setting: Setting) -> Evidence:
     o, k, draws = 24, 16, setting.pick(smoke=100, laptop=2000, paper=20000)
@@ -312,44 +295,28 @@ def side(setting: Setting) -> Evidence:
     norm = lambda x: np.linalg.norm(x, axis=(1, 2))
     errors = [[norm(x - g) / norm(g) for x, g in zip(kept[:2], gradients, strict=True)] for kept in found]
     (short_first, short), (_, long), (theirs_first, theirs) = errors
-    ranks, bound = np.arange(1, k + 1), setting.bound(1e-14, 2e-6)
-    energy = (gradients[1] ** 2).sum((1, 2), keepdims=False)[:, None]
+    ranks, later = np.arange(1, k), gradients[1]
     along = lambda basis, g: (np.einsum("dkr,dko->dro", basis, g) ** 2).sum(2)  # of each direction, best first
-    shares = {
-        "short": np.cumsum(along(found[0][2], gradients[1].swapaxes(1, 2)), axis=1) / energy,
-        "long": np.cumsum(along(found[1][2], gradients[1]), axis=1) / energy,
-    }
-    kept = {name: x.mean(0) for name, x in shares.items()}
+    kept = lambda energy: (np.cumsum(energy, axis=1) / (later**2).sum((1, 2))[:, None]).mean(0)[: k - 1]
+    # For normal G the share is of a beta distribution of this mean: 5 standard errors of the mean of draws.
+    spread = lambda mean: np.sqrt(mean * (1 - mean) / (o * k / 2 + 1) / draws)
 
-    def deviation(name: str, length: int) -> np.ndarray:
-        """Of the mean share from r/length, in standard errors of the beta distribution that it has for normal G."""
-        a, b = ranks[:-1] * o * k / (2 * length), (length - ranks[:-1]) * o * k / (2 * length)
-        spread = np.sqrt(a * b / ((a + b) ** 2 * (a + b + 1)))
-        return (kept[name][:-1] - ranks[:-1] / length) * np.sqrt(draws) / spread
+    def share(name: str, energy: np.ndarray, law: dict, wrong: dict) -> Evidence:
+        measure = lambda seen, mean: (seen - mean) / spread(mean)
+        name = f"share of a later gradient, {name} side (standard errors)"
+        return agrees(name, ("rank r", ranks), kept(energy), law, wrong, within=5, measure=measure, y="‖P Pᵀ G‖²/‖G‖²")
 
-    return Evidence(
-        rows={
-            "error of the later gradient, short side, r = k": identity(short, bound),
-            "error of the first gradient, short side, r = k": identity(short_first, bound),
-            "share kept − r/k, short side, r < k (standard errors)": identity(deviation("short", k), 5.0),
-            "share kept − r/o, long side, r < k (standard errors)": identity(deviation("long", o), 5.0),
-        },
-        control={
-            "error of the later gradient, side='long', r = k": identity(long.min(), bound),
-            "error of the later gradient, optax.contrib, r = k": identity(theirs.min(), bound),
-            "share kept − r/k, long side, least of r (standard errors)": identity(
-                np.abs(deviation("long", k)).min(), 5.0
-            ),
-        },
-        panels=[
-            panel(
-                f"share of a later gradient, {o} × {k}, {draws} draws",
-                ("rank r", ranks),
-                y="‖P Pᵀ G‖²/‖G‖²",
-                observed={"short side": kept["short"], "long side (optax.contrib)": kept["long"]},
-                predicted={"r/k": ranks / k, "r/o": ranks / o},
-            )
-        ],
+    over_k, over_o = {"r/k": ranks / k}, {"r/o": ranks / o}
+    return evidence(
+        vanishes(
+            "error of the later gradient, short side, r = k",
+            short,
+            {"side='long', least": long.min(), "optax.contrib, least": theirs.min()},
+            within=rounding(40),
+        ),
+        vanishes("error of the first gradient, short side, r = k", short_first, within=rounding(40)),
+        share("short", along(found[0][2], later.swapaxes(1, 2)), over_k, over_o),
+        share("long", along(found[1][2], later), over_o, over_k),
         remarks=[
             f"At full rank the layout of optax.contrib has an error of {theirs_first.max():.1g} on the gradient that "
             f"the basis is made of, and of {theirs.mean():.3f} on the next: √(1 − k/o) = {np.sqrt(1 - k / o):.3f}.",
