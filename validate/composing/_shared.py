@@ -1,4 +1,4 @@
-"""What the claims of composing global optimisers share: the paper's name, groups, random elements, the real network."""
+"""What the claims of composing global optimisers share: groups, random elements, the real network."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,16 @@ from jaxtyping import Array, Complex, Float
 from ...dynamics.composing import Solution, cyclic, loss, product, to_weights
 from ...dynamics.groups import Abelian
 from ...nets import composing as nets
+from ..checks import rounding
 
 ALL_PAIRS = "all d² pairs of group elements, mean squared error after projection onto zero mean"
 FINITE = "a finite Abelian group"
+
+
+def no_loss() -> float:
+    """What rounding leaves of a loss, the square of potentials."""
+    return rounding(800) ** 2
+
 
 GROUPS = (
     *map(cyclic, (4, 5, 6, 7, 11, 23)),

@@ -3,64 +3,62 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 
 from ...dynamics import composing, solve
 from ...dynamics.composing import InfiniteWidth, TruncatedFlow, cyclic
+from ..checks import agrees, at_least, at_most, evidence, rounding, scales, vanishes
 from ..claim import Evidence, Setting, claim
 from ..panels import panel
-from ..rows import identity, limit
 from ._shared import hermitian
 
 TRUNCATED = "the truncated loss ℓ̃, without the potentials that have a or b twice"
 
 
-# CONTROL: J Jᵀ without the conjugate; 2/d for 2/d²
+@jax.jit
+def _speeds(weights: jax.Array) -> tuple[jax.Array, ...]:
+    """ż and ṙ by autodiff of the weights' flow, ż, ṙ and JJ*(δ − r) by the laws, ṙ without the conjugate, and
+    −(d/2) dℓ̃/dt."""
+    group, flow = cyclic(7), TruncatedFlow(7)
+    element = lambda w: composing.from_weights(w[0], w[1], w[2], group).z[:, 1:]
+
+    def truncated(w):
+        r, k = flow.potentials(element(w)), jnp.arange(6)
+        return (jnp.sum(jnp.abs(r) ** 2) - 2 * jnp.sum(r[k, k, k].real)) / 7
+
+    z, z_dot = jax.jvp(element, (weights,), (-jax.grad(truncated)(weights),))
+    r, r_dot = jax.jvp(flow.potentials, (z,), (z_dot,))
+    gap = composing.target(6).astype(r.dtype) - r
+    # J Jᵀ: the derivative of r along what the conjugate in J* would have made of z.
+    _, back = jax.vjp(flow.potentials, z)
+    unconjugated = jax.jvp(flow.potentials, (z,), (2 / 49 * back(gap)[0],))[1]
+    gram = (flow.gram(z) @ gap.reshape(-1) * (2 / 49)).reshape(r.shape)
+    return z_dot, r_dot, flow.descent(z), flow.velocity(z), gram, unconjugated, jnp.vdot(gap, r_dot).real
+
+
 @claim(
-    "Under gradient flow of the real weights potentials move as ṙ = (2/d²) J J* (δ − r), J = ∂r/∂z: always downhill.",
+    "Under gradient flow of real weights potentials move as ṙ = (2/d²) J J* (δ − r), J = ∂r/∂z, and the loss falls.",
     source="what Theorem 6 rests on; written out here",
     assumptions=(TRUNCATED, "Z_7, real weights"),
+    tex=r"\dot r = \frac{2}{d^2} J J^* (\delta - r),\quad J = \frac{\partial r}{\partial z}",
+    flow=TruncatedFlow,
 )
 def potential_flow(setting: Setting) -> Evidence:
-    group, rng = cyclic(7), setting.rng
-    flow = TruncatedFlow(7)
-    weights = jnp.asarray(rng.normal(size=(3, 7, 10)), setting.dtype)
-
-    @jax.jit
-    def run(weights):
-        element = lambda w: composing.from_weights(w[0], w[1], w[2], group).z[:, 1:]
-
-        def truncated(w):
-            r = flow.potentials(element(w))
-            k = jnp.arange(6)
-            return (jnp.sum(jnp.abs(r) ** 2) - 2 * jnp.sum(r[k, k, k].real)) / 7
-
-        w_dot = -jax.grad(truncated)(weights)
-        z, z_dot = jax.jvp(element, (weights,), (w_dot,))
-        r, r_dot = jax.jvp(flow.potentials, (z,), (z_dot,))
-        gap = composing.target(6).astype(r.dtype) - r
-        # J Jᵀ: the derivative of r along what the conjugate in J* would have made of z.
-        _, back = jax.vjp(flow.potentials, z)
-        unconjugated = jax.jvp(flow.potentials, (z,), (2 / 49 * back(gap)[0],))[1]
-        rate = jnp.vdot(gap, r_dot).real  # −(d/2) dℓ̃/dt
-        gram = flow.gram(z) @ gap.reshape(-1) * (2 / 49)
-        return z_dot, flow.descent(z), r_dot, flow.velocity(z), gram.reshape(r.shape), unconjugated, rate
-
-    z_dot, descent, r_dot, velocity, gram, unconjugated, rate = map(np.asarray, run(weights))
-    relative = lambda x, y: np.max(np.abs(x - y)) / np.max(np.abs(x))
-    tolerance = setting.bound(1e-12, 1e-4)
+    weights = jnp.asarray(setting.rng.normal(size=(3, 7, 10)), setting.dtype)
+    z_dot, r_dot, descent, velocity, gram, unconjugated, rate = map(np.asarray, _speeds(weights))
     order = np.argsort(np.real(r_dot).ravel())
     sorted_by = lambda x: np.real(x).ravel()[order]
-    return Evidence(
-        rows={
-            "ṙ against autodiff of the weights' flow, relative": identity(relative(r_dot, velocity), tolerance),
-            "the matrix JJ* likewise": identity(relative(r_dot, gram), tolerance),
-            "ż likewise": identity(relative(z_dot, descent), tolerance),
-            "−dℓ̃/dt below zero": identity(min(0.0, float(rate)), 0.0),
-        },
-        control={
-            "without the conjugate": identity(relative(r_dot, unconjugated), 0.01),
-            "2/d for 2/d²": identity(relative(r_dot, 7 * velocity), 0.01),
-        },
+    return evidence(
+        agrees(
+            "ṙ by autodiff of the weights' flow",
+            None,
+            r_dot,
+            {"(2/d²) J J* (δ − r)": velocity, "with the matrix JJ*": gram},
+            {"without the conjugate": unconjugated, "2/d for 2/d²": 7 * velocity},
+            within=rounding(800),
+        ),
+        agrees("ż likewise", None, z_dot, descent, {"2/d for 2/d²": 7 * descent}, within=rounding(800)),
+        at_least("−(d/2) dℓ̃/dt", rate, 0.0),
         panels=[
             panel(
                 "speeds of all potentials, Z7",
@@ -74,10 +72,9 @@ def potential_flow(setting: Setting) -> Evidence:
     )
 
 
-# CONTROL: 2I for 3I; an off-diagonal part of order 1/q
 @claim(
-    "JJ*/(qσ⁴) tends to 3I for wide networks, its off-diagonal part as q^{−1/2}: at the start each potential"
-    " follows its own equation, ṙ = (6qσ⁴/d²)(δ − r).",
+    "JJ*/(qσ⁴) tends to 3I for wide networks, its off-diagonal part as q^{−1/2}. At the start each potential follows "
+    "its own equation, ṙ = (6qσ⁴/d²)(δ − r).",
     source="Theorem 6; its rate in q is measured here",
     assumptions=(
         TRUNCATED,
@@ -85,92 +82,69 @@ def potential_flow(setting: Setting) -> Evidence:
         "the initial instant",
         "means over up to 64 draws",
     ),
+    tex=r"\frac{J J^*}{q \sigma^4} \to 3 I,\quad \dot r = \frac{6 q \sigma^4}{d^2} (\delta - r)",
+    flow=InfiniteWidth,
 )
 def infinite_width(setting: Setting) -> Evidence:
-    d, variance, all_nodes = 7, 1e-4, 2**15  # at widths from 512 on, in one draw or in many
-    sigma2 = variance / d
     widths = 4 ** np.arange(3, setting.pick(smoke=7, laptop=8, paper=9))
-    flow = TruncatedFlow(d)
-    group, rng = cyclic(d), setting.rng
-    fourier = group.characters.conj()[1:] / d
-
-    def element(q):
-        w = rng.normal(scale=np.sqrt(variance), size=(3, d, q))
-        return hermitian(np.pad(fourier @ w, ((0, 0), (1, 0), (0, 0))), group)[:, 1:]
-
-    @jax.jit
-    def sums(z):  # over blocks of nodes, for JJ* takes all pairs of potentials of each
-        blocks = jnp.moveaxis(z.reshape(3, d - 1, -1, min(z.shape[2], 1024)), 2, 0)
-        return jax.lax.map(flow.gram, blocks).sum(axis=0)
-
-    found = []
-    for q in map(int, widths):
-        law, draws = InfiniteWidth.of(d, q, variance), []
-        for _ in range(min(max(1, all_nodes // q), 64)):
-            z = element(q)
-            gram = np.asarray(sums(jnp.asarray(z / np.sqrt(sigma2), complex))) / q
-            draws.append(_summary(gram, z, law, q, sigma2, d))
-        found.append(np.mean(draws, axis=0))
-    mean, spread, off, deviation = np.array(found).T
-    wide, wider = widths >= 64, widths >= 1024
-    return Evidence(
-        rows={
-            "order of the off-diagonal part in 1/q": limit(1 / widths[-4:], off[-4:], 0.5),
-            "off-diagonal rms·√q off 0.85 … 1.1, q ≥ 64": identity(off[wide] * np.sqrt(widths[wide]) - 0.975, 0.125),
-            "mean of the diagonal − 3, q ≥ 1024": identity(mean[wider] - 3, 0.05),
-            "ṙ_kkk over its law − 1, rms, q ≥ 1024": identity(deviation[wider], 0.06),
-        },
-        control={
-            "mean of the diagonal − 2": identity(np.min(np.abs(mean[wider] - 2)), 0.05),
-            "an off-diagonal part of order 1": limit(1 / widths[-4:], off[-4:], 1.0),
-        },
-        panels=[
-            panel(
-                "JJ*/(qσ⁴), Z7",
-                ("hidden nodes q", widths),
-                y="size",
-                observed={"diagonal, mean": mean, "diagonal, spread": spread, "off-diagonal, rms": off},
-                predicted={"3": np.full(len(widths), 3.0), "1/√q": 1 / np.sqrt(widths)},
-                log="xy",
-            ),
-            _departure(setting),
-        ],
+    rng = setting.rng
+    mean, off, deviation = _at_start(rng, widths).T
+    mean_tied, off_tied, deviation_tied = _at_start(rng, widths, tied=True).T
+    wide, tied = widths >= 1024, "b = a, which is not independent"
+    axis, scaled = ("1/q", 1 / widths[-4:]), lambda off: off * np.sqrt(widths) - 0.975
+    return evidence(
+        scales("off-diagonal part of JJ*/(qσ⁴), rms", axis, off[-4:], {tied: off_tied[-4:]}, order=0.5, y="rms"),
+        vanishes("off-diagonal rms·√q off 0.85 … 1.1", scaled(off), {tied: scaled(off_tied)}, within=0.125),
+        vanishes("mean of the diagonal − 3, q ≥ 1024", mean[wide] - 3, {tied: mean_tied[wide] - 3}, within=0.05),
+        at_most("ṙ_kkk over its law − 1, rms, q ≥ 1024", deviation[wide], 0.06, {tied: deviation_tied[wide].min()}),
+        panels=[_departure(setting)],
     )
 
 
-def _summary(gram, z, law: InfiniteWidth, q, sigma2, d) -> tuple[float, float, float, float]:
-    """Mean and spread of the diagonal, rms of the rest, and by how much ṙ_kkk is off its law, relative."""
-    diagonal = np.real(np.diagonal(gram))
-    rest = gram - np.diag(np.diagonal(gram))
-    off = np.sqrt(np.sum(np.abs(rest) ** 2) / (rest.size - len(rest)))
-    k = np.arange(d - 1)
-    gap = np.asarray(composing.target(d - 1)) - np.einsum("ij,kj,lj->ikl", *z)
-    speed = (2 / d**2) * q * sigma2**2 * (gram @ gap.reshape(-1)).reshape(gap.shape)
-    predicted = float(law.rate) * gap
-    ratio = np.abs(speed[k, k, k] / predicted[k, k, k] - 1)
-    return diagonal.mean(), diagonal.std(), off, float(np.sqrt(np.mean(ratio**2)))
+@jax.jit
+def _gram(z: jax.Array) -> jax.Array:
+    """JJ*, summed over blocks of nodes, because it takes all pairs of potentials of each."""
+    blocks = jnp.moveaxis(z.reshape(*z.shape[:2], -1, min(z.shape[2], 1024)), 2, 0)
+    return jax.lax.map(TruncatedFlow(z.shape[1] + 1).gram, blocks).sum(axis=0)
 
 
-def _departure(setting: Setting):
+def _at_start(rng: np.random.Generator, widths: np.ndarray, tied: bool = False) -> np.ndarray:
+    """Of JJ*/(qσ⁴) at the start, for each width: the mean of the diagonal, the rms of the rest, and by how much ṙ_kkk
+    is off its law, relative; means over draws. `tied`: with b = a."""
+    d, variance, all_nodes = 7, 1e-4, 2**15  # at widths from 512 on, in one draw or in many
+    group, sigma2 = cyclic(d), variance / d
+    fourier = group.characters.conj()[1:] / d
+
+    def one(q):
+        w = rng.normal(scale=np.sqrt(variance), size=(3, d, q))
+        w = w[[0, 0, 2]] if tied else w
+        z = hermitian(np.pad(fourier @ w, ((0, 0), (1, 0), (0, 0))), group)[:, 1:]
+        gram = np.asarray(_gram(jnp.asarray(z / np.sqrt(sigma2), complex))) / q
+        diagonal, k = np.diagonal(gram), np.arange(d - 1)
+        off = np.sqrt((np.sum(np.abs(gram) ** 2) - np.sum(np.abs(diagonal) ** 2)) / (gram.size - len(gram)))
+        gap = np.asarray(composing.target(d - 1)) - np.einsum("ij,kj,lj->ikl", *z)
+        speed = (2 / d**2) * q * sigma2**2 * (gram @ gap.reshape(-1)).reshape(gap.shape)
+        predicted = float(InfiniteWidth.of(d, q, variance).rate) * gap
+        ratio = np.abs(speed[k, k, k] / predicted[k, k, k] - 1)
+        return np.real(diagonal).mean(), off, np.sqrt(np.mean(ratio**2))
+
+    draws = lambda q: min(max(1, all_nodes // q), 8 if tied else 64)
+    return np.array([np.mean([one(q) for _ in range(draws(q))], axis=0) for q in map(int, widths)])
+
+
+def _departure(setting: Setting) -> xr.Dataset:
     """The finite flow against the law that holds at its start: r_kkk over time at two widths."""
     d, variance, group, rng = 5, 0.02, cyclic(5), setting.rng
-    ts = np.linspace(0, 3, 31)
-    curves = []
+    ts, flow, k = np.linspace(0, 3, 31), TruncatedFlow(d), np.arange(d - 1)
+    potentials = jax.jit(jax.vmap(lambda y: flow.potentials(flow.unpack(y))))
+    curves = {}
     for q in (64, 1024):
-        law, flow = InfiniteWidth.of(d, q, variance), TruncatedFlow(d)
         w = np.zeros((3, d, 1024))  # dead nodes, so that both share one compilation
         w[:, :, :q] = rng.normal(scale=np.sqrt(variance), size=(3, d, q))
         z = jnp.asarray((group.characters.conj()[1:] / d) @ w, complex)
         # In units of the law's own time.
-        states = solve(flow, flow.pack(z), ts / float(law.rate)).ys
-        r = jax.jit(jax.vmap(lambda y, flow=flow: flow.potentials(flow.unpack(y))))(states)
-        k = np.arange(d - 1)
-        curves.append(np.real(np.asarray(r)[:, k, k, k]).mean(axis=1))
-    exact = 1 - np.exp(-ts)
-    return panel(
-        "beyond the start the law fails (Z5)",
-        ("6qσ⁴/d² · t", ts),
-        y="mean of r_kkk",
-        observed={"64 nodes": curves[0], "1024 nodes": curves[1]},
-        predicted={"1 − exp(−6qσ⁴/d² t)": exact},
-    )
+        states = solve(flow, flow.pack(z), ts / float(InfiniteWidth.of(d, q, variance).rate)).ys
+        curves[f"{q} nodes"] = np.real(np.asarray(potentials(states))[:, k, k, k]).mean(axis=1)
+    exact = {"1 − exp(−6qσ⁴/d² t)": 1 - np.exp(-ts)}
+    title, axis = "beyond the start the law fails (Z5)", ("6qσ⁴/d² · t", ts)
+    return panel(title, axis, y="mean of r_kkk", observed=curves, predicted=exact)
