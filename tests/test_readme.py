@@ -51,11 +51,11 @@ def test_the_users_own_claim_runs(tmp_path):
         "-m",
         "traindyn",
         "verify",
-        "mine",
+        "my_claims",
         "--claims",
         "my_claims.py",
         "--scale",
         "smoke",
     ]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 0 and "mine.decay" in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and "my_claims.decay" in run.stdout, run.stdout + run.stderr

@@ -38,24 +38,24 @@ def solver(k: Real[ArrayLike, ""]) -> float:
 
 def scaled(observed: np.ndarray, law: np.ndarray) -> np.ndarray:
     """Errors over the largest entry of the law."""
-    return (observed - law) / np.max(np.abs(law), initial=0.0)
+    return np.asarray((observed - law) / np.max(np.abs(law), initial=0.0))
 
 
 def relative(observed: np.ndarray, law: np.ndarray) -> np.ndarray:
     """Errors over the law, entry by entry."""
-    return (observed - law) / law
+    return np.asarray((observed - law) / law)
 
 
 def absolute(observed: np.ndarray, law: np.ndarray) -> np.ndarray:
     """Errors as they are."""
-    return observed - law
+    return np.asarray(observed - law)
 
 
 def norms(observed: np.ndarray, law: np.ndarray) -> np.ndarray:
     """`‖observed − law‖ / ‖law‖` over all axes but the first."""
     over = tuple(range(1, observed.ndim))
     size = lambda x: np.sqrt(np.sum(np.abs(x) ** 2, axis=over))
-    return size(observed - law) / size(law)
+    return np.asarray(size(observed - law) / size(law))
 
 
 def agrees(

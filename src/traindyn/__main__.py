@@ -79,15 +79,15 @@ def list_claims(more: Sequence[str], sweeps: bool) -> None:
 
         for subject in subjects():
             parameters = ", ".join(f"{name}={value:g}" for name, value in subject.defaults.items())
-            click.echo(f"{subject.name:28}{subject.statement} [{parameters}]")
+            click.echo(f"{subject.name:30}{subject.statement} [{parameters}]")
         return
     for paper in _catalogue.papers().values():
         for name, statement in paper.claims.items():
-            click.echo(f"{name:28}{statement}")
+            click.echo(f"{name:30}{statement}")
     from ._commands import others  # which imports nothing, if there are none
 
     for claim in others.claims(more):
-        click.echo(f"{claim.name:28}{claim.statement}")
+        click.echo(f"{claim.name:30}{claim.statement}")
 
 
 @main.command()

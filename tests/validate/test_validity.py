@@ -11,7 +11,7 @@ import pytest
 from traindyn.dynamics.joma import NonlinearActivation
 from traindyn.nets import joma as nets
 from traindyn.nets import train
-from traindyn.validate import descent, joma, scan_snap
+from traindyn.validate import built_in, descent, joma, scan_snap
 from traindyn.validate.joma import validity as joma_validity
 from traindyn.validate.scan_snap import validity as scan_snap_validity
 

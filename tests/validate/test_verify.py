@@ -175,7 +175,7 @@ def test_code_that_changes_while_it_is_checked_leaves_no_key(tmp_path, monkeypat
     path.write_text(OWN.format(target=1).replace("    return", f"    open({str(path)!r}, 'a').write('#')\n    return"))
     half = importlib.import_module("own_edited").half
     (record,) = verify([half], out=tmp_path / "out")
-    assert record["passed"] and record["key"] == ""
+    assert record["passed"] and record["key"] == "", record["failure"]
 
 
 def test_settings_and_the_working_folder_are_those_of_before(tmp_path, monkeypatch):
