@@ -1,4 +1,4 @@
-"""What the claims of GaLore share: the paper's name, stable ranks on the host, draws of the gradient's operators."""
+"""What the claims of GaLore share: stable ranks on the host, and draws of the gradient's operators."""
 
 from typing import Any, NamedTuple
 

@@ -110,7 +110,7 @@ def full_rank(setting: Setting) -> Evidence:
     drawn: dict[str, Any] = {"x": ("step", np.arange(1, STEPS + 1)), "y": "‖W − W_SGD‖/‖W_SGD‖", "log": "y"}
 
     def check(name: str, distance: np.ndarray, **more: Any) -> Evidence:
-        return vanishes(f"distance from gradient descent, {name}", distance.T, within=rounding(20), **more)
+        return vanishes(f"distance from gradient descent, {name}", distance.T, within=rounding(40), **more)
 
     return evidence(
         check(f"exact_svd, tall {shapes['tall']}", exact["tall"], wrong=wrong, **drawn),
@@ -160,10 +160,10 @@ def momentum_transport(setting: Setting) -> Evidence:
     wrong = {f"transport={name!r}, gap {gap}": x[i] for name, x in others.items() for i, gap in enumerate(gaps[:-1])}
     each = "momentum turned, every gap"
     return evidence(
-        vanishes(f"{each}, wide", turned["wide"], wrong, within=rounding(20)),
-        vanishes(f"{each}, tall", turned["tall"], within=rounding(20)),
+        vanishes(f"{each}, wide", turned["wide"], wrong, within=rounding(40)),
+        vanishes(f"{each}, tall", turned["tall"], within=rounding(40)),
         # Two sides are twice as many products, and roundings, as one.
-        vanishes(f"{each}, square, both sides projected", turned["square"], within=rounding(40)),
+        vanishes(f"{each}, square, both sides projected", turned["square"], within=rounding(80)),
         vanishes("momentum kept, basis never renewed", never, within=rounding(40)),
         panels=[
             panel(

@@ -161,10 +161,7 @@ def _joma_remarks(setting: Setting, trained: _Block, fixed: _Block) -> list[str]
 class _Size(NamedTuple):
     """Of the small LLaMA, of its training, and of what is recorded."""
 
-    width: int
-    hidden: int
-    layers: int
-    length: int
+    model: LlamaConfig
     batch: int
     every: int  # steps between records
     records: int
@@ -185,50 +182,30 @@ def _tokens(corpus: str) -> np.ndarray:
     return number[data].astype(np.int32)
 
 
-@functools.partial(eqx.filter_jit, donate="all-except-first")
-def _updates(sampler: tuple[Windows, Array], model: Llama, state: Any, steps: Array):
-    """Updates of Adam at the numbered `steps`, and the loss and gradient of the last batch before its update."""
-    draw, key = sampler
+@functools.partial(jax.jit, static_argnames="size")
+def _train_llama(tokens: Array, key: Array, size: _Size) -> tuple[Array, dict[str, Array]]:
+    """The training loss at each record, and the gradient of each kind of matrix, `(records, layers, out, in)`, and of
+    the head. Minibatch gradients, as Adam sees them."""
+    model: Any = Llama(size.model, dtype=jnp.float32, key=key)
     params, static = eqx.partition(model, eqx.is_inexact_array)
+    windows, adam = Windows(tokens, size.model.length, size.batch), optax.adam(3e-3)
 
     def step(carry, number):
         params, state, _, _ = carry
-        batch = draw(jax.random.fold_in(key, number))
-        loss = lambda params: next_token_loss(eqx.combine(params, static), batch)
-        value, gradient = jax.value_and_grad(loss)(params)
+        batch = windows(jax.random.fold_in(key, number))
+        loss, gradient = jax.value_and_grad(lambda p: next_token_loss(eqx.combine(p, static), batch))(params)
         with jax.numpy_dtype_promotion("standard"):
-            updates, state = _ADAM.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state, value, gradient), None
+            updates, state = adam.update(gradient, state, params)
+            return (optax.apply_updates(params, updates), state, loss, gradient), None
 
-    start = (params, state, jnp.zeros((), jnp.float32), params)
-    (params, state, value, gradient), _ = jax.lax.scan(step, start, steps)
-    return eqx.combine(params, static), state, value, gradient
+    def record(carry, numbers):
+        carry, _ = jax.lax.scan(step, carry, numbers)
+        loss, gradient = carry[2:]
+        of = {kind: jnp.stack([getattr(block, kind).weight for block in gradient.blocks]) for kind in KINDS}
+        return carry, (loss, of | {"head": gradient.head.weight[None]})
 
-
-_ADAM = optax.adam(3e-3)
-
-
-def _gradients(setting: Setting, size: _Size, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The training loss at each record, and the gradient of each kind of matrix, `(records, layers, out, in)`, and of
-    the head. Minibatch gradients, as an optimiser sees them."""
-    config = LlamaConfig(
-        vocabulary=VOCABULARY,
-        width=size.width,
-        hidden=size.hidden,
-        layers=size.layers,
-        heads=4,
-        length=size.length,
-    )
-    key = jax.random.fold_in(setting.key, seed)
-    model: Any = Llama(config, dtype=jnp.float32, key=key)
-    sampler = (Windows(jnp.asarray(_tokens(setting.corpus)), size.length, size.batch), key)
-    state, losses, seen = _ADAM.init(eqx.filter(model, eqx.is_inexact_array)), [], []
-    for numbers in np.arange(1, size.records * size.every + 1, dtype=np.uint32).reshape(-1, size.every):
-        model, state, loss, gradient = _updates(sampler, model, state, jnp.asarray(numbers))
-        of = lambda kind, g=gradient: np.stack([np.asarray(getattr(block, kind).weight) for block in g.blocks])
-        seen.append({kind: of(kind) for kind in KINDS} | {"head": np.asarray(gradient.head.weight)[None]})
-        losses.append(float(loss))
-    return np.array(losses), {name: np.stack([record[name] for record in seen]) for name in seen[0]}
+    numbers = jnp.arange(1, size.records * size.every + 1, dtype=jnp.uint32).reshape(-1, size.every)
+    return jax.lax.scan(record, (params, adam.init(params), jnp.zeros((), jnp.float32), params), numbers)[1]
 
 
 class _Spectra(NamedTuple):
@@ -278,12 +255,15 @@ def _reversible(rng: np.random.Generator, start: np.ndarray) -> np.ndarray:
     tex=r"\sum_{i \le k/4} \sigma_i^2(G) \ge 0.9\, \|G\|_F^2",
 )
 def low_rank_llama(setting: Setting) -> Evidence:
+    model = functools.partial(LlamaConfig, vocabulary=VOCABULARY, heads=4)
     size = setting.pick(
-        smoke=_Size(32, 88, 1, 16, 32, 10, 16, 3),
-        laptop=_Size(64, 176, 2, 32, 16, 10, 26, 3),
-        paper=_Size(256, 688, 4, 128, 64, 50, 101, 4),
+        smoke=_Size(model(width=32, hidden=88, layers=1, length=16), 32, 10, 16, 3),
+        laptop=_Size(model(width=64, hidden=176, layers=2, length=32), 16, 10, 26, 3),
+        paper=_Size(model(width=256, hidden=688, layers=4, length=128), 64, 50, 101, 4),
     )
-    runs = [_gradients(setting, size, seed) for seed in range(size.seeds)]
+    tokens = jnp.asarray(_tokens(setting.corpus))
+    runs = [_train_llama(tokens, jax.random.fold_in(setting.key, seed), size) for seed in range(size.seeds)]
+    runs = jax.tree.map(np.asarray, runs)
     spectra = [{name: _spectra(g) for name, g in gradients.items()} for _, gradients in runs]
     rng, shapes = setting.rng, {name: g.shape for name, g in runs[0][1].items()}
     random = {name: _spectra(rng.standard_normal(shape)) for name, shape in shapes.items()}
@@ -295,7 +275,7 @@ def low_rank_llama(setting: Setting) -> Evidence:
     def check(name: str, names: tuple[str, ...], of: Callable[[_Spectra], np.ndarray], **bound: float) -> Evidence:
         return mean(name, over(names, of, spectra), {"random matrices": over(names, of, [random])}, **bound)
 
-    typical = np.concatenate([np.full(size.layers, random[name].rank.mean()) for name in KINDS])
+    typical = np.concatenate([np.full(size.model.layers, random[name].rank.mean()) for name in KINDS])
     rank = lambda among: over(KINDS, lambda s: s.rank.mean(0), among) / np.tile(typical, len(among))
     rise = over(KINDS, lambda s: s.rank[-LAGS:].mean(0) / s.rank[0], spectra)
     falling = np.concatenate([_reversible(rng, g[name][0].astype(float)) for _, g in runs for name in KINDS])
@@ -321,7 +301,7 @@ def _llama_panels(size: _Size, spectra: list[dict[str, _Spectra]], random: dict[
     lags = lambda of: np.mean([average(name, of) for name in RECTANGULAR], axis=0)
     return [
         panel(
-            f"width {size.width}, {size.layers} layers: stable rank of the gradient",
+            f"width {size.model.width}, {size.model.layers} layers: stable rank of the gradient",
             ("step", steps),
             y="stable rank",
             observed={name: average(name, lambda s: s.rank.mean(1)) for name in KINDS},

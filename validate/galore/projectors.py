@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import scipy.linalg
 import scipy.optimize
-import xarray as xr
 
 from ...nets.galore import (
     exact_svd,
@@ -24,7 +23,7 @@ from ...nets.galore import (
 from ...nets.galore.projectors import Projector
 from ..checks import agrees, at_most, evidence, relative, rounding, vanishes
 from ..claim import Evidence, Setting, claim
-from ..panels import heatmap, panel
+from ..panels import panel
 
 NOISE = 0.5  # of the gradient that the basis in use was made from, relative to ‖G‖_F
 EXACT = {"exact_svd": exact_svd(), "gram_eigh": gram_eigh()}
@@ -148,35 +147,22 @@ def projectors(setting: Setting) -> Evidence:
         *(lost(label, "warm × 1", 0.01) for label in spectra),
         at_most("max |Pᵀ P − 1|", [skew for _, skew in found.values()], rounding(200)),
         at_most("max |Pᵀ P − 1|, kept in bfloat16", _skew(narrow), 5e-3),  # whose ε is 8e-3
-        panels=_pictures(share, [*EXACT, *cold, *warm], law, sizes[1]),
+        panels=[
+            panel(
+                f"random sketch, {half}, {sizes[1]}",
+                ("power iterations q", np.arange(4)),
+                y="share of the best energy",
+                observed={"best r of r + 8": [share.get((half, f"randomized, q = {q}"), np.nan) for q in range(4)]},
+                predicted={"limit law, r columns": law},
+                control={"random directions": np.full(4, share[half, "random_orthonormal"])},
+            )
+        ],
         remarks=[
             f"Of the best energy at {sizes[1]}: {others}.",
             f"A sketch of r columns, not r + 8, is expected to keep {law[0]:.3f} with no power iteration and "
             f"{law[1]:.3f} with one, for i^−1/2.",
         ],
     )
-
-
-def _pictures(share: dict[tuple[str, str], float], methods: list[str], law: list[float], size: str) -> list[xr.Dataset]:
-    half, iterations = next(iter(SPECTRA)), np.arange(len(law))
-    return [
-        heatmap(
-            "share of the best energy",
-            ("method", methods),
-            ("singular values", list(SPECTRA)),
-            [[share.get((label, name), np.nan) for name in methods] for label in SPECTRA],
-            z_label="‖Pᵀ G‖² / Σ_{i≤r} σ_i²",
-            limits=(0.0, 1.0),
-        ),
-        panel(
-            f"random sketch, {half}, {size}",
-            ("power iterations q", iterations),
-            y="share of the best energy",
-            observed={"best r of r + 8": [share.get((half, f"randomized, q = {q}"), np.nan) for q in iterations]},
-            predicted={"limit law, r columns": law},
-            control={"random directions": np.full(len(law), share[half, "random_orthonormal"])},
-        ),
-    ]
 
 
 UPDATE_RANK, SCALE = 4, 0.25
