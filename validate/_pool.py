@@ -45,6 +45,7 @@ SETTINGS = (  # what a process takes over from its parent
 BEGUN = "begun"
 GRACE = 2.0  # seconds that a process without tasks has to end by itself
 LOOKS_EVERY = 1.0  # second
+LARGE = 1e9  # bytes that a process has needed: it gets no other task, for compiled programs leave holes in its memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def run_apart(
             for worker in _that_have_news(workers):
                 task = worker.task
                 answer = worker.answer()
-                if isinstance(answer, Lost):
+                if isinstance(answer, Lost) or worker.leaves:
                     workers.remove(worker)
                     worker.end()
                 if answer != BEGUN:
@@ -131,6 +132,7 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.time_limit, self.task, self.begun, self.deadline = time_limit, -1, time.monotonic(), float("inf")
+        self.leaves = False  # after the task it has
 
     @property
     def idle(self) -> bool:
@@ -146,7 +148,7 @@ class _Worker:
         seconds = time.monotonic() - self.begun
         try:
             if self.pipe.poll():
-                result, error = self.pipe.recv()
+                result, error, self.leaves = self.pipe.recv()
             elif self.deadline <= time.monotonic():
                 self.kill()
                 return Lost(f"it took longer than the time limit of {self.time_limit:g} s", seconds)
@@ -225,9 +227,9 @@ def _serve(pipe: Connection, function: Callable[..., Any], options: dict[str, An
         except EOFError:
             return
         except Exception as error:  # a module that can't be imported here, say
-            pipe.send((Lost(f"its process can't be given it: {type(error).__name__}: {error}"), None))
+            pipe.send((Lost(f"its process can't be given it: {type(error).__name__}: {error}"), None, True))
             return
-        pipe.send((BEGUN, None))
+        pipe.send((BEGUN, None, False))
         try:
             answer = function(*task), None
         except KeyboardInterrupt:  # the task's own: this process sees none from the keyboard
@@ -235,4 +237,16 @@ def _serve(pipe: Connection, function: Callable[..., Any], options: dict[str, An
         except Exception as error:
             answer = None, error
         jax.clear_caches()  # else a process grows by what each of its tasks compiled
-        pipe.send(answer)
+        leaves = _most_memory() > LARGE
+        pipe.send((*answer, leaves))
+        if leaves:
+            return
+
+
+def _most_memory() -> float:
+    """Bytes that this process has needed at most, where the system says so (not on Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
+
 from traindyn.validate import Evidence, Setting, claim, identity
 
 
@@ -24,6 +26,10 @@ def _make(name: str, seconds: float):
             time.sleep(600.0)
         if name == "leaves":
             Path("child").write_text(str(child))
+        if name == "large":
+            np.ones(2**27)  # 1.1 GB
+        if name in ("large", "after", "small"):
+            Path(f"pid of {name}").write_text(str(os.getpid()))
         if name == "forked" and os.fork() == 0:  # a child that has its pipe, and holds it when it is killed
             time.sleep(600.0)
         if name == "forked":
@@ -37,4 +43,5 @@ def _make(name: str, seconds: float):
 one, two, three, four = (_make(name, 0.3) for name in ("one", "two", "three", "four"))
 killed, exits, endless = _make("killed", 0.0), _make("exits", 0.0), _make("endless", 600.0)
 interrupts, exits_hard, leaves, forked = (_make(name, 0.0) for name in ("interrupts", "exits_hard", "leaves", "forked"))
+small, large, after = (_make(name, 0.0) for name in ("small", "large", "after"))
 CLAIMS = (one, two, three, four)

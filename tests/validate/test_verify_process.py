@@ -107,6 +107,19 @@ def test_children_of_claims_hold_nothing_up_and_stay_nowhere(tmp_path, monkeypat
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
 
+def test_a_process_that_has_grown_large_gets_no_other_claim(tmp_path, monkeypatch):
+    sys.path.append(str(HERE))
+    from claims_to_kill import after, large, small
+
+    from traindyn.validate import verify
+
+    monkeypatch.chdir(tmp_path)
+    records = verify([small, large, after], time_limit=1e3)
+    assert [record["verdict"] for record in records] == ["holds"] * 3
+    pids = [(tmp_path / f"pid of {name}").read_text() for name in ("small", "large", "after")]
+    assert pids[0] == pids[1] != pids[2]
+
+
 SCRIPT = """
 import sys
 from traindyn.validate import Evidence, Setting, claim, identity, verify
