@@ -184,7 +184,7 @@ def _trained_entropies(keys, data: nets.Contexts, steps: int) -> dict[str, np.nd
     """The entropy of attention as the block trains on each of the tasks, `(records, tasks)`."""
 
     def start(key, attention, activation=lambda h: h):
-        options = {"activation": activation, "embeddings": jnp.eye(TOKENS + 1), "key": key}
+        options = {"activation": activation, "embeddings": "identity", "key": key}
         model = nets.JomaBlock(TOKENS, 20, classes=CLASSES, attention=attention, **options)
         return eqx.tree_at(lambda m: m.z, model, replace_fn=jnp.zeros_like)
 
