@@ -243,8 +243,8 @@ def wide_limit(setting: Setting) -> Evidence:
 
 
 @claim(
-    "With no fewer nodes than pairs |G_F| is 100 times smaller at small η, and in much wider layers, than in between:"
-    " there is nothing to learn features from. With fewer nodes it stays at small η and is 10 times smaller at large η.",
+    "With no fewer nodes than pairs |G_F| is 100 times smaller at small η, and in much wider layers, than in between."
+    " Features have nothing to learn from. With fewer nodes it stays at small η, and at large η is 10 times smaller.",
     source="The regime table of the slides, with its condition",
     assumptions=("features x² of normal weights of variance one", "all pairs of Z_23 (smoke: Z_11)"),
     tex=r"K \geq n:\ G_F \to 0 \ \mathrm{as}\ \eta \to 0\ \mathrm{or}\ K \to \infty",
