@@ -123,7 +123,9 @@ def projectors(setting: Setting) -> Evidence:
     spectra = setting.pick(smoke=("i^−1/2",), laptop=tuple(SPECTRA), paper=tuple(SPECTRA))  # for warm starts
     measure, found = functools.partial(_measure, rng, dtype=setting.dtype), {}
     for label in SPECTRA:
-        found |= measure(label, k_exact, r_exact, EXACT, warm=False) | measure(label, square, r, cold, warm=False)
+        found |= measure(label, k_exact, r_exact, tuple(EXACT), warm=False) | measure(
+            label, square, r, cold, warm=False
+        )
     for label in spectra:
         found |= measure(label, large, r, warm, warm=True)
     narrow = np.asarray(_bfloat16(jnp.asarray(_with_spectrum(rng, k_exact, 0.5), setting.dtype), r_exact), float)
