@@ -21,7 +21,7 @@ from ...nets.pretrain import in_a_layer, warmup_cosine
 from ...nets.transformer import Windows, next_token_loss
 from ..checks import evidence, mean
 from ..claim import Evidence, Setting, claim
-from ..panels import heatmap, panel
+from ..panels import panel
 from ..rows import statistic
 
 ALPHA = 0.25
@@ -258,20 +258,7 @@ def _panels(results: dict[str, _Result], size: _Size, corpus: str) -> list[xr.Da
             control={FROZEN: np.exp(results[FROZEN].search[:, -1])},
             log="xy",
         ),
-        *([_beside_published(results)] if LORA in results else []),
     ]
-
-
-def _beside_published(results: dict[str, _Result]) -> xr.Dataset:
-    """Perplexity over that of full Adam: here, with its interval, and in the paper's table."""
-    here = [statistic(results[name].perplexity / results[FULL].perplexity, at_most=GATE) for name in PUBLISHED]
-    table = np.array(list(PUBLISHED.values())) / np.array(PUBLISHED[FULL])
-    rows = [[x.interval[0] for x in here], [x.measured for x in here], [x.interval[1] for x in here], *table.T]
-    names = ["here, low", "here, mean", "here, high", "60M", "130M", "350M", "1B"]
-    z_label = "perplexity over full Adam's"
-    return heatmap(
-        "beside the paper's Table 2", ("method", list(PUBLISHED)), ("", names), rows, z_label=z_label, log="z"
-    )
 
 
 def _remarks(results: dict[str, _Result], size: _Size) -> list[str]:

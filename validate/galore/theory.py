@@ -1,6 +1,7 @@
 """Lemma 3.3 and its corollaries: the stable rank of the gradient of a reversible network, step by step."""
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -143,19 +144,14 @@ def _narrow(setting: Setting) -> _Path:
     unit, eye = (q * np.sign(np.diag(r))).T, np.eye(6)
     parts = unit * np.abs(np.diag(r))[:, None]
     wanted = eye - 0.3 * (np.outer(unit[0], unit[0]) + 0.999 * np.outer(unit[1], unit[1]))
-    pairs, weights = [], []
-    for i in range(6):
-        for j in range(6):
-            alone = 1.0 if i != j else wanted[i, i] - np.abs(np.delete(wanted[i], i)).sum()
-            pairs.append((eye[i], eye[j]))
-            weights.append(alone)
-            if i < j:
-                sign = np.sign(wanted[i, j])
-                pairs += [(eye[i] + s * eye[j], eye[i] + s * sign * eye[j]) for s in (1, -1)]
-                weights += [abs(wanted[i, j]) / 2] * 2
-    assert min(weights) >= 0
-    left, right = (np.stack(vectors) for vectors in zip(*pairs, strict=True))
-    b = np.einsum("k,ki,kj->kij", np.array(weights) * len(weights), left, left)[None]
+    spare = wanted.diagonal() - (np.abs(wanted).sum(1) - np.abs(wanted.diagonal()))
+    terms = [(eye[i], eye[j], 1.0 if i != j else spare[i]) for i, j in np.ndindex(6, 6)]
+    for i, j in itertools.combinations(range(6), 2):
+        same = np.sign(wanted[i, j])
+        terms += [(eye[i] + s * eye[j], eye[i] + s * same * eye[j], abs(wanted[i, j]) / 2) for s in (1, -1)]
+    left, right, weights = (np.array(x) for x in zip(*terms, strict=True))
+    assert weights.min() >= 0
+    b = np.einsum("k,ki,kj->kij", weights * len(weights), left, left)[None]
     c = np.einsum("ki,kj->kij", right, right)[None]
     a = np.repeat(np.diag(parts.sum(0))[None, None], len(weights), axis=1)
     return _follow(setting, Operators(a, b, c, np.zeros((1, 6, 6))), np.array([0.95]), np.ones((1, 2)))
