@@ -38,7 +38,8 @@ from traindyn.nets.joma import minibatch
 from traindyn.nets.scan_snap import YZTransformer, cross_entropy
 from traindyn.nets.transformer import Transformer, next_token_loss
 from traindyn.validate import Setting, report
-from traindyn.validate import reversal as claims
+from traindyn.validate.reversal.closed_forms import chain_of_thought
+from traindyn.validate.reversal.gpt import diagonal_score
 
 jax.config.update("jax_enable_x64", True)  # the comparisons below are tighter than float32 resolves
 plt.rcParams.update({"figure.dpi": 75, "axes.grid": True, "grid.alpha": 0.25, "legend.fontsize": 8.5})
@@ -265,7 +266,7 @@ plt.show()
 for tied, recall in recalled.items():
     weights = np.asarray(recall.weights[:, -1])
     among = lambda rows, weights=weights: weights[:, rows][:, :, everything[rows, 2]]
-    seen, unseen = (claims.diagonal_score(among(rows)).round(1) for rows in (slice(40, 50), slice(50, 60)))
+    seen, unseen = (diagonal_score(among(rows)).round(1) for rows in (slice(40, 50), slice(50, 60)))
     print(f"{'tied' if tied else 'not tied'}: score of the diagonal, by seed: seen {seen}, unseen {unseen}")
 
 # %% [markdown]
@@ -280,11 +281,11 @@ for tied, recall in recalled.items():
 # prediction that is wrong in one place. `traindyn verify reversal` runs them all.
 
 # %%
-evidence = claims.chain_of_thought.check(Setting("smoke"))
-print(claims.chain_of_thought.statement)
+evidence = chain_of_thought.check(Setting("smoke"))
+print(chain_of_thought.statement)
 for name, row in evidence.rows.items():
     print(f"  {name}: {row.measured_text}, needs {row.bound_text}: {row.verdict}")
-print("control, which must be refuted:", claims.chain_of_thought.control)
+print("control, which must be refuted:")
 for name, row in evidence.control.items():
     print(f"  {name}: {row.measured_text}, needs {row.bound_text}: {row.verdict}")
-report.figure(evidence.panels, claims.chain_of_thought.name)
+report.figure(evidence.panels, chain_of_thought.name)
