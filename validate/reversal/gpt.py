@@ -1,7 +1,7 @@
 """A small GPT trained on the sentences: what it stores in one direction is missing in the other."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,42 +44,26 @@ def _size(setting: Setting) -> _Size:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("size", "tied"))
-def _initial(keys: Array, *, size: _Size, tied: bool) -> Transformer:
-    make = lambda key: Transformer(
-        size.vocabulary,
-        layers=size.layers,
-        width=size.width,
-        heads=size.heads,
-        norm="pre",
-        positions="learned",
-        length=2,
-        activation=jax.nn.gelu,
-        tied=tied,
-        dtype=jnp.float32,
-        key=key,
-    )
-    return jax.vmap(make)(keys)
+GPT: dict[str, Any] = {"norm": "pre", "positions": "learned", "length": 2, "activation": jax.nn.gelu}
 
 
-_last_token_loss = functools.partial(next_token_loss, last_only=True)
-
-
-@functools.partial(jax.jit, static_argnames=("size", "trained"))
-def _train_all(models: Transformer, sentences: Array, *, size: _Size, trained: int) -> nets.Recall:
-    """Trains each model on the first `trained` sentences and recalls all, `(models, records, sentences, …)`, with the
-    weights of the sentences' last entities."""
+@functools.partial(jax.jit, static_argnames=("size", "tied", "trained"))
+def _train_all(keys: Array, sentences: Array, *, size: _Size, tied: bool, trained: int) -> nets.Recall:
+    """Trains a model a key on the first `trained` sentences and recalls all, `(models, records, sentences, …)`, with
+    the weights of the sentences' last entities. `tied`: the embeddings also decode, as in GPT-2."""
+    shape = {"layers": size.layers, "width": size.width, "heads": size.heads, "tied": tied, "dtype": jnp.float32}
+    of_last = functools.partial(next_token_loss, last_only=True)
+    optimiser, every = optax.flatten(optax.adamw(size.rate)), size.steps // RECORDS
 
     def observe(model):
         loss, weights = nets.recall(model, sentences)
         return nets.Recall(loss, weights[:, sentences[:, 2]])
 
-    def run(model):
-        optimiser, every = optax.flatten(optax.adamw(size.rate)), size.steps // RECORDS
-        batch = sentences[:trained]
-        return train(model, _last_token_loss, batch, optimiser, size.steps, observe=observe, every=every).observed
+    def run(key):
+        model, batch = Transformer(size.vocabulary, **GPT, **shape, key=key), sentences[:trained]
+        return train(model, of_last, batch, optimiser, size.steps, observe=observe, every=every).observed
 
-    return jax.vmap(run)(models)
+    return jax.vmap(run)(keys)
 
 
 def diagonal_score(weights: Real[ArrayLike, "*batch n n"]) -> Real[np.ndarray, "*batch"]:
@@ -92,10 +76,9 @@ def diagonal_score(weights: Real[ArrayLike, "*batch n n"]) -> Real[np.ndarray, "
 
 
 def _recalled(setting: Setting, data: nets.Sentences, *, tied: bool) -> nets.Recall:
-    """As `_train_all`. `tied`: the embeddings also decode, as in GPT-2."""
     size, sentences = _size(setting), jnp.concatenate([data.train, data.test])
-    models = _initial(jax.random.split(setting.key, size.seeds), size=size, tied=tied)
-    return jax.tree.map(np.asarray, _train_all(models, sentences, size=size, trained=len(data.train)))
+    keys = jax.random.split(setting.key, size.seeds)
+    return jax.tree.map(np.asarray, _train_all(keys, sentences, size=size, tied=tied, trained=len(data.train)))
 
 
 def _evidence(setting: Setting, data: nets.Sentences, groups: dict[str, slice], known: list[str]) -> Evidence:

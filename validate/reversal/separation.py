@@ -27,9 +27,9 @@ def _pairs() -> tuple[Array, Array]:
     return data.train[:, ::2], data.test[:, ::2]
 
 
-def _vectors(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Tokens `N(0, I/width)`, of shape `(…, tokens, width)`."""
-    return rng.standard_normal(shape) / np.sqrt(shape[-1])
+def _vectors(rng: np.random.Generator, width: int) -> np.ndarray:
+    """Eight draws of tokens `N(0, I/width)`."""
+    return rng.standard_normal((8, TOKENS, width)) / np.sqrt(width)
 
 
 class _Path(NamedTuple):
@@ -42,18 +42,12 @@ class _Path(NamedTuple):
 
 
 @jax.jit
-def _flows(
-    grams: Float[Array, "runs m m"],
-    starts: Float[Array, "runs m m"],
-    pairs: tuple[Array, Array],
-    updates: Float[Array, " times"],
-    symmetric: Any,
-) -> tuple[Array, ...]:
-    trained, test = pairs
+def _flows(grams: Float[Array, "runs m m"], starts: Float[Array, "runs m m"], symmetric: Any) -> tuple[Array, ...]:
+    trained, test = _pairs()
     rtol, atol = (1e-9, 1e-11) if grams.dtype == jnp.float64 else (None, None)
 
     def run(gram, start):
-        flow, ts = Bilinear(gram, trained, start, symmetric), updates * len(trained)
+        flow, ts = Bilinear(gram, trained, start, symmetric), UPDATES * len(trained)
         c: Any = solve(flow, jnp.zeros_like(gram), ts, throw=False, rtol=rtol, atol=atol).ys
         return jax.vmap(flow.loss)(c), jax.vmap(lambda c: flow.loss(c, test))(c), c
 
@@ -61,11 +55,10 @@ def _flows(
     return loss, reverse, separation_exponent(loss, reverse), c
 
 
-def _follow(setting: Setting, vectors: np.ndarray, starts: np.ndarray, symmetric: bool) -> _Path:
-    """The reduction for several draws of the `vectors`, `(runs, tokens, width)`. Both claims share its compilation."""
-    as_float = lambda x: jnp.asarray(x, setting.dtype)
-    grams = as_float(vectors @ vectors.transpose(0, 2, 1))
-    return _Path(*map(np.asarray, _flows(grams, as_float(starts), _pairs(), as_float(UPDATES), symmetric)))
+def _follow(vectors: np.ndarray, starts: np.ndarray, symmetric: bool) -> _Path:
+    """The reduction for draws of the `vectors`, `(runs, tokens, width)`. Both claims share its compilation."""
+    grams = jnp.asarray(vectors @ vectors.transpose(0, 2, 1), float)
+    return _Path(*map(np.asarray, _flows(grams, jnp.asarray(starts, float), symmetric)))
 
 
 @jax.jit
@@ -86,11 +79,11 @@ def _logits(model: nets.Bilinear, theta: Float[Array, "times width width"]) -> F
 def bilinear_flow(setting: Setting) -> Evidence:
     rng, runs = setting.rng, setting.pick(smoke=1, laptop=4, paper=8)
     trained, test = _pairs()
-    vectors, theta = _vectors(rng, 8, TOKENS, TOKENS), 0.1 * rng.standard_normal((8, TOKENS, TOKENS))
+    vectors, theta = _vectors(rng, TOKENS), 0.1 * rng.standard_normal((8, TOKENS, TOKENS))
     theta = (theta + theta.transpose(0, 2, 1)) / 2  # so that the symmetric network starts where the other does
-    transposed, start = vectors.transpose(0, 2, 1), vectors @ theta @ vectors.transpose(0, 2, 1)
-    c, c_symmetric = (_follow(setting, vectors, start, symmetric).c[:runs] for symmetric in (False, True))
-    gram, start = (vectors @ transposed)[:runs, None], start[:runs, None]
+    gram, start = (vectors @ middle @ vectors.transpose(0, 2, 1) for middle in (np.eye(TOKENS), theta))
+    c, c_symmetric = (_follow(vectors, start, symmetric).c[:runs] for symmetric in (False, True))
+    gram, start = gram[:runs, None], start[:runs, None]
     reduced, reduced_symmetric = (start + gram @ c @ gram for c in (c, c_symmetric))
     free, symmetric = (
         np.stack([_network(v, t, symmetric) for v, t in zip(vectors[:runs], theta, strict=False)])
@@ -114,8 +107,8 @@ def bilinear_flow(setting: Setting) -> Evidence:
 
 def _network(vectors: np.ndarray, theta: np.ndarray, symmetric: bool = False) -> np.ndarray:
     """All logits after all tokens along the gradient flow of the network's loss, `(times, tokens, tokens)`."""
-    as_float = lambda x: jnp.asarray(x, float)
-    model, trained = nets.Bilinear(as_float(vectors), as_float(theta), symmetric=symmetric), _pairs()[0]
+    arrays, trained = (jnp.asarray(x, float) for x in (vectors, theta)), _pairs()[0]
+    model = nets.Bilinear(*arrays, symmetric=symmetric)
     flow = GradientFlow(jax.tree_util.Partial(nets.pair_loss, pairs=trained))
     return np.asarray(_logits(model, solve(flow, model, UPDATES * len(trained)).ys.theta))
 
@@ -151,8 +144,8 @@ def bilinear(setting: Setting) -> Evidence:
 
     def measure(width, groups, symmetric):
         """L, L_rev, `(times, runs)`, the ε of each run, `(runs,)`, and the logits at the end of the first."""
-        vectors = [_vectors(rng, 8, TOKENS, width) for _ in range(groups)]
-        paths = [_follow(setting, v, still, symmetric) for v in vectors]
+        vectors = [_vectors(rng, width) for _ in range(groups)]
+        paths = [_follow(v, still, symmetric) for v in vectors]
         gram = vectors[0][0] @ vectors[0][0].T
         join = lambda name: np.concatenate([getattr(path, name) for path in paths], axis=-1)
         return join("loss"), join("reverse"), join("exponent"), gram @ paths[0].c[0, -1] @ gram
@@ -168,29 +161,24 @@ def bilinear(setting: Setting) -> Evidence:
     name = f"slope of ln ε over ln d, {groups} groups of 8 runs"
     maps = (("free", logits), ("symmetric", logits_s))
     same, never = {"symmetric Θ": exponent_s[wide].min()}, {"free Θ": reverse[-1].min()}
+    axis, late = ("t/N, updates a pair", UPDATES[1:]), lambda loss: loss.mean(1)[1:]
+    least = {
+        "observed": {"mean over groups": grouped.mean(1)},
+        "predicted": {"d^−½": grouped.mean(1)[0] * np.sqrt(widths[0] / widths)},
+        "control": {"symmetric Θ": exponent_s.max(1)},
+    }
+    losses = {
+        "observed": {"trained pairs, L": late(loss), "untrained reversal, L_rev": late(reverse)},
+        "predicted": {"bound at ε = 0.05": late(reverse[0] * (loss / loss[0]) ** 0.05)},
+        "control": {"L_rev, symmetric Θ": late(reverse_s)},
+    }
     return evidence(
         mean(name, slope(grouped), {"symmetric Θ": slope_s}, at_most=-0.5),
         at_most(f"largest ε at d = 1600, {groups * 8} runs", exponent[wide], 0.05, same),
         at_most("symmetric Θ: L_rev at the end, d = 1600", reverse_s[-1], 0.01, never),
         panels=[
-            panel(
-                "the ε that serves 8 runs",
-                ("width d", widths),
-                y="ε",
-                observed={"mean over groups": grouped.mean(1)},
-                predicted={"d^−½": grouped.mean(1)[0] * np.sqrt(widths[0] / widths)},
-                control={"symmetric Θ": exponent_s.max(1)},
-                log="xy",
-            ),
-            panel(
-                "d = 1600, mean over runs",
-                ("t/N, updates a pair", UPDATES[1:]),
-                y="cross-entropy (nats)",
-                observed={"trained pairs, L": loss.mean(1)[1:], "untrained reversal, L_rev": reverse.mean(1)[1:]},
-                predicted={"bound at ε = 0.05": (reverse[0] * (loss / loss[0]) ** 0.05).mean(1)[1:]},
-                control={"L_rev, symmetric Θ": reverse_s.mean(1)[1:]},
-                log="xy",
-            ),
+            panel("the ε that serves 8 runs", ("width d", widths), y="ε", **least, log="xy"),
+            panel("d = 1600, mean over runs", axis, y="cross-entropy (nats)", **losses, log="xy"),
             *(_map(word, x[2:22, 2:22], logits[2:22, 2:22].max()) for word, x in maps),
         ],
         remarks=[
@@ -199,7 +187,7 @@ def bilinear(setting: Setting) -> Evidence:
     )
 
 
-def _map(word: str, logits: np.ndarray, most: float) -> xr.Dataset:
+def _map(word: str, logits: np.ndarray, most: Any) -> xr.Dataset:
     names = np.array([f"{letter}{i}" for letter in "AB" for i in range(1, 11)])
     title, axes = f"{word} Θ, d = 1600; (B10, A10) is the test", (("next token", names), ("token", names))
     return heatmap(title, *axes, logits, z_label="logit", limits=(0.0, float(most)))
