@@ -67,7 +67,7 @@ def _compared(nodes: int, gap: float, rng: np.random.Generator, setting: Setting
         mean(
             f"{nodes} nodes: frequencies by Muon, less by gradient",
             joint.total - alone.total[:runs],
-            {"by gradient from other starts": alone.total[runs : 2 * runs] - alone.total[:runs]},
+            {"by gradient from other starts": alone.total[2 * runs :] - alone.total[: 2 * runs]},
             at_least=gap,
         ),
         vanishes(

@@ -157,8 +157,8 @@ def weight_decay(setting: Setting) -> Evidence:
             half[used[:-1]] / half[used[1:]],
             at_least=1,
         ),
-        mean("accuracy at the end, held out", test[used, :, -1], {"no decay": test[none, :, -1]}, at_least=0.5),
-        mean("accuracy at the end, trained on", train[used, :, -1], {too_much: train[most, :, -1]}, at_least=0.5),
+        mean("accuracy at the end, held out", test[used, :, -1], {"no decay": test[none, :, -1]}, at_least=0.95),
+        mean("accuracy at the end, trained on", train[used, :, -1], {too_much: train[most, :, -1]}, at_least=0.95),
         panels=[
             panel(
                 "held-out pairs",
