@@ -228,8 +228,8 @@ def _own(rng: np.random.Generator, setting: Setting) -> np.ndarray:
 
 
 @claim(
-    "At a maximum the Hessian on the sphere has the eigenvalues 0, −4E* and −8E* and no others:"
-    " 3(D − 1) − (δ − 1) times zero and 1 + δ(m − 1) times −8E*.",
+    "At a maximum the Hessian on the sphere has the eigenvalues 0, −4E* and −8E* and no others. Zero comes"
+    " 3(D − 1) − (δ − 1) times, and −8E* 1 + δ(m − 1) times.",
     source="derived here; Corollary 1 has all maxima flat",
     assumptions=(ALL_PAIRS, SQUARE),
     tex=r"\mathrm{spec}\, \nabla^2 E \subset \{0, -4E^*, -8E^*\},\ \dim\ker = 3(D-1) - (\delta-1)",

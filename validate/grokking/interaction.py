@@ -38,8 +38,8 @@ def _random_maxima(rng: np.random.Generator, all_: Sequence[Irrep], number: int)
 
 
 @claim(
-    "Nodes at maxima reconstruct every label: 2 Σ m²d² complex ones (2M − 2 for Abelian groups), or 2 Σ mD² real ones"
-    " (4(M − 1) for Abelian groups of odd order). Real pairs [u; ±Pu], 40 for each representation, do not.",
+    "Nodes at maxima reconstruct every label. It takes 2 Σ m²d² complex ones (2M − 2 for Abelian groups), or 2 Σ mD²"
+    " real ones (4(M − 1) for Abelian groups of odd order). Real pairs [u; ±Pu], 40 for each representation, do not.",
     source="Theorem 3; the real count, for each kind of representation, is derived here",
     assumptions=(ALL_PAIRS, SQUARE, "least squares output layer, η = 0"),
     tex=r"2 \sum_R m_R D_R^2\ \mathrm{real\ nodes}:\ \min_V \Vert \tilde Y - \tilde F V \Vert = 0",

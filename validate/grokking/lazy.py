@@ -61,7 +61,7 @@ def _ridge(flow: OutputLayer, start: Float[Array, "nodes classes"], late: Float[
 
 
 @claim(
-    "The fitted output layer sends back G_F = η K Ỹ Ỹᵀ F̃ A⁻¹ = η K Ỹ Ỹᵀ K F̃, with K the inverse kernel and A the"
+    "The fitted output layer sends back G_F = η K Ỹ Ỹᵀ F̃ A⁻¹ = η K Ỹ Ỹᵀ K F̃. Here K is the inverse kernel and A the"
     " Gram matrix. G_F approaches this at the rate λ_min(A). Outputs scaled by β see the decay η/β².",
     source="Equation 4 and appendix C.3; the kernel form and the exact scaling are derived here",
     assumptions=(FEATURES, "M = 11, all pairs, 40 nodes; S_3, half of the pairs, 30 nodes"),

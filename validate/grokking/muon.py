@@ -94,9 +94,8 @@ def _compared(nodes: int, gap: float, rng: np.random.Generator, setting: Setting
 
 
 @claim(
-    "On the joint energy Σ E(w_j) nodes that move along the polar factor of all gradients (Muon) learn more distinct"
-    " frequencies than nodes that follow their own gradient from the same starts. Those find as many as independent"
-    " draws do.",
+    "Nodes that climb Σ E(w_j) along the polar factor of all gradients (Muon) learn more distinct frequencies than"
+    " nodes that follow their own gradient. The latter find as many as independent draws do.",
     source="Theorem 8's conclusion, in a setting that it does not assume: nodes at once and normal starts",
     assumptions=(
         f"{ALL_PAIRS}, here Z_{GROUP.order}, whose {FREQUENCIES} frequencies are equally probable",

@@ -55,8 +55,8 @@ def _accuracy(
 
 @claim(
     "For twelve Abelian and dihedral groups of order 11 to 31 training generalises at the fraction c ln M/M of the"
-    " pairs, with c within a quarter of its mean. The complex representations of these groups have dimension 1 or 2."
-    " The groups Z7:Z3 and Z13:Z3, with dimension 3, need more.",
+    " pairs. The constant c lies within a quarter of its mean. The complex representations of these groups have"
+    " dimension 1 or 2. The groups Z7:Z3 and Z13:Z3, with dimension 3, need more.",
     source="Theorem 4 and Fig. 5; c is measured",
     assumptions=(
         RECIPE,
@@ -129,8 +129,8 @@ def scaling(setting: Setting) -> Evidence:
 
 
 @claim(
-    "Near the critical fraction of pairs a learning rate of 1e-3 generalises where one of 5e-2 memorises: at p = 0.34"
-    " of Z_23 its held-out accuracy is more than 0.1 higher. At p = 0.45 it is not.",
+    "Near the critical fraction of pairs a learning rate of 1e-3 generalises where one of 5e-2 memorises. At p = 0.34"
+    " of Z_23 its held-out accuracy is more than 0.1 higher; at p = 0.45 it is not.",
     source="Fig. 6, at M = 23 and 512 nodes; its fractions of pairs are not stated",
     assumptions=(
         RECIPE,

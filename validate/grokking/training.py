@@ -198,8 +198,8 @@ def _range(values: Float[np.ndarray, " seeds"]) -> str:
 
 
 @claim(
-    "In trained networks 95 % or more of the 200 most similar pairs of nodes push each other away, b_jk"
-    " having the sign opposite to f_jᵀf_k; and nodes become more alike.",
+    "In trained networks 95 % or more of the 200 most similar pairs of nodes push each other away: b_jk has the sign"
+    " opposite to f_jᵀf_k. These nodes become more alike.",
     source="Theorem 6 with the raw similarity, which the paper uses",
     assumptions=(RECIPE, "M = 23, 238 pairs, 512 nodes, rate 1e-3, decay 2e-4, η = n·decay/2", "3 seeds, 6 times"),
     tex=r"\mathrm{sign}\, b_{jk} = -\mathrm{sign}\, f_j^\top f_k",
