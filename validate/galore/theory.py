@@ -263,10 +263,12 @@ def _long_run(features: _Features, left: float) -> tuple[np.ndarray, np.ndarray]
     return stable_ranks(matrix(late)), stable_ranks(matrix(inside * (np.arange(WIDTH * SPAN) == 0)))
 
 
-def _five_units() -> _Features:
-    """Five unit vectors as features, B = I and a_i = f_i: G(t) is a multiple of diag(1, 1, 1, 1, 1, 0) for ever."""
-    units = np.concatenate([np.eye(WIDTH)[: WIDTH - 1], np.zeros((FEATURES - WIDTH + 1, WIDTH))])[None]
-    return _Features(units, np.broadcast_to(np.eye(WIDTH), (1, FEATURES, WIDTH, WIDTH)), units)
+def _five_units(draws: int) -> _Features:
+    """Five unit vectors as features, B = I and a_i = f_i: G(t) is a multiple of diag(1, 1, 1, 1, 1, 0) for ever. As
+    often as there are draws, so that it shares their compiled program."""
+    units = np.concatenate([np.eye(WIDTH)[: WIDTH - 1], np.zeros((FEATURES - WIDTH + 1, WIDTH))])
+    units = np.broadcast_to(units, (draws, FEATURES, WIDTH))
+    return _Features(units, np.broadcast_to(np.eye(WIDTH), (draws, FEATURES, WIDTH, WIDTH)), units)
 
 
 def _rank_at_most_span(least: float, path: _Path, path_full: _Path, units: np.ndarray) -> Evidence:
@@ -332,7 +334,7 @@ def corollary_3_4(setting: Setting) -> Evidence:
     few, full = _draw_features(rng, draws, SPAN), _draw_features(rng, draws, WIDTH)
     common, still = _draw_features(rng, draws, SPAN, common=True), np.ones((draws, 2))
     path, path_full = (_follow(setting, features.operators(), fraction, still) for features in (few, full))
-    units = _follow(setting, _five_units().operators(), np.full(1, 0.3), still[:1]).rank[0]
+    units = _follow(setting, _five_units(draws).operators(), np.full(draws, 0.3), still).rank[0]
     # From starts at which G∥ has, or already has not, been outlived by the rest: else the bound is infinite.
     scales = np.repeat(10 ** rng.uniform(-3, 0, (draws, 1)), 2, axis=1)
     inside = _follow(setting, few.operators(np.linalg.svd(few.f)[2][:, :SPAN].swapaxes(1, 2)), fraction, scales)
