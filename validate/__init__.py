@@ -27,6 +27,10 @@ from .claim import claims_in as claims_in
 from .panels import heatmap as heatmap
 from .panels import panel as panel
 from .paper import Paper as Paper
+from .results import Result as Result
+from .results import Results as Results
+from .results import difference as difference
+from .results import read as read
 from .rows import Row as Row
 from .rows import Verdict as Verdict
 from .rows import identity as identity

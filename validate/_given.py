@@ -43,7 +43,7 @@ def check_text(name: str, text: Any) -> None:
 
 
 def check_label(name: str, text: Any) -> None:
-    """Labels are names in `evidence.npz`, which end at a null character."""
+    """Labels are names in files, where some end at a null character."""
     check_text(name, text)
     if "\0" in text:
         raise ValueError(f"{name} must hold no null character, got {describe(text)}.")

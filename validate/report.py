@@ -1,20 +1,23 @@
-"""The figure of a claim, a line of the table, and the self-contained report, all from what the claim measured."""
+"""The figure of a claim and the self-contained report, all from what the claims measured."""
 
 import base64
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import latex2mathml.converter
 import numpy as np
 import xarray as xr
+from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
+from PIL import Image
 
-COLUMNS = ("claim", "kind", "measured", "bound", "control", "verdict", "s")
-WIDTHS = (28, 9, 28, 17, 8, 9, 6)
+from .results import summary, why
 
 MOST = 1e300  # that is drawn
 _STYLES = {
@@ -99,118 +102,53 @@ def _draw_map(axis: Any, data: xr.Dataset, cells: xr.DataArray) -> None:
     axis.title.set_fontsize(10)
 
 
-def header() -> str:
-    """The first two lines of the table."""
-    return _line(COLUMNS) + "\n" + "  ".join("─" * width for width in WIDTHS)
-
-
-def line(record: dict[str, Any]) -> str:
-    """One claim's line of the table."""
-    cells = (
-        record["name"],
-        record["kind"],
-        record["measured_text"],
-        record["bound_text"],
-        "rejected" if record["control_rejected"] else "NOT REJ.",
-        record["verdict"] if record["passed"] or record["verdict"] != "holds" else "FAILED",
-        f"{record['seconds']:.1f}",
-    )
-    return _line(cells)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "  ".join(str(cell).ljust(width) for cell, width in zip(cells, WIDTHS, strict=True)).rstrip()
-
-
-def summary(records: Sequence[dict[str, Any]]) -> str:
-    """How many claims hold, and which do not."""
-    failed = [record for record in records if not record["passed"]]
-    text = f"{len(records) - len(failed)} of {len(records)} claims hold with their control rejected."
-    return text + "".join(f"\n  {r['name']}: {_why(r)}" for r in failed)
-
-
-def _why(record: dict[str, Any]) -> str:
-    if record["failure"]:
-        lines = [line.strip() for line in record["failure"].split("Traceback")[0].splitlines() if line.strip()]
-        return f"undecided: {lines[-1] if lines else 'no reason was given'}"
-    rows = [
-        f"{r['name']}: {r['measured_text']}, needs {r['bound_text']}" for r in record["rows"] if r["verdict"] != "holds"
-    ]
-    loose = [f"control not rejected: {r['name']}" for r in record["control_rows"] if r["verdict"] != "refuted"]
-    return "; ".join([record["verdict"], *rows, *loose])
-
-
-def html(records: Sequence[dict[str, Any]], folder: Path) -> str:
+def html(records: Sequence[Mapping[str, Any]], folder: Path) -> str:
     """The report as one page with its figures inside, each from `figure.png` in the folder that the record names."""
-    pictures = {
-        r["name"]: base64.b64encode(path.read_bytes()).decode()
-        for r in records
-        if r["folder"] and (path := folder / r["folder"] / "figure.png").exists()
-    }
+    files = {r["name"]: folder / r["folder"] / "figure.png" for r in records if r["folder"]}
+    files = {name: path for name, path in files.items() if path.exists()}
+    papers: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        papers.setdefault(record["paper"], []).append(record)
+    made = sorted({_made_by(record) for record in records})
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_PAGE).render(records=records, pictures=pictures, summary=summary(records))
+    environment.filters["math"] = _math
+    return environment.from_string(_PAGE.read_text(encoding="utf-8")).render(
+        papers=papers,
+        pictures={name: _encoded(path.read_bytes()) for name, path in files.items()},
+        thumbnails={name: _encoded(_small(path)) for name, path in files.items()},
+        errata=[(erratum, record) for record in records for erratum in record["errata"]],
+        failed=[(record, why(record)) for record in records if not record["passed"]],
+        summary=summary(records).splitlines()[0],
+        made=made,
+    )
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>traindyn report</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c1e21; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; }
-h2 { font-size: 1.2rem; margin: 3rem 0 .3rem; border-top: 1px solid #ddd; padding-top: 1.5rem; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .6rem; border-bottom: 1px solid #e8e8e8; vertical-align: top; }
-th { border-bottom: 2px solid #999; } img { max-width: 100%; margin: .8rem 0; }
-.scroll { overflow-x: auto; } a { color: inherit; }
-.holds, .rejected { color: #14713a; } .refuted, .failed { color: #b3261e; font-weight: 600; }
-.undecided { color: #8a5a00; }
-.statement { font-size: 1.05rem; } .small, footer { color: #555; font-size: .88rem; } ul { margin: .3rem 0 .8rem; }
-pre { white-space: pre-wrap; font-size: .8rem; background: #f6f6f6; padding: .6rem; }
-</style></head><body>
-<h1>Theory of training against training</h1>
-<p>{{ summary.splitlines()[0] }} A claim passes when every row holds and when its control, the same check
-against a prediction that is wrong in one place, is refuted. Finite checks are evidence, not proof.</p>
-<div class="scroll"><table>
-<tr><th>claim</th><th>kind</th><th>measured</th><th>bound</th><th>control</th><th>verdict</th><th>s</th></tr>
-{% for r in records %}<tr><td><a href="#{{ r.name }}">{{ r.name }}</a></td><td>{{ r.kind }}</td>
-<td>{{ r.measured_text }}</td><td>{{ r.bound_text }}</td>
-{% set control = 'rejected' if r.control_rejected else 'not rejected' %}
-{% set verdict = r.verdict if r.passed or r.verdict != 'holds' else 'failed' %}
-<td class="{{ 'rejected' if r.control_rejected else 'failed' }}">{{ control }}</td>
-<td class="{{ verdict }}">{{ verdict }}</td>
-<td>{{ '%.1f' % r.seconds }}</td></tr>
-{% endfor %}</table></div>
-{% for r in records %}
-<h2 id="{{ r.name }}">{{ r.name }}</h2>
-<p class="statement">{{ r.statement }}</p>
-<p class="small">{{ r.paper }}. {{ r.source }}.</p>
-{% if r.name in pictures %}
-<img alt="figure of {{ r.name }}" src="data:image/png;base64,{{ pictures[r.name] }}">
-{% endif %}
-<div class="scroll"><table><tr><th>{{ r.kind }}</th><th>measured</th><th>bound</th><th>verdict</th></tr>
-{% for row in r.rows %}<tr><td>{{ row.name }}</td><td>{{ row.measured_text }}</td><td>{{ row.bound_text }}</td>
-<td class="{{ row.verdict }}">{{ row.verdict }}</td></tr>{% endfor %}
-<tr><th>control: the same checks of wrong laws</th><th></th><th></th><th>must be refuted</th></tr>
-{% for row in r.control_rows %}<tr><td>{{ row.name }}</td><td>{{ row.measured_text }}</td><td>{{ row.bound_text }}</td>
-<td class="{{ 'rejected' if row.verdict == 'refuted' else 'failed' }}">{{ row.verdict }}</td></tr>{% endfor %}
-</table></div>
-<p class="small">Assumptions: {{ r.assumptions | join('; ') }}.</p>
-{% for remark in r.remarks %}<p>{{ remark }}</p>{% endfor %}
-{% if r.failure %}<pre>{{ r.failure }}</pre>{% endif %}
-{% endfor %}
-{% if records | selectattr('errata') | list %}
-<h2 id="errata">Errata</h2>
-<p>Statements that do not hold as published, and the measurement that decides: the same check on both forms.</p>
-<div class="scroll"><table>
-<tr><th>where</th><th>as printed</th><th>as corrected</th><th>printed</th><th>corrected</th><th>figure</th></tr>
-{% for r in records %}{% for e in r.errata %}
-<tr><td>{{ e.where }}</td><td>{{ e.printed }}</td><td>{{ e.corrected }}</td>
-<td>{{ e.error_printed }}</td><td>{{ e.error_corrected }}</td>
-<td><a href="#{{ r.name }}">{{ r.name }}</a></td></tr>
-{% endfor %}{% endfor %}</table></div>
-{% endif %}
-{% set r = records[0] %}
-<footer><p>Scale {{ r.scale }}, seed {{ r.seed }}, {{ r.dtype }} on {{ r.device }}, corpus {{ r.corpus }}.
-{% for name, number in r.versions.items() %}{{ name }} {{ number }}{{ ', ' if not loop.last }}{% endfor %}.</p></footer>
-</body></html>
-"""
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _small(path: Path) -> bytes:
+    file = io.BytesIO()
+    with Image.open(path) as image:
+        image.thumbnail((320, 90))
+        image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _math(tex: str) -> Markup:
+    """As MathML, which browsers show without any script; as it is written where that can't be made of it, or is more
+    than mathematics."""
+    try:
+        found = latex2mathml.converter.convert(tex.replace("<", r"\lt ").replace(">", r"\gt "))
+    except Exception:  # it raises whatever it meets
+        return Markup("<code>{}</code>").format(tex)
+    return Markup("<code>{}</code>").format(tex) if "href" in found else Markup(found)
+
+
+def _made_by(record: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    setting = f"Scale {record['scale']}, seed {record['seed']}, {record['dtype']} on {record['device']}"
+    return f"{setting}, corpus {record['corpus']}. {versions}."
+
+
+_PAGE = Path(__file__).with_name("report.html.jinja")

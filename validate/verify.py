@@ -13,17 +13,18 @@ from pathlib import Path
 import jax
 import matplotlib
 import numpy as np
-import xarray as xr
 
 from .. import _files
 from .._checked import checked
 from .._checks import describe, integer, real
 from . import _pool, _records, report
 from ._records import Record
-from .claim import Claim, Evidence, Row, Setting, Verdict
+from .claim import Claim, Evidence, Setting
+from .results import Result, Results, tree_of
+from .rows import Row, Verdict
 
 LONGEST_FAILURE = 20_000  # characters
-FILES = ("evidence.npz", "figure.png")  # of each claim
+FILES = ("evidence.nc", "figure.png")  # of each claim
 
 
 @checked
@@ -36,13 +37,13 @@ def verify(
     jobs: int = 1,
     time_limit: float | None = None,
     on_record: Callable[[Record], None] = lambda record: None,
-) -> list[Record]:
-    """Checks each claim and returns one record each, a dictionary ready for JSON (see `record_of`).
+) -> Results:
+    """Checks each claim and returns one record each, a dictionary ready for JSON (see `record_of`) that prints itself.
 
     A claim whose check raises, calls `sys.exit`, returns something else than `Evidence`, crashes its process or
     exceeds its time is *undecided*, with the reason, and the others go on.
 
-    - `out`: a folder. It gets `results.json`, rewritten as each claim ends, `NAME/figure.png` and `NAME/evidence.npz`
+    - `out`: a folder. It gets `results.json`, rewritten as each claim ends, `NAME/figure.png` and `NAME/evidence.nc`
       for each, and at the end, also of an interrupted run, `report.html`. Records of other claims and settings that
       the folder has stay there; the report has all those of this setting.
     - `resume`: takes a claim from `results.json` if it was checked at this scale, seed, precision and corpus, by the
@@ -67,11 +68,11 @@ def verify(
     folder = None if out is None else _files.folder("out", out)
     keys = {claim.name: _records.key_of(claim, setting) for claim in claims}
     done = {} if folder is None else _finished(folder, keys, setting, resume)
-    records: dict[str, Record] = {}
+    records: dict[str, Result] = {}
 
     def found(record: Record) -> None:
-        records[record["name"]] = record
-        on_record(record)
+        records[record["name"]] = record if isinstance(record, Result) else Result(record)
+        on_record(records[record["name"]])
 
     try:
         for claim in claims:
@@ -89,7 +90,7 @@ def verify(
     finally:
         if folder is not None and records:
             _files.write(folder / "report.html", report.html(_of_setting(folder, setting), folder))
-    return [records[claim.name] for claim in claims]
+    return Results(records[claim.name] for claim in claims)
 
 
 def _all_claims(claims: Iterable[Claim]) -> list[Claim]:
@@ -200,14 +201,16 @@ def _check(claim: Claim, setting: Setting, key: str, place: Path | None) -> Reco
         json.dumps(record, allow_nan=False, ensure_ascii=False).encode()
         if place is not None:
             place.mkdir(parents=True, exist_ok=True)
-            arrays = arrays_of(evidence.panels)
-            _files.write(place / "evidence.npz", lambda f: np.savez_compressed(f, allow_pickle=False, **arrays))
+            content = bytes(tree_of(evidence.panels).to_netcdf(engine="h5netcdf"))  # pyright: ignore[reportArgumentType]
+            _files.write(place / "evidence.nc", content)
             picture = report.figure(evidence.panels, claim.name)
             _files.write(place / "figure.png", lambda f: picture.savefig(f, dpi=100, format="png"))
             kept = {"folder": place.relative_to(_out_of(place, claim)).as_posix()}
             kept |= {"files": {name: _records.digest_of(place / name) for name in FILES}}
             record = _records.seal(record | kept)
-        return record
+        result = Result(record)
+        result.panels = evidence.panels
+        return result
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit among them
@@ -273,6 +276,7 @@ def record_of(
         "rows": [_row(name, row) for name, row in evidence.rows.items()],
         "control_rows": [_row(name, row) for name, row in evidence.control.items()],
         "source": claim.source,
+        "tex": claim.tex,
         "assumptions": list(claim.assumptions),
         "remarks": list(evidence.remarks),
         "errata": [dataclasses.asdict(erratum) for erratum in evidence.errata],
@@ -284,15 +288,6 @@ def record_of(
         "failure": failure.encode("utf-8", "replace").decode()[:LONGEST_FAILURE],
     }
     return _records.seal(record)
-
-
-def arrays_of(panels: Iterable[xr.Dataset]) -> dict[str, np.ndarray]:
-    """The arrays behind the pictures, named `panel number/role: label`, and their axes `panel number/x: label`."""
-    arrays = {}
-    for number, data in enumerate(panels):
-        arrays |= {f"{number}/x: {name}": coordinate.values for name, coordinate in data.coords.items()}
-        arrays |= {f"{number}/{name}": curve.values for name, curve in data.data_vars.items()}
-    return arrays
 
 
 def _row(name: str, row: Row) -> Record:

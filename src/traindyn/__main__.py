@@ -1,4 +1,4 @@
-"""The front door: `traindyn list`, `cite`, `verify`, `sweep`, `train`. Also `python -m traindyn`.
+"""The front door: `traindyn list`, `cite`, `verify`, `diff`, `report`, `sweep`, `train`. Also `python -m traindyn`.
 
 What takes seconds to import is imported by the command that needs it.
 """
@@ -17,6 +17,8 @@ from . import _catalogue, _start
 from ._signals import CRASHED, catch_termination, stopped
 
 LATER = {  # the commands in files of their own, by name, and what they do
+    "diff": "Say what differs between the results in two folders: verdicts, figures, seconds, versions.",
+    "report": "Write the results in OUT as tables: Markdown, LaTeX, or CSV with every row of evidence.",
     "sweep": "Sweep the flow, validity map or claim NAMEd (see list) over axes, of a claim over seeds.",
     "train": "Train a LLaMA-style language model on a text, of which the last tenth is held out.",
     "verify": "Check claims, all or those NAMEd: a claim (joma.exp_invariant) or all of a paper (joma).",

@@ -1,5 +1,8 @@
 """Calls of claims, their evidence, and `verify` that work, and what they rightly accept."""
 
+import tempfile
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -34,6 +37,8 @@ def joined(remarks):
     return validate.evidence(validate.at_most("a", 1.0, 2.0, {"w": 3.0}), remarks=remarks)
 
 
+FOLDER = Path(tempfile.mkdtemp())
+(RESULT,) = validate.verify([CLAIM], validate.Setting("smoke"), out=FOLDER)
 CALLS = {
     "validate.Claim": Call(
         validate.Claim,
@@ -181,6 +186,13 @@ CALLS = {
         {"title": "t", "x": AXIS, "y": ("key", ["a", "b"]), "z": [[1.0, 2.0], [3.0, 4.0]], "log": "z"},
         accepts={"title": "text"},
         bad={"z": [[[1.0]], [["a", "b"], ["c", "d"]]], "y": [AXIS], "log": ["x"]},
+    ),
+    # Records that verify has made.
+    "validate.difference": Call(
+        validate.difference, {"before": [RESULT], "after": [RESULT]}, accepts={"before": "*", "after": "*"}
+    ),
+    "validate.read": Call(
+        lambda folder: len(validate.read(folder)), {"folder": str(FOLDER)}, bad={"folder": ["", "nowhere"]}
     ),
     "validate.verify": Call(
         validate.verify,

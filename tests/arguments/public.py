@@ -46,7 +46,7 @@ def _ours(thing: Any) -> bool:
     if not getattr(thing, "__module__", "").startswith("traindyn."):
         return False
     return not inspect.isabstract(thing) and not (
-        isinstance(thing, type) and issubclass(thing, tuple | BaseException | enum.Enum)
+        isinstance(thing, type) and issubclass(thing, tuple | list | dict | BaseException | enum.Enum)
     )
 
 

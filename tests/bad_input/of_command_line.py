@@ -126,7 +126,7 @@ C(
     "claim '../x.y' through the command line",
     ["verify", "../x", "--claims", claims("../x.y"), "--scale", "smoke", "--jobs", "1", "--out", d],
     "2",
-    lambda: sorted(str(p.relative_to(TMP)) for p in TMP.rglob("evidence.npz")),
+    lambda: sorted(str(p.relative_to(TMP)) for p in TMP.rglob("evidence.nc")),
 )
 d2 = new()
 C(

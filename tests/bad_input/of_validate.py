@@ -628,10 +628,10 @@ def spoiled(text, resume=True):
     old = json.loads((d / "results.json").read_text())
     (d / "results.json").write_bytes(text(old) if callable(text) else text)
     r = v.verify([mk("t.a", good), mk("t.b", good)], S, out=d, resume=resume)
-    from traindyn.validate import report
+    from traindyn.validate import results
 
-    report.summary(r)
-    [report.line(x) for x in r]
+    results.summary(r)
+    [results.line(x) for x in r]
     return [x["name"] + ":" + x["verdict"] + ":" + str(x["measured"]) for x in r]
 
 

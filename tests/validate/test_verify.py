@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 from click.testing import CliRunner
 
 from traindyn.__main__ import main
@@ -53,16 +54,16 @@ def test_every_record_has_what_the_json_promises_and_files_match(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == records == seen
     assert all(set(record) >= FIELDS for record in records)
     assert [record["passed"] for record in records] == [True, False]
-    arrays = np.load(tmp_path / "x.good" / "evidence.npz")
-    np.testing.assert_array_equal(arrays["0/observed: o"], [0, 1, 2])
-    np.testing.assert_array_equal(arrays["0/x: t"], [0, 1, 2])
+    with xr.open_datatree(tmp_path / "x.good" / "evidence.nc", engine="h5netcdf") as tree:
+        np.testing.assert_array_equal(tree["picture_0/observed_0"], [0, 1, 2])
+        np.testing.assert_array_equal(tree["picture_0/axis_0"], [0, 1, 2])
     assert (tmp_path / "x.bad" / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_report_is_self_contained_and_escapes_its_texts(tmp_path):
     verify([make("x.good"), make("x.bad", error=2.0)], out=tmp_path)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and "a &amp; b" in page
+    assert page.count("data:image/png;base64,") == 4 and "a &amp; b" in page
     assert "1 of 2 claims hold" in page and "http" not in page
 
 
@@ -86,9 +87,10 @@ def test_maps_and_errata_are_drawn_kept_and_listed(tmp_path):
     ]
     page = (tmp_path / "report.html").read_text()
     assert "Errata" in page and "B = &lt;4&gt;" in page
-    arrays = np.load(tmp_path / "x.map" / "evidence.npz")
-    np.testing.assert_array_equal(arrays["0/map: c"], [[1, 2], [3, 4]])
-    assert list(arrays["0/x: key"]) == ["a", "b"]
+    with xr.open_datatree(tmp_path / "x.map" / "evidence.nc", engine="h5netcdf") as tree:
+        cells = tree["picture_0/map_0"]
+        np.testing.assert_array_equal(cells, [[1, 2], [3, 4]])
+        assert list(cells[cells.dims[1]].values) == ["a", "b"]
 
 
 def test_a_damaged_file_is_named_and_never_overwritten(tmp_path):
@@ -143,13 +145,13 @@ def test_results_of_other_code_corpora_versions_and_settings_are_not_resumed(tmp
 
 def test_files_that_were_lost_or_changed_are_made_again(tmp_path, seen):
     run = lambda: verify([late], out=tmp_path, resume=True)
-    figure, arrays = (tmp_path / "x.late" / name for name in ("figure.png", "evidence.npz"))
+    figure, arrays = (tmp_path / "x.late" / name for name in ("figure.png", "evidence.nc"))
     run(), run()
     figure.unlink()
     run()
     arrays.write_bytes(b"junk")
     run(), run()
-    assert seen == ["late"] * 3 and figure.exists() and np.load(arrays).files == []
+    assert seen == ["late"] * 3 and figure.exists() and xr.open_datatree(arrays, engine="h5netcdf").groups == ("/",)
 
 
 def test_a_failure_shows_no_picture_of_another_run(tmp_path):
@@ -262,7 +264,9 @@ def test_a_folder_keeps_what_other_calls_found(tmp_path):
     verify([make("x.c")], out=tmp_path)
     assert names() == [("x.a", 0), ("x.a", 1), ("x.b", 0), ("x.c", 0)]
     page = (tmp_path / "report.html").read_text()
-    assert all(f'id="x.{letter}"' in page for letter in "abc") and page.count("image/png") == 3
+    assert all(f'id="x.{letter}"' in page for letter in "abc") and page.count("image/png") == 6, (
+        "a figure and a thumbnail each"
+    )
     assert len(list((tmp_path / "x.a").rglob("figure.png"))) == 2, "each seed has its own figure"
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from .. import _catalogue
 from .._signals import interruptible
 from ..nets import read_corpus
-from ..validate import Setting, built_in, report
+from ..validate import Setting, built_in, results
 from ..validate import verify as check_claims
 from . import others
 from ._jax import backend, keep_compiled
@@ -32,7 +32,7 @@ from ._jax import backend, keep_compiled
 def command(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more) -> None:
     """Check claims, all or those NAMEd: a claim (joma.exp_invariant) or all of a paper (joma).
 
-    Prints a line a claim and writes results.json, report.html and each claim's figure.png and evidence.npz to OUT.
+    Prints a line a claim and writes results.json, report.html and each claim's figure.png and evidence.nc to OUT.
     What OUT has of other claims and settings stays. Exit status: 0 when all hold and every control is rejected, 1 when
     one does not, 2 on bad arguments, 3 when the program itself fails, 130 and 143 when it is interrupted or terminated.
     """
@@ -55,12 +55,12 @@ def command(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more
         setting = Setting(scale, seed, text, corpus_name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(report.header())
+    click.echo(results.header())
     with tqdm(total=len(chosen), unit="claim", leave=False, disable=not sys.stderr.isatty()) as bar:
 
         def show(record):
             bar.clear()
-            click.echo(report.line(record))
+            click.echo(results.line(record))
             bar.update()
 
         with interruptible(f"Finished claims are in {out}; --resume goes on from there."):
@@ -76,5 +76,5 @@ def command(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more
                 )
             except ValueError as error:
                 raise click.UsageError(str(error)) from error
-    click.echo(f"\n{report.summary(records)}\nReport: {out / 'report.html'}")
+    click.echo(f"\n{results.summary(records)}\nReport: {out / 'report.html'}")
     sys.exit(0 if all(record["passed"] for record in records) else 1)
