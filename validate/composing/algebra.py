@@ -150,8 +150,8 @@ WRONG = {"r(y * z) = r(y) r(z)": "node j with node j only", "r(y + z) = r(y) + r
 
 
 @claim(
-    "Networks with + (nodes side by side) and * (each node with each, frequency by frequency) are a commutative "
-    "semi-ring up to the order of nodes. Each potential is a homomorphism into ℂ, and ‖(y*z)_pk‖ = ‖y_pk‖ ‖z_pk‖.",
+    "Networks with + (nodes side by side) and * (each node with each, by frequency) are a commutative semi-ring, up to "
+    "the order of nodes. Each potential is a homomorphism into ℂ, and ‖(y*z)_pk‖ = ‖y_pk‖ ‖z_pk‖.",
     source="Theorems 2 and 3; the norm identity is derived here",
     assumptions=(FINITE, "real weights, all potentials of order three"),
     tex=r"r(y + z) = r(y) + r(z),\quad r(y * z) = r(y)\, r(z)",

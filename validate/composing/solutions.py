@@ -40,8 +40,8 @@ def _not_optima(rng: np.random.Generator, group: Abelian) -> dict[str, Solution]
 
 
 @claim(
-    "z_F6 for any ν and y, its variant for any α, β, z_F4/6 for any ξ, z_3c * z_syn, z_M and order 4 with a bias are "
-    "global optima. Their loss is zero and their accuracy one, by the decomposition and inside the real network.",
+    "These are global optima: z_F6 for any ν and y, its variant for any α, β, z_F4/6 for any ξ, z_3c * z_syn, z_M, and "
+    "order 4 with a bias. Their loss is zero and their accuracy one, by the decomposition and inside the real network.",
     source="Corollaries of Theorems 2 to 4; the hat of z_F4/6, the bias and frequencies with 2k = 0 are derived here",
     assumptions=(ALL_PAIRS, FINITE, "z_F4/6 needs a frequency with 2k ≠ 0"),
     tex=r"\ell(z_{F6}) = \ell(z_{F4/6}) = \ell(z_M) = 0",
@@ -79,8 +79,8 @@ def solutions(setting: Setting) -> Evidence:
 
 
 @claim(
-    "ρ(u) = Π_{s∈S} (u + ŝ) over the values S that the potentials take at a generator u is, once scaled, a global "
-    "optimum for any u with abc = 1 and 1 ∉ S. Its order is at most |S| + 1 per frequency.",
+    "S holds the values that the potentials take at a generator u with abc = 1, and 1 ∉ S. Then ρ(u) = Π_{s∈S} (u + ŝ) "
+    "is a global optimum, once scaled. Its order is at most |S| + 1 per frequency.",
     source="Theorem 4, with the explicit ŝ = (1, 1, −s) at +k",
     assumptions=(ALL_PAIRS, "Z_7 and Z_11", "the same u at each frequency"),
     tex=r"\rho(u) = \prod_{s \in S} (u + \hat s),\quad \hat s = (1, 1, -s)",
@@ -127,8 +127,8 @@ def _split(group: Abelian, number6: int, balanced: bool = True) -> Solution:
 
 
 @claim(
-    "The optima weigh ‖z‖² = 3(d−1)6^⅓ (z_F6) and 3(d−1)d^⅔ (z_M). With n4 frequencies of order 4 and n6 of order 6 "
-    "that share their biases it is N = 6·6^⅓ n6 + 6·4^⅓ n4 + 6^⅓ n4/n6. N is least at n6 ≈ 1.148 √n: the fraction of "
+    "The optima weigh ‖z‖² = 3(d−1)6^⅓ (z_F6) and 3(d−1)d^⅔ (z_M). With n4 frequencies of order 4, and n6 of order 6 "
+    "that share the biases, ‖z‖² = N = 6·6^⅓ n6 + 6·4^⅓ n4 + 6^⅓ n4/n6. N is least at n6 ≈ 1.148 √n: the fraction of "
     "order 4 rises with d.",
     source="derived here",
     assumptions=("Z_d with d odd",),
@@ -137,7 +137,7 @@ def _split(group: Abelian, number6: int, balanced: bool = True) -> Solution:
 def norms(setting: Setting) -> Evidence:
     group, n = cyclic(23), 11
     six = np.arange(1, n + 1)
-    splits = [_split(group, n6) for n6 in six]
+    splits = [_split(group, n6) for n6 in range(1, n + 1)]
     weight = np.array([np.sum(np.abs(np.asarray(z.z)) ** 2) for z in splits])
     law = np.array([composing.least_norm(n - int(n6), int(n6)) for n6 in six])
     without = {"without the last term": law - np.cbrt(6) * (n - six) / six}
@@ -147,7 +147,7 @@ def norms(setting: Setting) -> Evidence:
     closed = [3 * 22 * np.cbrt(6), 3 * 22 * 23 ** (2 / 3), 6 * np.cbrt(4) * n + 3 * np.cbrt(n), law[0]]
     half = np.array([d // 2 for d in (23, 71, 127)])
     best = [min(range(1, m + 1), key=lambda n6, m=m: composing.least_norm(m - n6, n6)) for m in map(int, half)]
-    loss = measure([*splits, *(_split(group, n6, balanced=False) for n6 in six[:-1])])[:, 1]
+    loss = measure([*splits, *(_split(group, n6, balanced=False) for n6 in range(1, n))])[:, 1]
     root, axis, shares = np.sqrt(half), ("frequencies of order 6", six), zip(half, best, strict=True)
     return evidence(
         agrees("‖z‖² of the built optima", axis, weight, law, without, within=rounding(800), measure=relative),

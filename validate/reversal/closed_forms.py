@@ -98,8 +98,8 @@ def _checks() -> tuple[Any, Any]:
 
 
 @claim(
-    "In the one-layer transformer a trained sentence has p = e^x/(M−1+e^x), e^x + (M−1)x = Mη_Y t/N + 1, and "
-    "its reversal p = 1/M, at all times. Z stays zero. Under SGD with one sentence a step x = M h*, by the visits.",
+    "In the one-layer transformer a trained sentence has p = e^x/(M−1+e^x) with e^x + (M−1)x = Mη_Y t/N + 1. Its "
+    "reversal has p = 1/M at all times, and Z stays zero. Under SGD with one sentence a step x = M h*, by the visits.",
     source="Theorem 3, which says p → 1 and p ≤ 1/M in the limit; in closed form here",
     assumptions=(*SENTENCES, "gradient flow, t = learning rate × step; SGD"),
     tex=r"p(B|A) = \frac{e^x}{M-1+e^x},\quad e^x + (M-1)x = \frac{M\eta_Y t}{N} + 1,\quad p(A|B) = \frac{1}{M}",
