@@ -1,4 +1,4 @@
-"""What the claims of Scan and Snap share: the paper's name, the reference data, and solves that compile once."""
+"""What the claims of Scan and Snap share: assumptions in words, the reference data, and solves that compile once."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

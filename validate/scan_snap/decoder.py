@@ -43,12 +43,11 @@ def decoder_sgd(setting: Setting) -> Evidence:
     zeta = OUTPUTS / (OUTPUTS - 1) * (np.eye(CLASSES, OUTPUTS) - 1 / OUTPUTS)
     law = lambda h: (OUTPUTS - 1) * h[visits][:, :, None] * zeta
     wrong, own, exact = {"the continuous h": law(smooth)}, np.arange(CLASSES), rounding(4000)
-    right = [x[:, own, own] for x in (w, law(h), law(smooth))]
-    label = "logit w_nn of the right next token, five classes"
-    names = {"within": exact, "measure": absolute}
+    right = lambda x: x[:, own, own]
+    label, wrongly = "logit w_nn of the right next token, five classes", {"the continuous h": right(law(smooth))}
     return evidence(
-        agrees(f"w_n, {steps} steps, η = {eta}", None, w, law(h), wrong, **names),
-        agrees(label, ("step", at), *right[:2], {"the continuous h": right[2]}, y="w_nn", **names),
+        agrees(f"w_n, {steps} steps, η = {eta}", None, w, law(h), wrong, within=exact, measure=absolute),
+        agrees(label, ("step", at), right(w), right(law(h)), wrongly, within=exact, measure=absolute, y="w_nn"),
         vanishes("attention logits, which must not move", z, within=exact),
     )
 
@@ -80,13 +79,9 @@ def decoder_law(setting: Setting) -> Evidence:
     c = (widths * ts[:, None] + 1) / (widths - 1)
     lambert = c - np.real(special.lambertw(np.exp(np.minimum(c, 600)) / (widths - 1)))
     newton = ((lambert - widths * exact) / np.maximum(c, 1))[c < 600]
-    late = lambda t, factor=widths[wide]: np.log(factor * t) / t
-    ratio, far, printed = (
-        late_gamma[:, wide] / late(late_ts),
-        late_gamma[2:, wide],
-        {"ln(ηt/K)": late(late_ts[2:], 1.0)},
-    )
-    off = (float(abs(far / law - 1).max()) for law in (late(late_ts[2:]), *printed.values()))
+    late, reached = (lambda t, factor: np.log(factor * t) / t), late_gamma[:, wide]
+    law, printed = (late(late_ts, factor) for factor in (1000.0, 1.0))  # with ln(Mηt/K), and with ln(ηt/K)
+    ratio, error = reached / law, lambda law: float(abs(reached / law - 1)[2])
     early = (gamma / ts[:, None])[:, wide:][ts[:, None] <= 0.1 * start[wide:]]
     gap = (discrete - smooth)[1:]
     wrong = {"M in place of M − 1": implicit(widths)}
@@ -96,7 +91,7 @@ def decoder_law(setting: Setting) -> Evidence:
         (TIME + " (K = 1)", ts),
         y="γ",
         observed={"γ": gamma[:, wide]},
-        predicted={"early, ηt/K": np.where(ts < start[wide], ts, np.nan), "late": after(late(ts))},
+        predicted={"early, ηt/K": np.where(ts < start[wide], ts, np.nan), "late": after(late(ts, 1000.0))},
         control={"late, as printed": after(late(ts, 1.0))},
         log="xy",
     )
@@ -107,14 +102,26 @@ def decoder_law(setting: Setting) -> Evidence:
         at_most("M (h* − h)/η", widths * gap, 2.0, x=("visits s", np.arange(1, len(gap) + 1)), log="x"),
         vanishes("M (h* − h) after 20 000 visits, M = 100", 100 * gap[-1, 1], within=1e-3),
         agrees("γ over ηt/K up to t₀'/10, M ≥ 1000", None, early, 1.0, within=0.01, measure=relative),
-        agrees("late γ at t = 100 t₀, M = 1000", None, far, late(late_ts[2:]), printed, within=0.01, measure=relative),
+        agrees(
+            "late γ at t = 100 t₀, M = 1000",
+            None,
+            reached[2:],
+            law[2:],
+            {"as printed, with ln(ηt/K)": printed[2:]},
+            within=0.01,
+            measure=relative,
+        ),
         agrees("γ's peak against the closed form", None, highest, height, within=1e-4, measure=relative),
         panels=[picture],
         remarks=[
             f"γ over its late law at t₀, 10 t₀, 100 t₀ (M = 1000): {ratio[0]:.3f}, {ratio[1]:.3f}, {ratio[2]:.3f}. "
             f"Its peak is {height[wide]:.3f} at {top[wide] / start[wide]:.3f} t₀'."
         ],
-        errata=[Erratum("paper, Theorem 1(b)", "late γ with ln(ηt/K)", "ln(Mηt/K), as in its Lemma 9", *off)],
+        errata=[
+            Erratum(
+                "paper, Theorem 1(b)", "late γ with ln(ηt/K)", "ln(Mηt/K), as in Lemma 9", error(law), error(printed)
+            )
+        ],
     )
 
 
@@ -172,12 +179,13 @@ def _worst_class(real: np.ndarray, law: np.ndarray) -> np.ndarray:
 )
 def backprop(setting: Setting) -> Evidence:
     ts, checks, errors = log_times(0.1, 1e4), [], []
-    words = "β as printed, eq. 88", "E' := (I+E)⁻¹ − I, App. D.1"
+    flip = "E' := (I+E)⁻¹ − I"
+    words = "β as printed, eq. 88", f"{flip}, App. D.1"
     for name, table in _tables(setting.rng).items():
         flow = scan_flow("A", eta_z=0.0, table=jnp.asarray(table, setting.dtype))
         found = _back_propagated(flow, solve(flow, flow.zero(), ts).ys, jnp.asarray(ts))
         real, law, *others = map(np.asarray, found)
-        wrong = dict(zip(words, others, strict=True))
+        wrong: dict[str, np.ndarray] = dict(zip(words, others, strict=True))
         # Solves of 1e-10 and 1e-5, and an inverse whose condition grows with ρ.
         close = setting.bound(1e-6, 1e-2)
         checks.append(agrees(f"g_n, {name}", None, real, law, wrong, within=close, measure=_worst_class))
@@ -191,17 +199,15 @@ def backprop(setting: Setting) -> Evidence:
         control=dict(zip(words, (printed, flipped), strict=True)),
         log="xy",
     )
-    each = lambda x: ", ".join(f"{worst:.2g}" for worst in x.max(axis=0))
+    each = lambda x: ", ".join(f"{error:.2g}" for error in x.max(axis=0))
+    off, worst = lambda x: (float(right.max()), float(x.max())), "worst relative error of g_n on four tables"
     return evidence(
         *checks,
         panels=[picture],
         remarks=[f"Error of g_n on the four tables: {each(printed)} with eq. 88, {each(flipped)} with App. D.1's E'."],
         errata=[
-            Erratum(*where, float(right.max()), float(wrong.max()), "worst relative error of g_n on four tables")
-            for wrong, *where in (
-                (printed, "paper, eq. 88", "β = q₁E' + q₀(1 + ΣE')", "β = q₁E' − q₀(1 − ΣE')"),
-                (flipped, "paper, App. D.1", "E' := (I+E)⁻¹ − I", "E' = I − (I+E)⁻¹, as its eq. 28 and 70 use it"),
-            )
+            Erratum("paper, eq. 88", "β = q₁E' + q₀(1 + ΣE')", "β = q₁E' − q₀(1 − ΣE')", *off(printed), worst),
+            Erratum("paper, App. D.1", flip, "E' = I − (I+E)⁻¹, as its eq. 28 and 70 use it", *off(flipped), worst),
         ],
     )
 
@@ -221,7 +227,7 @@ def symmetric_decoder(setting: Setting) -> Evidence:
     rho = float(features[0] @ features[1])
     # Y = Σ f_n a_nᵀ: a distinct token of class 1 shows a_1 alone.
     full = {tier: follow(scan_flow(tier, eta_z=0.0), ts).y[:, 1, :2] / features[0, 1] for tier in "BC"}
-    plain = SymmetricDecoder(rho, CLASSES, OUTPUTS)
+    plain = SymmetricDecoder(rho * one, CLASSES, OUTPUTS)
     scalars = solve(plain, SymmetricLogits(0 * one, 0 * one), ts).ys
     closed = jax.jit(lambda rho: jax.vmap(SymmetricDecoder(rho, CLASSES, CLASSES).from_zero)(times).own)
     u_b, u_rate = np.asarray(closed(rho * one)), np.asarray(closed(0 * one)) / (1 - rho)
@@ -242,7 +248,8 @@ def symmetric_decoder(setting: Setting) -> Evidence:
         return agrees(name, x, observed, law, wrong, within=solver(k), measure=relative, y="u", log="x")
 
     own, other, axis = np.asarray(scalars.own), np.asarray(scalars.other), (TIME, ts)
-    off = (float(np.abs(u_b / full[tier][:, 0] - 1).max()) for tier in "BC")
+    error = lambda tier: float(np.abs(u_b / full[tier][:, 0] - 1).max())
+    off = error("B"), error("C")
     return evidence(
         check("tier B's closed form against the full flow", "B", 0, u_b, {"rate η for (1−ρ)η": u_rate}, 100, axis),
         check("tier C, two scalars: own logit", "C", 0, own, {"tier B's closed form": u_b}, 100, axis),

@@ -57,7 +57,7 @@ def _expected(data: nets.Contexts, at: YZ, eta_z: float):
     """The velocity of Y and Z on expected contexts, by whether `f` is normalised: by autodiff, and of the flow."""
 
     def both(at, normalise):
-        network = nets.YZTransformer(*at.z.shape[::-1], OUTPUTS, normalise=normalise, dtype=at.y.dtype)
+        network = nets.YZTransformer(at.z.shape[1], at.z.shape[0], OUTPUTS, normalise=normalise, dtype=at.y.dtype)
         slope = jax.grad(nets.cross_entropy)(jax.tree.unflatten(jax.tree.structure(network), (at.y, at.z)), data)
         flow = ScanSnap(data.x, data.query, outputs=OUTPUTS, eta_z=eta_z, normalise=normalise)
         return YZ(-slope.y, -eta_z * slope.z), flow(0.0, at)
@@ -88,7 +88,7 @@ def gradients(setting: Setting) -> Evidence:
     tokens, queries = classes.keys.shape[0], classes.queries.shape[0]
     velocity = _expected(classes.expected(), YZ(normal(tokens, OUTPUTS), normal(queries, tokens)), 0.3)
     exact, first = rounding(2000), np.argsort(law_z[0].ravel())
-    off = (float((norms(law, w_q)).max()) for law in (law_z, root * law_z))
+    error = lambda law: float(norms(law, w_q).max())
     wrong = {"without the projection I − f fᵀ": unprojected, "without √d, as on the slides": root * law_z}
     picture = panel(
         "gradient of W_Q on one sequence, entry by entry",
@@ -114,7 +114,7 @@ def gradients(setting: Setting) -> Evidence:
             for part, name in enumerate("YZ")
         ),
         panels=[picture],
-        errata=[Erratum("slides", "Z = U W_Q W_Kᵀ Uᵀ", "Z = U W_Q W_Kᵀ Uᵀ/√d", *off)],
+        errata=[Erratum("slides", "Z = U W_Q W_Kᵀ Uᵀ", "Z = U W_Q W_Kᵀ Uᵀ/√d", error(law_z), error(root * law_z))],
     )
 
 
@@ -156,7 +156,8 @@ def population_flow(setting: Setting) -> Evidence:
                 "paper, eq. 10, 94, 98, 100 and Theorem 3",
                 "Σ_n without a weight",
                 "(1/K) Σ_n, when t counts steps",
-                *(float(np.abs(z - real_z).max()) for z in (law.z, printed.z)),
+                float(np.abs(law.z - real_z).max()),
+                float(np.abs(printed.z - real_z).max()),
                 "absolute error of Z",
             )
         ],
