@@ -66,8 +66,8 @@ def _exponents(rates: np.ndarray, times: np.ndarray) -> np.ndarray:
 
 
 @claim(
-    "Snapping, the moment when the gradient that reaches attention is largest, comes at a time set by η_Y: "
-    "it goes as η_Y^−1 and η_Z^0 over two decades of each, in theory and in descent alike.",
+    "Attention snaps when the gradient that reaches it is largest. The time of this is set by η_Y: it goes as η_Y^−1 "
+    "and η_Z^0 over two decades of each, in theory and in descent alike.",
     source="Theorem 4's t₀ = 2K ln M/η_Y, for tier C, which has no closed form; the diagram is measured here",
     assumptions=(ASSUMED, LONG, "five classes, ten common and ten distinct tokens each", "descent at learning rate 1"),
     tex=r"t_{\mathrm{snap}} \propto \eta_Y^{-1} \eta_Z^0",
