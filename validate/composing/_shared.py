@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Complex, Float
 
 from ...dynamics.composing import Solution, cyclic, loss, product, to_weights
 from ...dynamics.groups import Abelian
@@ -59,22 +59,15 @@ def turns(rng: np.random.Generator, size: int) -> Complex[np.ndarray, " size"]:
     return np.exp(2j * np.pi * rng.random(size))
 
 
-def padded(solutions: Sequence[Solution]) -> Complex[np.ndarray, "solutions 3 order nodes"]:
-    """Solutions of one group as one array, filled up with dead nodes, so that all share one compilation."""
-    most = max(z.nodes for z in solutions)
-    return np.stack([np.pad(np.asarray(z.z), ((0, 0), (0, 0), (0, most - z.nodes))) for z in solutions])
-
-
-def measured(z: Complex[Array, "3 order nodes"], group: Abelian) -> Float[Array, " 3"]:
-    """The loss by the decomposition, the loss and the accuracy of the real network that carries these weights."""
-    weights = to_weights(z, group)
-    order = group.order
-    model = nets.TwoLayer(*weights, scale=jnp.asarray(1 / (2 * order), weights.a.dtype))
-    pairs = nets.pairs(group.table)
-    return jnp.stack([loss(z, group), nets.masked_loss(model, pairs), nets.accuracy(model, pairs)])
-
-
 def measure(solutions: Sequence[Solution]) -> Float[np.ndarray, "solutions 3"]:
-    """`measured` of many solutions of one group, in one compilation."""
-    group = solutions[0].group
-    return np.asarray(jax.jit(lambda all: jax.lax.map(lambda z: measured(z, group), all))(padded(solutions)))
+    """Of solutions of one group: the loss by the decomposition, and the loss and the accuracy of the real network that
+    carries these weights. Filled up with dead nodes, they share one compilation."""
+    group, most = solutions[0].group, max(z.nodes for z in solutions)
+    filled = np.stack([np.pad(np.asarray(z.z), ((0, 0), (0, 0), (0, most - z.nodes))) for z in solutions])
+
+    def of(z):
+        weights, pairs = to_weights(z, group), nets.pairs(group.table)
+        model = nets.TwoLayer(*weights, scale=jnp.asarray(1 / (2 * group.order), weights.a.dtype))
+        return jnp.stack([loss(z, group), nets.masked_loss(model, pairs), nets.accuracy(model, pairs)])
+
+    return np.asarray(jax.jit(lambda all: jax.lax.map(of, all))(filled))
