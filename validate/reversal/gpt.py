@@ -124,8 +124,8 @@ def _by_seed(values: ArrayLike) -> str:
 
 
 @claim(
-    "A small GPT trained on both directions of some pairs and one of others does not learn the reversal of these; tied "
-    "embeddings change nothing. Its training loss falls below 0.01; its test loss is at least that of a uniform guess. "
+    "A small GPT trained on both directions of some pairs and one of others does not learn the reversal of these, nor "
+    "with tied embeddings. Its training loss falls below 0.01; its test loss is at least that of a uniform guess. "
     "The weights from first to last entity have a bright diagonal in the direction seen, and not in the other.",
     source="Section 5, at a size that a laptop trains",
     assumptions=(*TRAINING, "tied embeddings beyond the smoke scale only"),
