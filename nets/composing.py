@@ -14,10 +14,12 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Real
 
 from .._checked import checked
 from .._checks import real
+from ._accuracy import right
 from ._arguments import check_rates, check_sizes, elements_of, schedule, seed_numbers, training_dtype
+from ._loop import Carry, Loop, check_end
+from ._pair_outputs import centred, mean_square, outputs
 from .pairs import Pairs as Pairs
 from .pairs import TwoLayer as TwoLayer
-from .pairs import _accuracy, _centred, _mean_square, _outputs
 from .pairs import accuracy as accuracy
 from .pairs import coupled_adam as coupled_adam
 from .pairs import initial as initial
@@ -25,7 +27,7 @@ from .pairs import masked_loss as masked_loss
 from .pairs import pairs as pairs
 from .pairs import split as split
 from .pairs import training_loss as training_loss
-from .train import _Carry, _check_end, _Loop, train
+from .train import train
 
 
 class SeedRuns(NamedTuple):
@@ -96,10 +98,10 @@ def _watch(observe: Callable, data: Pairs) -> Callable[[TwoLayer], PyTree]:
     rest = data._replace(mask=~data.mask)
 
     def watch(model):
-        outputs = _outputs(model, _centred(model))
+        seen = outputs(model, centred(model))
         return (
-            *(_mean_square(outputs, p) for p in (data, rest)),
-            *(_accuracy(outputs, p) for p in (data, rest)),
+            *(mean_square(seen, p) for p in (data, rest)),
+            *(right(seen, p.label, p.mask) for p in (data, rest)),
             observe(model),
         )
 
@@ -129,7 +131,7 @@ def _compacting(models, data, rates, observe, steps, every, threshold) -> SeedRu
     params, scale = eqx.partition(models, models.trainable())
     count = models.a.shape[0]
     state = jax.vmap(coupled_adam(*rates).init)(params)
-    carry = _Carry(params, state, jnp.zeros(count, int), jnp.full(count, -1))
+    carry = Carry(params, state, jnp.zeros(count, int), jnp.full(count, -1))
     records = range(0, steps + 1, every)
     drops = range(_FIRST, steps + 1, _BETWEEN)
     seen, now = [], 0
@@ -141,14 +143,14 @@ def _compacting(models, data, rates, observe, steps, every, threshold) -> SeedRu
             seen.append(_record(carry, scale, data, observe))
         if now in drops:
             carry = _compacted(carry, scale, threshold)
-    carry = jax.vmap(_check_end)(carry)
+    carry = jax.vmap(check_end)(carry)
     observed = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *seen)
     model = eqx.combine(carry.params, scale)
     return SeedRuns(model, jnp.asarray(records), *observed, diverged_at=carry.diverged_at)
 
 
-def _loop(static, data, rates, observe) -> _Loop:
-    return _Loop(static, training_loss, data, coupled_adam(*rates), None, observe, 1)
+def _loop(static, data, rates, observe) -> Loop:
+    return Loop(static, training_loss, data, coupled_adam(*rates), None, observe, 1)
 
 
 @eqx.filter_jit
@@ -170,7 +172,7 @@ def _record(carry, static, data, observe):
     return jax.lax.map(lane, (carry, static, data))
 
 
-def _compacted(carry: _Carry, static: TwoLayer, threshold: float) -> _Carry:
+def _compacted(carry: Carry, static: TwoLayer, threshold: float) -> Carry:
     """The nodes alive, of the seed that has most; of the others as many, the largest, in the order that they had."""
     params = carry.params
     rows = [np.sqrt(np.mean(np.square(x), axis=1)) for x in map(np.asarray, (params.a, params.b, params.c))]

@@ -29,9 +29,10 @@ from ._arguments import (
     seed_numbers,
     training_dtype,
 )
+from ._pair_outputs import centred
 from .pairs import TwoLayer as TwoLayer
-from .pairs import _centred, initial, split
 from .pairs import coupled_adam as coupled_adam
+from .pairs import initial, split
 from .train import train
 
 # Data
@@ -128,7 +129,7 @@ def _hidden(model: TwoLayer, sample: Sample) -> Float[Array, "n nodes"]:
 
 def _outputs(model: TwoLayer, sample: Sample) -> Float[Array, "n order"]:
     """With mean zero, which changes neither loss nor accuracy."""
-    return _hidden(model, sample) @ _centred(model).T
+    return _hidden(model, sample) @ centred(model).T
 
 
 def _hot(model: TwoLayer, sample: Sample) -> Float[Array, "n order"]:

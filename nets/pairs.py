@@ -18,7 +18,8 @@ from .._checked import checked
 from .._checks import check_shape, concrete, indices, integer, real
 from ._accuracy import right
 from ._arguments import check_activation, check_rates, check_sizes, check_used, chosen, elements_of, floating
-from .train import AnyKey
+from ._loop import AnyKey
+from ._pair_outputs import centred, mean_square, outputs
 
 
 @checked
@@ -67,7 +68,7 @@ class TwoLayer(eqx.Module):
 
     def outputs(self) -> Float[Array, "order order order"]:
         """The outputs for all pairs: axes g1, g2, g."""
-        return _outputs(self, self.scale * self.c)
+        return outputs(self, self.scale * self.c)
 
     def trainable(self) -> "TwoLayer":
         """The same module with `True` at the leaves that are trained and `False` elsewhere: a mask for optax."""
@@ -164,7 +165,7 @@ def masked_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
 
     **Raises** `ValueError` where no pair is used; inside `jit` it is NaN."""
     _check_pairs(model, pairs)
-    return _mean_square(_outputs(model, _centred(model)), pairs)
+    return mean_square(outputs(model, centred(model)), pairs)
 
 
 @checked
@@ -191,7 +192,7 @@ def accuracy(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
     """The part of the pairs used of which the largest output is that of the label; NaN where an output is.
     **Raises** `ValueError` where no pair is used; inside `jit` it is NaN."""
     _check_pairs(model, pairs)
-    return _accuracy(model.outputs(), pairs)
+    return right(model.outputs(), pairs.label, pairs.mask)
 
 
 def _check_pairs(model: TwoLayer, pairs: Pairs) -> None:
@@ -214,29 +215,6 @@ def _check_unused(pairs: Pairs) -> None:
         )
 
 
-def _outputs(model: TwoLayer, c: Float[Array, "order nodes"]) -> Float[Array, "order order order"]:
-    """The outputs for all pairs with c for the output layer and its scale."""
-    order, nodes = c.shape
-    hidden = model.activation(model.a[:, None] + model.b[None])  # rows of embeddings: no product with one-hot vectors
-    return (hidden.reshape(order**2, nodes) @ c.T).reshape(order, order, order)
-
-
-def _centred(model: TwoLayer) -> Float[Array, "order nodes"]:
-    """P c: the outputs of these weights have mean zero."""
-    return model.scale * (model.c - jnp.mean(model.c, axis=0, keepdims=True))
-
-
-def _mean_square(centred: Float[Array, "order order order"], pairs: Pairs) -> Float[Array, ""]:
-    order = centred.shape[0]
-    hot = pairs.label[..., None] == jnp.arange(order, dtype=pairs.label.dtype)[None, None]
-    gap = jnp.where(pairs.mask[..., None], centred - (hot.astype(centred.dtype) - 1 / order), 0)
-    return jnp.vdot(gap, gap) / jnp.sum(pairs.mask, dtype=gap.dtype)
-
-
-def _accuracy(outputs: Float[Array, "order order order"], pairs: Pairs) -> Float[Array, ""]:
-    return right(outputs, pairs.label, pairs.mask)
-
-
 def _closed_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
     """The loss from sums over the whole table: with `u = a² cᵀ`, `v = b² cᵀ` (c centred) and `t = Σ_j a_j b_j c_j`,
     the output is `u_g1 + v_g2 + 2 t_g1g2`, so that each sum over pairs of its square but that of t is one of matrices
@@ -244,7 +222,7 @@ def _closed_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
     c is centred and each row of the table a permutation."""
     assert pairs.unused is not None
     order, left_out = model.order, pairs.unused.shape[0]
-    a, b, c = model.a, model.b, _centred(model)
+    a, b, c = model.a, model.b, centred(model)
     u, v = jnp.square(a) @ c.T, jnp.square(b) @ c.T
     u_t = u * ((a * jnp.sum(b, axis=0, keepdims=True)) @ c.T)
     v_t = v * ((b * jnp.sum(a, axis=0, keepdims=True)) @ c.T)

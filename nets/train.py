@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt32
+from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
 from .._checked import checked
 from .._checks import check_callable, concrete, describe
 from ._arguments import schedule
-from ._update import scalar, update
+from ._loop import AnyKey, Carry, Loop, check_end
+from ._update import scalar
 
 Batch = PyTree
-AnyKey = Key[Array, ""] | UInt32[Array, "2"]
 
 
 class Run(NamedTuple):
@@ -36,13 +35,6 @@ class Run(NamedTuple):
     model: Any
     steps: Int[Array, " records"]
     observed: PyTree
-    diverged_at: Int[Array, ""]
-
-
-class _Carry(NamedTuple):
-    params: PyTree
-    state: PyTree
-    step: Int[Array, ""]
     diverged_at: Int[Array, ""]
 
 
@@ -92,9 +84,9 @@ def train(
     if not callable(data) and concrete(data) and any(map(_is_integer, jax.tree.leaves(data))):
         _trial(loss, params, static, data)
 
-    loop = _Loop(static, loss, data, optimiser, key, observe, every)
+    loop = Loop(static, loss, data, optimiser, key, observe, every)
     zero = jnp.zeros((), int)
-    carry = _Carry(params, optimiser.init(params), zero, zero - 1)
+    carry = Carry(params, optimiser.init(params), zero, zero - 1)
     carry = jax.tree.map(lambda x: jnp.array(x, copy=True) if eqx.is_array(x) else x, carry)
     records, rest = divmod(steps, every)
     with warnings.catch_warnings():  # under an outer vmap the donated buffers have no output of their shape
@@ -164,7 +156,7 @@ def _trial(loss: Callable, params: PyTree, static: PyTree, batch: Batch) -> None
     jax.eval_shape(lambda p: scalar(loss(eqx.combine(p, static), batch)), params)
 
 
-def _reason(loop: "_Loop", carry: _Carry) -> str:
+def _reason(loop: Loop, carry: Carry) -> str:
     """Why the loss was not finite, if the batch of that step is one that the loss refuses."""
     batch = loop.data
     if callable(batch):
@@ -177,61 +169,18 @@ def _reason(loop: "_Loop", carry: _Carry) -> str:
     return ""
 
 
-class _Loop(eqx.Module):
-    static: PyTree
-    loss: Callable
-    data: PyTree
-    optimiser: optax.GradientTransformation
-    key: AnyKey | None
-    observe: Callable
-    every: int
-
-    def record(self, carry: _Carry) -> PyTree:
-        seen = self.observe(eqx.combine(carry.params, self.static))
-        for leaf in jax.tree.leaves(seen):
-            if not eqx.is_array_like(leaf):
-                raise ValueError(f"observe must return arrays, got {describe(leaf)}.")
-        seen = jax.tree.map(jnp.asarray, seen)
-        ok = carry.diverged_at < 0
-        return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan if eqx.is_inexact_array(x) else jnp.zeros_like(x)), seen)
-
-    def update(self, carry: _Carry, key: AnyKey | None) -> _Carry:
-        batch = self.data(key) if callable(self.data) else self.data
-        objective = lambda p: self.loss(eqx.combine(p, self.static), batch)
-        value, _, new, state = update(self.optimiser, objective, carry.params, carry.state)
-        ok = (carry.diverged_at < 0) & jnp.isfinite(value)
-        keep = lambda new, old: jnp.where(ok, new, old) if eqx.is_array(new) else new
-        params = jax.tree.map(keep, new, carry.params)
-        diverged_at = jnp.where(ok | (carry.diverged_at >= 0), carry.diverged_at, carry.step)
-        return _Carry(params, jax.tree.map(keep, state, carry.state), carry.step + 1, diverged_at)
-
-    def updates(self, carry: _Carry, number: int) -> _Carry:
-        keys = None
-        if callable(self.data):  # all keys at once: one small computation less at each step
-            assert self.key is not None
-            keys = jax.vmap(partial(jax.random.fold_in, self.key))(carry.step + jnp.arange(number))
-        return jax.lax.scan(lambda c, key: (self.update(c, key), None), carry, keys, length=number)[0]
-
-
-def _all(loop: _Loop, carry: _Carry, records: int, rest: int) -> tuple[_Carry, PyTree]:
+def _all(loop: Loop, carry: Carry, records: int, rest: int) -> tuple[Carry, PyTree]:
     def block(carry, _):
         return loop.updates(carry, loop.every), loop.record(carry)
 
     carry, seen = jax.lax.scan(block, carry, length=records)
     last = loop.record(carry)
     observed = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), seen, last)
-    return _check_end(loop.updates(carry, rest)), observed
+    return check_end(loop.updates(carry, rest)), observed
 
 
-def _rest(loop: _Loop, carry: _Carry, rest: int) -> tuple[_Carry, PyTree]:
-    return _check_end(loop.updates(carry, rest)), loop.record(carry)
-
-
-def _check_end(carry: _Carry) -> _Carry:
-    """The loss is seen before each update; the last update shows in the parameters only."""
-    finite = jnp.array([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(carry.params)]).all()
-    fine = finite | (carry.diverged_at >= 0)
-    return carry._replace(diverged_at=jnp.where(fine, carry.diverged_at, carry.step))
+def _rest(loop: Loop, carry: Carry, rest: int) -> tuple[Carry, PyTree]:
+    return check_end(loop.updates(carry, rest)), loop.record(carry)
 
 
 _all = eqx.filter_jit(_all, donate="all-except-first")

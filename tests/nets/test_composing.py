@@ -8,6 +8,7 @@ import pytest
 
 from traindyn import nets
 from traindyn.nets import composing
+from traindyn.nets._loop import Carry
 
 
 def _cyclic(order):
@@ -76,7 +77,7 @@ def test_compaction_keeps_the_live_nodes_and_their_moments_to_the_bit():
     params, static = eqx.partition(params, params.trainable())
     state = jax.vmap(composing.coupled_adam(0.1, 0.1).init)(params)
     state = jax.tree.map(lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), state)
-    carry = composing._Carry(params, state, jnp.zeros(2, int), jnp.full(2, -1))
+    carry = Carry(params, state, jnp.zeros(2, int), jnp.full(2, -1))
     found = composing._compacted(carry, static, 0.02)
     assert found.params.a.shape == (2, order, 64)  # 40 alive in one of the lanes, rounded up to a multiple of 32
     moments = lambda c: [x for x in jax.tree.leaves(c.state) if x.ndim == 3]
