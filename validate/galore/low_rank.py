@@ -252,7 +252,7 @@ def _reversible(rng: np.random.Generator, start: np.ndarray) -> np.ndarray:
     "matrices. The stable rank does not fall further in training: it rises.",
     source="section 3 and Algorithm 1 (short side); that the gradient becomes low rank over time is not found here",
     assumptions=("Adam at a fixed rate", "bytes of the corpus", "minibatch gradients", "float32"),
-    tex=r"\sum_{i \le k/4} \sigma_i^2(G) \ge 0.9\, \|G\|_F^2",
+    tex=r"\sum_{i \leq k/4} \sigma_i^2(G) \geq 0.9\, \|G\|_F^2",
 )
 def low_rank_llama(setting: Setting) -> Evidence:
     model = functools.partial(LlamaConfig, vocabulary=VOCABULARY, heads=4)

@@ -129,8 +129,8 @@ def _errata(exact: np.ndarray) -> list[Erratum]:
     "1.5 numbers a parameter.",
     source="Table 6; the assumptions are inferred from the fit, the paper does not state them",
     assumptions=("BF16 throughout", "norms left out", "1.3 × 1024·10⁶ for the parameters of 1B"),
-    tex=r"M_{\mathrm{printed}} = 3\,\Big(N_{\mathrm{emb}} + \sum r\,(k + o)\Big) \quad"
-    r"\text{instead of}\quad 2\,\Big(2 N_{\mathrm{emb}} + \sum r\,(k + 2o)\Big)",
+    tex=r"M_{\mathrm{printed}} = 3\,(N_{\mathrm{emb}} + \sum r\,(k + o)) \quad"
+    r"\text{instead of}\quad 2\,(2 N_{\mathrm{emb}} + \sum r\,(k + 2o))",
 )
 def memory_table(setting: Setting) -> Evidence:
     (table, lora), exact = _reconstructed(), _exact()

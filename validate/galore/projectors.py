@@ -107,7 +107,7 @@ def _skew(basis: np.ndarray) -> float:
         f"basis in use: the singular vectors of G + noise, ‖noise‖_F = {NOISE:g} ‖G‖_F",
         "what sketches keep does not depend on the singular vectors, only on the values",
     ),
-    tex=r"\max_{P^\top P = 1} \|P^\top G\|_F^2 = \sum_{i \le r} \sigma_i^2",
+    tex=r"\max_{P^\top P = 1} \|P^\top G\|_F^2 = \sum_{i \leq r} \sigma_i^2",
 )
 def projectors(setting: Setting) -> Evidence:
     rng, large, r = setting.rng, (1024, 4096), 128
@@ -232,7 +232,7 @@ def _checked(trail: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     "of Adam is α√(r/k) of its full-rank size.",
     source="algorithm 2; section 5 (why a learning rate of 0.01 is stable)",
     assumptions=("normal gradients", f"rank {UPDATE_RANK}, scale {SCALE}, a gap of 2, four steps"),
-    tex=r"\|\alpha P N\| \le \alpha \|N\|, \quad \|\alpha P N_1\| = \alpha \sqrt{r/k}\, \|N^{\mathrm{full}}_1\|",
+    tex=r"\|\alpha P N\| \leq \alpha \|N\|, \quad \|\alpha P N_1\| = \alpha \sqrt{r/k}\, \|N^{\mathrm{full}}_1\|",
 )
 def update(setting: Setting) -> Evidence:
     k, n, draws = setting.pick(smoke=(16, 24, 16), laptop=(16, 24, 256), paper=(64, 96, 256))

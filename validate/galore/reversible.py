@@ -168,7 +168,7 @@ def _one_by_one() -> _Moving:
         "η λ_max ≤ 1",
         "‖W‖ ≤ D, ‖B‖ ≤ L_B ‖W‖, ‖C‖ ≤ L_C ‖W‖",
     ),
-    tex=r"\|R_t\|_F \le \left(1 - \eta\,(\kappa - L_A - 2 L_B L_C D^2)\right) \|R_{t-1}\|_F",
+    tex=r"\|R_t\|_F \leq \left(1 - \eta\,(\kappa - L_A - 2 L_B L_C D^2)\right) \|R_{t-1}\|_F",
     flow=ReversibleGradient,
 )
 def theorem_3_8(setting: Setting) -> Evidence:

@@ -217,7 +217,7 @@ def _all_methods(setting: Setting, data: _Data, size: _Size) -> dict[str, _Resul
         "a LLaMA-style model of bytes, r = d/4, α = 0.25, warm-up and cosine, no clipping, float32",
         "rates 0.001 to 0.1 searched on one seed; five other seeds at the best, the same for all methods",
     ),
-    tex=r"\frac{L_{\mathrm{frozen}} - L_{\mathrm{GaLore}}}{L_{\mathrm{frozen}} - L_{\mathrm{Adam}}} \ge \frac12",
+    tex=r"\frac{L_{\mathrm{frozen}} - L_{\mathrm{GaLore}}}{L_{\mathrm{frozen}} - L_{\mathrm{Adam}}} \geq \frac{1}{2}",
 )
 def text_perplexity(setting: Setting) -> Evidence:
     ids, kinds = _bytes(setting.corpus)

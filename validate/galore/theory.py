@@ -162,7 +162,7 @@ def _narrow(setting: Setting) -> _Path:
     "it was split, and tends to sr(G∥) as q^s.",
     source="Lemma 3.3, whose printed bound sr(G∥) + q^{2s}‖G⊥‖_F²/‖G∥‖₂² is false",
     assumptions=(FORM, DESCENT, "while roundings of A − BWC are small against G"),
-    tex=r"\mathrm{sr}(G_s) \le \frac{\|G_\parallel\|_F^2 + q^{2s}\|G_\perp\|_F^2}"
+    tex=r"\mathrm{sr}(G_s) \leq \frac{\|G_\parallel\|_F^2 + q^{2s}\|G_\perp\|_F^2}"
     r"{(\|G_\parallel\|_2 - q^s\|G_\perp\|_F)_+^2}",
     flow=ReversibleGradient,
 )
@@ -325,7 +325,7 @@ def _rank_at_most_span(least: float, path: _Path, path_full: _Path, units: np.nd
     "makes the limit of rank one.",
     source="Corollaries 3.4 and 3.5. As printed, sr(G∥) ≤ n − N' is about G∥ = 0, and sr(G) ≤ n/2 is false",
     assumptions=("G = (1/N) Σ (a_i − B_i W f_i) f_iᵀ, B_i of full rank", DESCENT),
-    tex=r"\mathrm{sr}(G_t) \le \mathrm{rank}\, G_t \le N'",
+    tex=r"\mathrm{sr}(G_t) \leq \mathrm{rank}\, G_t \leq N'",
     flow=ReversibleGradient,
 )
 def corollary_3_4(setting: Setting) -> Evidence:
