@@ -104,28 +104,14 @@ def blow_up(setting: Setting) -> Evidence:
     stopped = solve(LinearActivation(DELTA), jnp.zeros(6), np.array([0.5, 2.0]), throw=False)
     order = np.argsort(first)
     axis, of_largest = ("predicted blow-up time", first[order]), {"that of argmax|Δ|": times[runs, largest][order]}
+    time, options = f"blow-up time, {draws} random starts", {"within": solver(10), "measure": relative, "log": "xy"}
     plain, event = "time of the event in the plain clock", np.asarray(stopped.stats["t_stop"])
+    winners, signs = np.mean(observed != winner), np.mean(side != np.sign(deltas[runs, observed]))
     return evidence(
         agrees(others, None, end.v[0, 1:], at_end, {PRINTED: SQRT2 * at_end}, within=solver(10), measure=absolute),
-        agrees(
-            f"blow-up time, {draws} random starts",
-            axis,
-            end.t[order],
-            first[order],
-            of_largest,
-            within=solver(10),
-            measure=relative,
-            log="xy",
-        ),
-        at_most(
-            "wrong winners, fraction", np.mean(observed != winner), 0.0, {"argmax|Δ|": np.mean(observed != largest)}
-        ),
-        at_most(
-            "wrong signs, fraction",
-            np.mean(side != np.sign(deltas[runs, observed])),
-            0.0,
-            {"always +∞": np.mean(side < 0)},
-        ),
+        agrees(time, axis, end.t[order], first[order], of_largest, **options),
+        at_most("wrong winners, fraction", winners, 0.0, {"argmax|Δ|": np.mean(observed != largest)}),
+        at_most("wrong signs, fraction", signs, 0.0, {"always +∞": np.mean(side < 0)}),
         agrees(plain, None, event, first[0], {PRINTED: SQRT2 * first[0]}, within=solver(100), measure=relative),
     )
 
@@ -165,15 +151,10 @@ def many_nodes(setting: Setting) -> Evidence:
     wrong = {"sum outside, as printed": outside(1.0), "sum outside / K": outside(1.0 / nodes)}
     # Over what was observed: the printed form has blown up, and its own size is infinite.
     options = {"within": solver(10), "measure": lambda seen, law: norms(law, seen)}
-    lengths = lambda v: np.linalg.norm(v, axis=2)
-    picture = panel(
-        f"{nodes} nodes, {tokens} tokens",
-        ("t/t*", fractions),
-        y="length of each row, ‖u_l‖",
-        observed={"joint flow": lengths(joint)},
-        predicted={"closed form": lengths(exact)},
-        control={label: lengths(v) for label, v in wrong.items()},
-    )
+    lengths = lambda paths: {label: np.linalg.norm(v, axis=2) for label, v in paths.items()}
+    title, axis, y = f"{nodes} nodes, {tokens} tokens", ("t/t*", fractions), "length of each row, ‖u_l‖"
+    observed, predicted = lengths({"joint flow": joint}), lengths({"closed form": exact})
+    picture = panel(title, axis, y=y, observed=observed, predicted=predicted, control=lengths(wrong))
     return evidence(
         agrees("V of the joint flow, t ≤ 0.99 t*", None, joint, exact, wrong, **options),
         agrees("V of the reduced flow", None, solve(reduced, zero, ts).ys, exact, wrong, **options),

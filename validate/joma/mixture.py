@@ -125,14 +125,9 @@ def mixture_training(setting: Setting) -> Evidence:
     sampling = norms(ends, np.broadcast_to(law[-1], ends.shape))[-1]
     discretisation = np.linalg.norm(law[-1] - exact[-1]) / np.linalg.norm(exact[-1])
     wrong, x = {"without θ₂": without[-1]}, ("inverse sample size 1/N", 1 / np.array(sizes))
-    picture = panel(
-        f"one node, {sizes[-1]} samples",
-        (TIME, times),
-        y="v",
-        observed={"trained node": paths[-1][0]},
-        predicted={"Theorem 3": exact},
-        control={"without θ₂": without},
-    )
+    observed, predicted, control = {"trained node": paths[-1][0]}, {"Theorem 3": exact}, {"without θ₂": without}
+    title, axis = f"one node, {sizes[-1]} samples", (TIME, times)
+    picture = panel(title, axis, y="v", observed=observed, predicted=predicted, control=control)
     return evidence(
         converges(f"v at t = 2, {seeds} seeds", x, ends, law[-1], wrong, order=0.5),
         panels=[picture],

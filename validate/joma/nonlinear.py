@@ -66,28 +66,15 @@ def lag_law(setting: Setting) -> Evidence:
     wrong = {"at t = 1, too early": off[0], **no_attention}
     late, t = ts[:, None], 10.0  # ts[3]
     largest = lambda seen, law: (seen - law) * SPEED / (t * SPEED.max())  # the error of ln 1/δ over its largest
-    with_lag = {"Theorem 4": np.ones(7), "with the lag": (late - lag) / (late - lag[0])}
+    ratios = {"Theorem 4": np.ones(7), "with the lag": (late - lag) / (late - lag[0])}
+    observed, y = {"closed form, μ = 1 … 4": scaled / scaled[:, :1]}, "(y_j/y_1) / (e^{μ_j²/2}/e^{μ_1²/2})"
+    picture = panel("ratio of ln 1/δ to the prediction", (TIME, ts), y=y, observed=observed, predicted=ratios, log="x")
+    name, axis, options = "lag t − e^{−μ²/2} ln 1/δ at t = 10", ("μ", MU), {"within": solver(3), "measure": largest}
+    of_others = {"no lag": 0.0, "the lag of μ = 1": lag[0]}
     return evidence(
         vanishes("ratio over its prediction − 1 at t = 100, all pairs μ ∈ [1, 4]", off[-1], wrong, within=0.01),
-        agrees(
-            "lag t − e^{−μ²/2} ln 1/δ at t = 10",
-            ("μ", MU),
-            t - scaled[3],
-            {"τ(μ)": lag},
-            {"no lag": 0.0, "the lag of μ = 1": lag[0]},
-            within=solver(3),
-            measure=largest,
-        ),
-        panels=[
-            panel(
-                "ratio of ln 1/δ to the prediction",
-                (TIME, ts),
-                y="(y_j/y_1) / (e^{μ_j²/2}/e^{μ_1²/2})",
-                observed={"closed form, μ = 1 … 4": scaled / scaled[:, :1]},
-                predicted=with_lag,
-                log="x",
-            )
-        ],
+        agrees(name, axis, t - scaled[3], {"τ(μ)": lag}, of_others, **options),
+        panels=[picture],
         remarks=[f"At t = 1 the ratio is off by up to {abs(off[0]).max():.2f}, at t = 10 by {abs(off[3]).max():.3f}."],
     )
 
@@ -142,25 +129,16 @@ def entropy_bounce(setting: Setting) -> Evidence:
     without, wrong = {"without attention": rebound(off)}, {"½ left out": doubled}
     rises = {"without attention": largest_rise(off), "linear activation, stationary gradient": largest_rise(linear)}
     attended = {"nonlinear, with attention, in the median draw": jnp.median(largest_rise(on))}
-    y, six = "entropy of attention (nats)", slice(6)
+    y, six, bounces = "entropy of attention (nats)", slice(6), "nonlinear activation, six draws of μ"
+    predicted, control = {"with attention": on[:, six]}, {"without attention": off[:, six]}
+    linearly, falls = {"closed form": linear[:, six]}, "linear activation, stationary gradient"
     return evidence(
         quantile(f"median rebound with attention, {draws} draws", rebound(on), 0.5, without, at_least=0.5),
         at_most("largest rise", rises, solver(1), attended),
         agrees("end against softmax(μ²/2)", None, on[-1], final, wrong, within=solver(10_000), measure=absolute),
         panels=[
-            panel(
-                "nonlinear activation, six draws of μ",
-                (TIME, TIMES),
-                y=y,
-                predicted={"with attention": on[:, six]},
-                control={"without attention": off[:, six]},
-            ),
-            panel(
-                "linear activation, stationary gradient",
-                ("t/t*", FRACTIONS),
-                y=y,
-                predicted={"closed form": linear[:, six]},
-            ),
+            panel(bounces, (TIME, TIMES), y=y, predicted=predicted, control=control),
+            panel(falls, ("t/t*", FRACTIONS), y=y, predicted=linearly),
         ],
     )
 
