@@ -40,17 +40,20 @@ class Erratum:
     where: str
     printed: str
     corrected: str
-    error_corrected: float | str
-    error_printed: float | str
+    error_corrected: float
+    error_printed: float
     measure: str = "relative error"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
-            if not field.name.startswith("error_") or isinstance(given, str):
-                check_text(field.name, given)
-            else:
+            if field.name.startswith("error_"):
                 object.__setattr__(self, field.name, as_number(field.name, given))
+            else:
+                check_text(field.name, given)
+        if not 0 <= self.error_corrected < self.error_printed:
+            found = f"{self.error_corrected:g} and {self.error_printed:g}"
+            raise ValueError(f"error_corrected must be at least 0 and below error_printed, got {found}.")
 
 
 @dataclasses.dataclass(frozen=True)

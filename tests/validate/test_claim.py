@@ -139,7 +139,7 @@ def test_panel_keeps_curves_with_their_roles_and_axes():
 
 def test_a_generator_of_pictures_is_looked_at_once(as_users):
     panels = (panel(f"{i}", ("x", [0, 1]), observed={"o": [1, 2]}) for i in range(2))
-    evidence = Evidence({}, {}, panels, errata=map(lambda where: Erratum(where, "", "", "", ""), "ab"))
+    evidence = Evidence({}, {}, panels, errata=map(lambda where: Erratum(where, "", "", 0.0, 1.0), "ab"))
     assert [data.attrs["title"] for data in evidence.panels] == ["0", "1"]
     assert [erratum.where for erratum in evidence.errata] == ["a", "b"]
 
@@ -207,6 +207,8 @@ def test_the_smallest_integer_has_an_absolute_value():
             lambda: panel("t", ("x", [0, 1]), observed={"o": np.array([None, 1], object)}),
             "must be real numbers, got object",
         ),
+        (lambda: Erratum("eq. 1", "p", "c", 0.5, 0.5), "error_corrected must be at least 0 and below error_printed"),
+        (lambda: Erratum("eq. 1", "p", "c", "small", 0.5), "error_corrected must be real numbers"),
         (lambda: Evidence({}, {}, None), "panels must be a sequence of Dataset, got None"),
         (lambda: Evidence({}, {}, errata=3), "errata must be a sequence of Erratum, got 3"),
         (lambda: Evidence({}, {}, [xr.Dataset({"a": 1})]), r"panels must be made by panel or heatmap, got .*'a'"),
