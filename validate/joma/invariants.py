@@ -36,8 +36,9 @@ def _theorem_1(name: str, z: np.ndarray, law: np.ndarray, wrong: dict[str, np.nd
     """The law at all ratios, with the picture of the last: what changed, as the starts differ by more."""
     moved = lambda path: (path - path[0])[:, -1]
     label, first = next(iter(wrong.items()))
-    curves = {"observed": {"block": moved(z)}, "predicted": {"Theorem 1": moved(law)}, "control": {label: moved(first)}}
-    picture = panel(f"12 tokens, η_Z/η_W = {RATIOS[-1, 0]:g}", (TIME, TIMES), y=f"{name} − its start", **curves)
+    seen, law_moves, wrong_moves = {"block": moved(z)}, {"Theorem 1": moved(law)}, {label: moved(first)}
+    title, y = f"12 tokens, η_Z/η_W = {RATIOS[-1, 0]:g}", f"{name} − its start"
+    picture = panel(title, (TIME, TIMES), y=y, observed=seen, predicted=law_moves, control=wrong_moves)
     check = agrees(f"{name}, four activations", None, z, law, wrong, within=solver(1), measure=absolute)
     return evidence(check, panels=[picture])
 

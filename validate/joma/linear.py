@@ -180,7 +180,7 @@ def sgd_erf_law(setting: Setting) -> Evidence:
     rates = halving_rates(end / steps, 5)
     v = at_common_time(rates, steps, model, nets.stationary_loss, (x, g), lambda m: m.v[:, 0])
     law, printed = flow.exact(end, zero), {PRINTED: _as_printed(flow.delta, end)}
-    whole = lambda seen, law: np.linalg.norm(seen - law) / np.linalg.norm(law)
+    whole = lambda seen, law: norms(seen[None], law[None])  # over all tokens
     name, within = f"v after {steps} steps", 1e-3 * max(1.0, 10000 / steps)  # at first order in the learning rate
     return evidence(
         converges("v at 0.9 t*", ("learning rate", rates), v, law, printed),

@@ -97,7 +97,7 @@ def _euler(flow: Flow, start: MixtureState) -> np.ndarray:
     """The node along the flow, read at the learning rate of training: what is left is the sampling error alone."""
 
     def step(y, _):
-        y = jax.tree.map(lambda a, slope: a + END / STEPS * slope, y, flow(0.0, y))
+        y = jax.tree.map(lambda a, slope: a + END / STEPS * slope, y, flow(0.0, y, None))
         return y, y.v
 
     path = jax.jit(lambda y: jax.lax.scan(step, y, None, length=STEPS)[1])(start)

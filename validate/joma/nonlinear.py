@@ -36,8 +36,8 @@ def implicit_law(setting: Setting) -> Evidence:
     flow, zero = NonlinearActivation(MU), jnp.zeros(7)
     log = flow.log_form()
     ts = np.concatenate([np.linspace(0.02, 1, 50), [1.5, 2, 3, 5, 10, 20, 50, 100]])
-    tight, t = {"rtol": setting.bound(1e-11, 1e-6), "atol": setting.bound(1e-13, 1e-8)}, ts[:, None]
-    y = np.asarray(solve(log, zero, ts, **tight).ys)
+    rtol, atol, t = setting.bound(1e-11, 1e-6), setting.bound(1e-13, 1e-8), ts[:, None]
+    y = np.asarray(solve(log, zero, ts, rtol=rtol, atol=atol).ys)
     elapsed = np.asarray(jax.jit(jax.vmap(log.time_to, (0, None)))(y, zero))
     exact = jax.jit(jax.vmap(flow.exact, (0, None)))(jnp.asarray(ts, setting.dtype), zero)
     v, leading = solve(flow, zero, ts).ys, {"without R": MU * -np.expm1(-SPEED * t)}
