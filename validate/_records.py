@@ -23,6 +23,7 @@ from . import _pool
 from .claim import Claim, Setting
 
 Record = dict[str, Any]
+FORMAT = 2  # of a record; one of another format is checked again
 IDENTITY = ("name", "scale", "seed", "dtype", "corpus", "corpus_digest")
 _PACKAGE = Path(__file__).parents[1]
 _SCRIPTS = {"__main__": "__main__", "__mp_main__": "__main__"}  # the second in a process that was started by the first
@@ -161,6 +162,8 @@ def read(folder: Path) -> list[Record]:
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise ValueError("it is no list of records")
         for record in records:
+            if record.get("format") != FORMAT:
+                raise ValueError("it is of another version of traindyn")
             if not isinstance(record.get("name"), str) or seal(record) != record:
                 raise ValueError(f"the record of {record.get('name', 'a claim')!r} is not as it was written")
         identities = [tuple(record[name] for name in IDENTITY) for record in records]

@@ -256,6 +256,7 @@ def record_of(
     """
     decisive = evidence.decisive if evidence.rows else None
     record = {
+        "format": _records.FORMAT,
         "name": claim.name,
         "paper": claim.paper,
         "statement": claim.statement,

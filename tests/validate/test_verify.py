@@ -109,6 +109,17 @@ def test_a_damaged_file_is_named_and_never_overwritten(tmp_path):
     assert json.loads(path.read_text())[0]["passed"] == record["passed"]
 
 
+def test_results_of_an_earlier_version_are_set_aside(tmp_path):
+    verify([make("x.good")], out=tmp_path)
+    (record,) = json.loads((tmp_path / "results.json").read_text())
+    older = _records.seal({name: value for name, value in record.items() if name not in ("format", "tex")})
+    (tmp_path / "results.json").write_text(json.dumps([older]))
+    with pytest.raises(ValueError, match="of another version of traindyn"):
+        verify([make("x.good")], out=tmp_path, resume=True)
+    with pytest.warns(UserWarning, match="results.json can't be read; it is now .*results.damaged-1.json"):
+        verify([make("x.good")], out=tmp_path)
+
+
 SEEN = []  # by the claims below, which stand at the top of a module, as those that can be resumed do
 
 
