@@ -267,7 +267,7 @@ def built_in(*papers: str) -> tuple[Claim, ...]:
 
     **Raises** `ValueError` for a paper that there is not.
     """
-    package = importlib.import_module(__package__)
+    package = importlib.import_module("..validate", __package__)
     known = sorted(info.name for info in pkgutil.iter_modules(package.__path__) if info.ispkg)
     for paper in papers:
         choice("papers", paper, known)

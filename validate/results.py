@@ -136,14 +136,13 @@ def _markdown(records: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    c: f"\\{c}" for c in "&%$#_{}"
-}
-_SIGNS = {"≤": r"$\leq$", "≥": r"$\geq$", "±": r"$\pm$", "–": "--", "∞": r"$\infty$"}
+_SPECIAL: dict[str, str] = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_SPECIAL |= {c: f"\\{c}" for c in "&%$#_{}"}
+_SPECIAL |= {"≤": r"$\leq$", "≥": r"$\geq$", "±": r"$\pm$", "–": "--", "∞": r"$\infty$"}
 
 
 def _latex(records: Sequence[Mapping[str, Any]]) -> str:
-    safe = lambda text: "".join((_SPECIAL | _SIGNS).get(c, c) for c in text)
+    safe = lambda text: text.translate(str.maketrans(_SPECIAL))
     rows = [" & ".join(map(safe, cells(record))) + r" \\" for record in records]
     head = [r"\begin{tabular}{lllllll}", r"\toprule", " & ".join(COLUMNS) + r" \\", r"\midrule"]
     return "\n".join([*head, *rows, r"\bottomrule", r"\end{tabular}", ""])

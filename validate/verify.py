@@ -7,7 +7,7 @@ import os
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 
 import jax
@@ -107,7 +107,7 @@ def _all_claims(claims: Iterable[Claim]) -> list[Claim]:
     return claims
 
 
-def _keep(folder: Path, record: Record, before: dict[str, Record]) -> None:
+def _keep(folder: Path, record: Record, before: Mapping[str, Record]) -> None:
     """On disk. Somebody may have spoiled `results.json` meanwhile; what this call has found is written all the same."""
     try:
         _records.merge(folder, [record])

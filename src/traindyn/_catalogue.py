@@ -42,8 +42,8 @@ def _paper(folder: Path) -> Entry | None:
 def _claims(folder: Path) -> dict[str, str]:
     found = {}
     for file in sorted(folder.glob("[!_]*.py")):
-        for node in _tree(file).body:
-            for decorator in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+        for node in [x for x in _tree(file).body if isinstance(x, ast.FunctionDef)]:
+            for decorator in node.decorator_list:
                 if isinstance(decorator, ast.Call) and _named(decorator, "claim"):
                     found[f"{folder.name}.{node.name}"] = ast.literal_eval(decorator.args[0])
     return found
