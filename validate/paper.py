@@ -59,7 +59,7 @@ def paper_of(check: Callable[..., Any]) -> tuple[str, Paper | str]:
 
 def _last(module: str) -> str:
     """Of a dotted name; a script's is that of its file."""
-    if module == "__main__":
+    if module in ("__main__", "__mp_main__"):  # the second is what a process that a script has started calls it
         stem = Path(getattr(sys.modules[module], "__file__", "") or "notebook").stem
         return stem if stem.isidentifier() else "script"
     return module.rpartition(".")[2]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from . import _catalogue, _start
-from ._signals import CRASHED, catch_termination, stopped
+from ._signals import CRASHED, catch_termination, ends_promptly, stopped
 
 LATER = {  # the commands in files of their own, by name, and what they do
     "diff": "Say what differs between the results in two folders: verdicts, figures, seconds, versions.",
@@ -46,7 +46,8 @@ class _Program(click.Group):
 
     def invoke(self, ctx):
         try:
-            return super().invoke(ctx)
+            with ends_promptly("What was finished before is kept."):  # what is imported may swallow an interrupt
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BrokenPipeError:  # whoever read the output is gone, as `head` is; nor can the rest be flushed at the end
