@@ -154,6 +154,14 @@ def test_results_of_other_code_corpora_versions_and_settings_are_not_resumed(tmp
     assert seen == [5, 13, 5, 5]
 
 
+def test_a_result_in_float64_is_not_taken_for_one_in_float32(tmp_path, seen):
+    run = lambda: verify([late], out=tmp_path, resume=True)[0]["dtype"]
+    assert run() == run() == "float64"
+    with jax.enable_x64(False):
+        assert run() == run() == "float32"
+    assert run() == "float64" and seen == ["late"] * 2
+
+
 def test_files_that_were_lost_or_changed_are_made_again(tmp_path, seen):
     run = lambda: verify([late], out=tmp_path, resume=True)
     figure, arrays = (tmp_path / "x.late" / name for name in ("figure.png", "evidence.nc"))
