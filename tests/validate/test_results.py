@@ -167,6 +167,7 @@ def test_two_runs_are_compared(tmp_path):
     found = difference(read(a), read(b))
     assert found.flipped == ["x.flips (smoke, seed 0, float64): holds, then failed"]
     assert found.moved == ["x.far, v: 1 [0.752, 1.25], then 1.6 [1.35, 1.85]"]
+    assert difference(read(b), read(a)).moved == ["x.far, v: 1.6 [1.35, 1.85], then 1 [0.752, 1.25]"]
     assert [x.split(" ")[0] for x in found.only] == ["x.gone", "x.new"] and not found.versions
     told = CliRunner().invoke(main, ["diff", str(a), str(b)])
     assert told.exit_code == 1 and "verdicts that flipped: 1\n  x.flips" in told.output and "2" in told.output

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -132,6 +133,14 @@ def words(setting):
 @claim(name="x.late", **HEADER)
 def late(setting):
     SEEN.append("late")
+    return Evidence({"row": identity(0.1, 1.0)}, {"wrong": identity(5.0, 1.0)})
+
+
+@claim(name="x.once", **HEADER)
+def once(setting):
+    SEEN.append("once")
+    if len(SEEN) == 1:
+        raise FloatingPointError("no solution")
     return Evidence({"row": identity(0.1, 1.0)}, {"wrong": identity(5.0, 1.0)})
 
 
@@ -390,6 +399,13 @@ def test_resume_runs_again_what_raised(tmp_path):
     verify([make("x.a", error=None, calls=calls)], out=tmp_path)
     assert verify([make("x.a", calls=calls)], out=tmp_path, resume=True)[0]["passed"]
     assert calls == ["x.a", "x.a"]
+
+
+def test_what_raised_is_run_again_without_a_word_of_changes(tmp_path, seen):
+    assert not verify([once], out=tmp_path)[0]["passed"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert verify([once], out=tmp_path, resume=True)[0]["passed"]
 
 
 OWN = """
