@@ -37,8 +37,9 @@ def first_results() -> None:
     solve compiles anew; EQX_ON_ERROR=off, which leaves the checks out, shows what that costs.
     """
     program = str(Path(sys.executable).with_name("traindyn"))
-    bare = _seconds([sys.executable, "-c", "import traindyn.validate.__main__"], {})
-    print(f"\nimporting all that the command line imports: {bare:.2f} s")
+    bare = _seconds([sys.executable, "-c", "import traindyn._commands.verify"], {})
+    light = [f"{words[0]} {_seconds([program, *words], {}):.2f} s" for words in (["--help"], ["list"], ["cite"])]
+    print(f"\nimporting all that verify imports: {bare:.2f} s; {', '.join(light)}")
     for name, (words, more) in SUBJECTS.items():
         cold, warm = [], []
         for _ in range(PAIRS):
