@@ -34,21 +34,30 @@ class _Shrinking(NamedTuple):
 
 @jax.jit
 @jax.vmap
-def _project(operators: Operators, p: Array, q: Array, fraction: Array):
-    """‖R‖ under constant operators, and `1 − ηκ` with the κ of the theorem and with mean eigenvalues."""
+def _within(operators: Operators, p: Array, q: Array, fraction: Array):
+    """The flow inside the subspaces, its rate η, and `1 − ηκ` with the κ of the theorem and with mean eigenvalues.
+
+    A program of its own: in one with the scan, XLA's CPU threads have waited for each other for ever (jaxlib 0.10.1).
+    """
     a, b, c, w = operators
     inside = ReversibleGradient(a, b, c).within(p, q, w)
     eta = fraction / inside.modes()[0][-1]
+    trace = lambda m: jnp.trace(m, axis1=1, axis2=2) / m.shape[1]
+    mean = jnp.mean(trace(inside.b) * trace(inside.c))
+    return inside, eta, 1 - eta * inside.contraction(), 1 - eta * mean
+
+
+@jax.jit
+@jax.vmap
+def _norms(inside: ReversibleGradient, eta: Array) -> Array:
+    """‖R‖ under constant operators, step by step."""
 
     def step(x, _):
         r = inside(0.0, x)
         return x + eta * r, jnp.linalg.norm(r)
 
-    x = jnp.zeros((p.shape[1], q.shape[1]), w.dtype)
-    norms = jax.lax.scan(step, x, length=STEPS + 1)[1]
-    trace = lambda m: jnp.trace(m, axis1=1, axis2=2) / m.shape[1]
-    mean = jnp.mean(trace(inside.b) * trace(inside.c))
-    return norms, 1 - eta * inside.contraction(), 1 - eta * mean
+    x = jnp.zeros((inside.b.shape[-1], inside.c.shape[-1]), inside.b.dtype)
+    return jax.lax.scan(step, x, length=STEPS + 1)[1]
 
 
 def _orthonormal(rng: np.random.Generator, draws: int, size: int, rank: int) -> np.ndarray:
@@ -62,7 +71,8 @@ def _constant(setting: Setting, draws: int) -> tuple[_Shrinking, _Shrinking]:
     p, q = _orthonormal(rng, draws, SIZE[0], RANKS[0]), _orthonormal(rng, draws, SIZE[1], RANKS[1])
     arguments = (operators, p, q, rng.uniform(0.1, 1.0, draws))
     arguments = jax.tree.map(lambda x: jnp.asarray(x, setting.dtype), arguments)
-    norms, least, mean = map(np.asarray, _project(*arguments))
+    inside, eta, *allowed = _within(*arguments)
+    norms, least, mean = map(np.asarray, (_norms(inside, eta), *allowed))
     resolved = norms[:, :-1] > setting.bound(1e-10, 1e-3) * norms[:, :1]
     of = lambda allowed: _Shrinking(norms[:, 1:] / norms[:, :-1], np.repeat(allowed[:, None], STEPS, 1), resolved)
     return of(least), of(mean)
