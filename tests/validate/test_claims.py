@@ -12,7 +12,7 @@ from traindyn.validate import built_in
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("smoke")
-    command = [sys.executable, "-m", "traindyn", "verify", "--scale", "smoke", "--out", str(out)]
+    command = [sys.executable, "-m", "traindyn", "verify", "--scale", "smoke", "--time-limit", "600", "--out", str(out)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     return run, {record["name"]: record for record in json.loads((out / "results.json").read_text())}
 
