@@ -85,6 +85,8 @@ def pretrain(out: Path, resume: bool, corpus: Path | None, **given: Any) -> bool
     leaves the same `metrics.jsonl` as an unbroken one. Where the newest checkpoint or the end of `metrics.jsonl` is
     damaged, the run goes on from the checkpoint before, with a warning. One process at a time may work in `out`.
 
+    JAX's 64 bits are the caller's to switch: `dtype="float64"` needs them.
+
     **Raises** `click.BadParameter` naming the option, what it got and what it needs, before anything is written;
     `OSError` naming the file that can't be written, on a full disk for one.
     """
@@ -101,7 +103,6 @@ def pretrain(out: Path, resume: bool, corpus: Path | None, **given: Any) -> bool
     _check_memory(plan)
     folder = _Folder(out, plan)
     folder.check(resume)  # before the model is made, and again when no other process can change it
-    jax.config.update("jax_enable_x64", plan.dtype == "float64")
     run = _Run(plan, ids[: len(ids) - held], ids[len(ids) - held :], folder)
     try:
         with locked(out):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from . import _catalogue, _start
+from ._commands import others
 from ._signals import CRASHED, catch_termination, ends_promptly, stopped
 
 LATER = {  # the commands in files of their own, by name, and what they do
@@ -87,8 +88,6 @@ def list_claims(more: Sequence[str], sweeps: bool) -> None:
     for paper in _catalogue.papers().values():
         for name, statement in paper.claims.items():
             click.echo(f"{name:30}{statement}")
-    from ._commands import others  # which imports nothing, if there are none
-
     for claim in others.claims(more):
         click.echo(f"{claim.name:30}{claim.statement}")
 
@@ -99,18 +98,8 @@ def cite(names: Sequence[str]) -> None:
     """Print the BibTeX entries of the papers behind the claims NAMEd, or of all."""
     papers = _catalogue.papers()
     claims = [name for paper in papers.values() for name in paper.claims]
-    chosen = choose(claims, names)
+    chosen = others.choose(claims, names)
     click.echo("\n\n".join(papers[key].bibtex for key in dict.fromkeys(name.split(".")[0] for name in chosen)))
-
-
-def choose(known: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Those of the claims `known` that are named, by their own names or by that of their paper; all for no names."""
-    is_named = lambda claim, name: claim == name or claim.startswith(f"{name}.")
-    for name in names:
-        if not any(is_named(claim, name) for claim in known):
-            all_names = ", ".join([*sorted({claim.split(".")[0] for claim in known}), *known])
-            raise click.BadParameter(f"no claim is named {name!r}. Known: {all_names}.", param_hint="NAME")
-    return [claim for claim in known if not names or any(is_named(claim, name) for name in names)]
 
 
 if __name__ == "__main__":

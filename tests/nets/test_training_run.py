@@ -190,10 +190,8 @@ def test_a_diverged_run_says_where_keeps_everything_and_fails(text, tmp_path, as
     out = tmp_path / "run"
     options = ("--optimiser", "sgd", "--learning-rate", "1e30", "--warmup", "3", "--steps", "20", "--eval-every", "20")
     call = ["train", "--corpus", str(text), "--out", str(out), *SHORT, *options]
-    try:
-        result = CliRunner().invoke(main, call)
-    finally:
-        jax.config.update("jax_enable_x64", True)  # the command computes in float32
+    result = CliRunner().invoke(main, call)
+    assert jax.config.jax_enable_x64, "the command computes in float32, and leaves the setting as it was"
     assert result.exit_code == 1, result.output
     lines = _lines(out)
     last = lines[-1]
@@ -266,10 +264,7 @@ FOUR = ("--length", "8", "--batch", "2", "--steps", "4", "--eval-every", "1", "-
 
 
 def _train(text, out, *more):
-    try:
-        return CliRunner().invoke(main, ["train", "--corpus", str(text), "--out", str(out), *FOUR, *more])
-    finally:
-        jax.config.update("jax_enable_x64", True)  # the command computes in float32
+    return CliRunner().invoke(main, ["train", "--corpus", str(text), "--out", str(out), *FOUR, *more])
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Claims that are not the library's own: of installed packages, of a module, of a file."""
+"""Claims by name, and those that are not the library's own: of installed packages, of a module, of a file."""
 
 import importlib
 import sys
@@ -94,3 +94,13 @@ def _module_of(path: Path) -> ModuleType:
 def brief(error: BaseException) -> str:
     """One line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def choose(known: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those of the claims `known` that are named, by their own names or by that of their paper; all for no names."""
+    is_named = lambda claim, name: claim == name or claim.startswith(f"{name}.")
+    for name in names:
+        if not any(is_named(claim, name) for claim in known):
+            all_names = ", ".join([*sorted({claim.split(".")[0] for claim in known}), *known])
+            raise click.BadParameter(f"no claim is named {name!r}. Known: {all_names}.", param_hint="NAME")
+    return [claim for claim in known if not names or any(is_named(claim, name) for name in names)]

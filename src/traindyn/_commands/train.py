@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import click
+import jax
 
 from .._signals import interruptible
 from ..nets.pretrain import OPTIMISERS
@@ -73,4 +74,10 @@ def command(out, resume, corpus, **options) -> None:
     keep_compiled()
     backend()
     with interruptible(f"--resume goes on from the newest checkpoint in {out}."):
-        sys.exit(0 if pretrain(out, resume, corpus, **options) else 1)
+        before = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_enable_x64", options["dtype"] == "float64")
+        try:
+            finite = pretrain(out, resume, corpus, **options)
+        finally:
+            jax.config.update("jax_enable_x64", before)
+        sys.exit(0 if finite else 1)

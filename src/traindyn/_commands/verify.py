@@ -36,12 +36,10 @@ def command(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more
     What OUT has of other claims and settings stays. Exit status: 0 when all hold and every control is rejected, 1 when
     one does not, 2 on bad arguments, 3 when the program itself fails, 130 and 143 when it is interrupted or terminated.
     """
-    from ..__main__ import choose
-
     keep_compiled()
     foreign = {claim.name: claim for claim in others.claims(more)}
     own = [name for paper in _catalogue.papers().values() for name in paper.claims]
-    chosen = choose([*own, *foreign], names)
+    chosen = others.choose([*own, *foreign], names)
     papers = dict.fromkeys(name.split(".")[0] for name in chosen if name not in foreign)
     known = foreign | {claim.name: claim for claim in (built_in(*papers) if papers else ())}
     try:
