@@ -9,8 +9,12 @@ from . import representations as representations
 from . import reversal as reversal
 from . import scan_snap as scan_snap
 from ._steps import default_tolerances as default_tolerances
+from .flow import BlowsUp as BlowsUp
+from .flow import ClosedForm as ClosedForm
+from .flow import Conserving as Conserving
 from .flow import Flow as Flow
 from .flow import GradientFlow as GradientFlow
-from .flow import SolveError as SolveError
-from .flow import solve as solve
+from .solving import Solution as Solution
+from .solving import SolveError as SolveError
+from .solving import solve as solve
 from .sweep import map_lanes as map_lanes

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from .._checked import checked
 from .._checks import describe, integer
 from ._compiled import bounded_jit
-from .flow import numpy_as_jax
+from ._state import numpy_as_jax
 
 
 def default_batch_size() -> int:
