@@ -77,7 +77,7 @@ def main() -> None:
     print_header()
     floor()
     start = time.perf_counter()
-    closed_form(NonlinearActivation, "NonlinearActivation.exact", lambda flow, v0: flow.exact(1.0, v0))
+    closed_form(NonlinearActivation, "NonlinearActivation.exact", lambda flow, v0: flow.exact(v0, 1.0))
     closed_form(LinearActivation, "LinearActivation.blow_up_time", lambda flow, v0: flow.blow_up_time(v0))
     lanes_of_sgd()
     sizes = (64, 128, 256, 512, 1024, 2048)

@@ -69,7 +69,7 @@ def decoder() -> None:
     """(c) The decoder's closed form against solving its equation, for 1000 widths at once."""
     widths = jnp.linspace(10, 1000, 1000)
     ts = jnp.geomspace(0.1, 1e4, 61)
-    exact = jax.jit(lambda m: jax.vmap(Decoder(m).exact)(ts))
+    exact = jax.jit(lambda m: Decoder(m).exact(0.0, ts))
     solved = jax.jit(lambda m: solve(Decoder(m), jnp.zeros_like(m), ts, throw=False).ys)
     candidates = {"traindyn: Decoder.exact": lambda: exact(widths), "traindyn: solve": lambda: solved(widths)}
     timings, outputs = interleaved(candidates)

@@ -102,7 +102,7 @@ def of_scipy(mu: np.ndarray, method: str) -> Candidate:
 
 def candidates(mu_of_lanes: np.ndarray) -> dict[str, Candidate]:
     mu = jnp.asarray(mu_of_lanes)
-    exact = jax.jit(jax.vmap(lambda m: NonlinearActivation(m).exact(END, jnp.zeros_like(m))))
+    exact = jax.jit(jax.vmap(lambda m: NonlinearActivation(m).exact(jnp.zeros_like(m), END)))
     every = np.ones(len(mu), bool)
     v_form = lambda m, v: (m - v) * jnp.exp(v**2 / 2)
     clipped = lambda m, v: (m - v) * jnp.exp(jnp.clip(v, 0, m) ** 2 / 2)

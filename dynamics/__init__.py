@@ -14,6 +14,7 @@ from .flow import ClosedForm as ClosedForm
 from .flow import Conserving as Conserving
 from .flow import Flow as Flow
 from .flow import GradientFlow as GradientFlow
+from .gallery import flows as flows
 from .solving import Solution as Solution
 from .solving import SolveError as SolveError
 from .solving import solve as solve

@@ -19,7 +19,8 @@ from .._checks import as_array, as_float, check_precision, check_range, concrete
 from ._state import extreme
 
 Times = Real[ArrayLike, ""] | Real[ArrayLike, " times"]
-Example = tuple["Flow", PyTree, Float[Array, " times"]]
+Number = Any  # of an example: a number, traced in a sweep
+Example = tuple[Any, PyTree, Float[Array, " times"]]
 
 
 class Flow(eqx.Module):
@@ -47,10 +48,11 @@ class Flow(eqx.Module):
 
     @classmethod
     def example(cls, key: Key[Array, ""], **parameters: Any) -> Example:
-        """A flow, a start and times that work, drawn with `key`: `solve(*flow.example(key))` runs.
+        """Values that work: a flow, a start and nine times from zero to `time`, drawn with `key`. So
+        `solve(*flow.example(key))` runs.
 
-        Keyword arguments, each a number with a default, are what `traindyn sweep` varies. Every flow of the library has
-        an example; a flow of your own needs one only where it is listed. **Raises** `NotImplementedError` without one.
+        `traindyn sweep` varies the keyword arguments, `time` and others, numbers with a default. **Raises**
+        `NotImplementedError` for a flow without example; every flow of the library has one.
         """
         raise NotImplementedError(f"{cls.__name__} must define the classmethod example(key) -> (flow, y0, ts).")
 
@@ -128,6 +130,15 @@ class GradientFlow(Flow):
     loss: Callable[[Any], Float[Array, ""]]
     rates: PyTree = eqx.field(converter=_as_rates, default=1.0)
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, time: Number = 3.0) -> Example:
+        """`½ Σ c y²` with two leaves, whose rates differ."""
+        first, second = jax.random.split(key)
+        curvature = {"a": jnp.array([1.0, 2.0, 0.5]), "b": jnp.array([1.5, 0.7])}
+        y0 = {"a": jax.random.normal(first, (3,)), "b": jax.random.normal(second, (2,))}
+        rates = {"a": 1.0, "b": jnp.array([0.3, 2.0])}
+        return cls(jax.tree_util.Partial(_quadratic, curvature), rates), y0, jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Float[ArrayLike, ""], y: PyTree, args: Any = None) -> PyTree:
         if not any(eqx.is_inexact_array(x) for x in jax.tree.leaves(y)):
@@ -147,6 +158,10 @@ class GradientFlow(Flow):
         if loss.ndim or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(f"loss must return one real number, got {loss.dtype}{list(loss.shape)}.")
         return loss
+
+
+def _quadratic(curvature: PyTree, y: PyTree) -> Float[Array, ""]:
+    return jnp.stack(jax.tree.leaves(jax.tree.map(lambda c, x: jnp.sum(c * x**2) / 2, curvature, y))).sum()
 
 
 def _descent(grad: Array, rate: Array | None) -> Array:

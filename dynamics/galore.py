@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import expm
-from jaxtyping import Array, ArrayLike, Bool, Float, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, Real
 
 from .._checked import checked
 from .._checks import as_float, check_positive_semidefinite, concrete, real
-from .flow import Flow
+from .flow import ClosedForm, Example, Number, Times, at_each
 
 
 class Split(NamedTuple):
@@ -39,7 +39,7 @@ class Split(NamedTuple):
 
 
 @checked
-class ReversibleGradient(Flow):
+class ReversibleGradient(ClosedForm):
     """`Ẇ = G(W) = (1/N) Σ_i (A_i − B_i W C_i)`: one weight matrix of a reversible network, all else held fixed.
 
     **Fields:** `a` A, shape `(samples, rows, columns)`; `b` B, shape `(samples, rows, rows)`; `c` C, shape
@@ -69,6 +69,13 @@ class ReversibleGradient(Flow):
         check_positive_semidefinite("b", self.b)
         check_positive_semidefinite("c", self.c)
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, time: Number = 2.0) -> Example:
+        """Eight samples of a matrix of 4 × 4, from zero; B of rank 3, C of rank 4."""
+        f, y, j = jnp.split(jax.random.normal(key, (8, 4, 11)), [4, 7], axis=2)
+        b, c = j @ j.swapaxes(1, 2) / 4, f @ f.swapaxes(1, 2) / 4
+        return cls(y @ f[:, :, :3].swapaxes(1, 2), b, c), jnp.zeros((4, 4)), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(
         self, t: Real[ArrayLike, ""], y: Float[Array, "rows columns"], args: Any = None
@@ -86,20 +93,21 @@ class ReversibleGradient(Flow):
         return values, vectors.T.reshape(-1, *self.a.shape[1:])
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
-        """The state at time `t`. By the exponential of a matrix rather than by the eigenvectors of S: that is
+    def exact(self, y0: Float[Array, "rows columns"], ts: Times) -> Float[Array, "*times rows columns"]:
+        """The states at the times `ts`. By the exponential of a matrix rather than by the eigenvectors of S: that is
         differentiable where eigenvalues coincide, too. Slow modes lose digits as `‖S‖t` grows: `‖S‖t eps` of what they
         move. Raises `ValueError` for `‖S‖|t|` above 2³², in the 1-norm; inside `jit` the state is NaN there."""
-        time = jnp.asarray(real("t", t), y0.dtype)
-        if concrete((self, time)):
-            norm = float(np.max(np.sum(np.abs(np.asarray(self.operator())), axis=0)))
-            if not norm * abs(float(time)) <= 2.0**32:
-                raise ValueError(f"t must be at most {2.0**32 / norm:.4g} in size, 2³² over the norm of S, got {t}.")
+        times = jnp.asarray(real("ts", ts), y0.dtype)
+        if concrete((self, times)):
+            norm, longest = float(np.max(np.sum(np.abs(np.asarray(self.operator())), axis=0))), np.max(np.abs(times))
+            if not norm * float(longest) <= 2.0**32:
+                most = f"{2.0**32 / norm:.4g} in size, 2³² over the norm of S"
+                raise ValueError(f"ts must be at most {most}, got {longest:.4g}.")
         start = self(0.0, y0)
         # d/dt (W − W₀, 1) = [[−S, G(0)], [0, 0]] (W − W₀, 1)
         matrix = jnp.pad(-self.operator(), ((0, 1), (0, 1))).at[:-1, -1].set(start.ravel())
-        moved = expm(matrix * time, max_squarings=32)[:-1, -1]
-        return y0 + moved.reshape(y0.shape)
+        moved = lambda t: expm(matrix * t, max_squarings=32)[:-1, -1]
+        return at_each(times, lambda t: y0 + moved(t).reshape(y0.shape))
 
     @checked
     def split(self, gradient: Float[Array, "rows columns"], tolerance: float | None = None) -> Split:

@@ -10,11 +10,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Real
 
 from .._checked import checked
 from .._checks import as_float, check_positive_semidefinite, check_range, concrete, indices, integer, or_nan, real
-from .flow import Flow
+from .flow import ClosedForm, Example, Flow, Number, Times, at_each
 from .scan_snap.decoder import Decoder, check_broadcast, gap_after
 
 
@@ -70,6 +70,12 @@ class Bilinear(Flow):
         start = None if theta is None else v @ jnp.asarray(theta, v.dtype) @ v.T
         start = None if start is None else jnp.where(symmetric, (start + start.T) / 2, start)
         return cls(v @ v.T, jnp.asarray(pairs), start, jnp.asarray(symmetric))
+
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, symmetric: Number = False, time: Number = 30.0) -> Example:
+        """Eight tokens in 16 dimensions, four disjoint pairs, from zero."""
+        flow = cls.of(jax.random.normal(key, (8, 16)) / 4, jnp.arange(8).reshape(4, 2), symmetric=symmetric)
+        return flow, jnp.zeros((8, 8)), jnp.linspace(0.0, time, 9)
 
     @checked
     def logits(self, c: Float[Array, "tokens tokens"]) -> Float[Array, "tokens tokens"]:
@@ -130,7 +136,7 @@ def separation_exponent(
 
 
 @checked
-class OneLayer(Flow):
+class OneLayer(ClosedForm):
     """The one-layer transformer of Scan and Snap on sentences of three tokens: one row of its decoder,
 
         Ḋ = (η M/N) / (k e^D + M − k)
@@ -167,6 +173,19 @@ class OneLayer(Flow):
         real("sentences", self.sentences, above=0)
         real("eta", self.eta, above=0)
 
+    @classmethod
+    def example(
+        cls,
+        key: Key[Array, ""],
+        *,
+        outputs: Number = 20.0,
+        sentences: Number = 4.0,
+        eta: Number = 1.0,
+        time: Number = 30.0,
+    ) -> Example:
+        """One row of the decoder from zero. Nothing is drawn."""
+        return cls(outputs, sentences, eta), jnp.zeros(()), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, "..."], y: Float[Array, "..."], args: Any = None) -> Float[Array, "..."]:
         self._check_broadcast(y=y)
@@ -174,12 +193,12 @@ class OneLayer(Flow):
         return self.eta * self.outputs / self.sentences / (k * jnp.exp(y) + self.outputs - k)
 
     @checked
-    def exact(self, t: Real[ArrayLike, "..."], y0: Real[ArrayLike, "..."] = 0.0) -> Float[Array, "..."]:
-        """The gap at the time `t`."""
-        self._check_broadcast(t=t, y0=y0)
+    def exact(self, y0: Real[ArrayLike, "..."], ts: Times) -> Float[Array, "..."]:
+        """The gap at the times `ts`, which come first in its shape."""
+        self._check_broadcast(y0=y0)
         m, k = self.outputs, self.targets
-        pushed = m * self.eta / self.sentences * jnp.asarray(t, m.dtype) / k
-        return gap_after(pushed, (m - k) / k, jnp.asarray(y0, m.dtype))
+        rate, start = m * self.eta / self.sentences / k, jnp.asarray(y0, m.dtype)
+        return at_each(ts, lambda t: gap_after(rate * jnp.asarray(t, m.dtype), (m - k) / k, start))
 
     @checked
     def visits(self, number: int) -> Float[Array, " number_and_one"]:

@@ -196,10 +196,10 @@ t_star = float(jnp.min(flow.blow_up_time(zero)))
 print(f"winner: token {flow.winner(zero)} at t* = {t_star:.6f}")
 
 grid = t_star * jnp.linspace(0, 0.99, 34)
-solved, exact = solve(flow, zero, grid).ys, jax.jit(jax.vmap(flow.exact, (0, None)))(grid, zero)
+solved, exact = solve(flow, zero, grid).ys, jax.jit(lambda ts: flow.exact(zero, ts))(grid)
 print(f"solve against the closed form, up to 0.99 t*: {jnp.max(jnp.abs(solved - exact)):.0e}")
 try:
-    flow.exact(1.3, zero)
+    flow.exact(zero, 1.3)
 except ValueError as error:
     print("asking too late:", error)
 
@@ -268,7 +268,7 @@ fractions = jnp.linspace(0, 0.99, 34)
 
 frozen = joma.Joint(contexts, gradient, attention="exp")  # an array for g: it stays as it is
 truth = solve(frozen, joma.JointState(start, jnp.zeros((1, tokens)), jnp.zeros((1, nodes))), t_star * fractions).ys.v
-inside = jax.jit(jax.vmap(many.exact, (0, None)))(t_star * fractions, start)
+inside = jax.jit(lambda ts: many.exact(start, ts))(t_star * fractions)
 
 
 class SumOutside(Flow):
@@ -296,7 +296,7 @@ wide = joma.ManyNodes(jax.random.normal(jax.random.key(2), (64, 32)))
 wide_start = jnp.zeros((64, 32))
 wide_star = jnp.min(wide.blow_up_time(wide_start))
 remaining = jnp.logspace(-0.05, -12, 49)
-weights = jax.jit(jax.vmap(wide.exact, (0, None)))(wide_star * (1 - remaining), wide_start)
+weights = jax.jit(lambda ts: wide.exact(wide_start, ts))(wide_star * (1 - remaining))
 updates = jax.jit(jax.vmap(lambda v: wide(0.0, v)))(weights)
 
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
@@ -334,11 +334,11 @@ plt.show()
 mu = jnp.array([1.0, 1.5, 2.0, 3.0, 4.0])
 critical, zero = joma.NonlinearActivation(mu), jnp.zeros(5)
 early, late = jnp.linspace(0, 4, 201), jnp.logspace(-0.5, 2, 61)
-v = jax.jit(jax.vmap(critical.exact, (0, None)))(early, zero)
+v = jax.jit(lambda ts: critical.exact(zero, ts))(early)
 solved = solve(critical, zero, early[::10]).ys  # stiff, so that solve takes an implicit method
 print(f"closed form against solve: {jnp.max(jnp.abs(v[::10] - solved)):.0e}")
 
-gap = jax.jit(jax.vmap(critical.log_form().exact, (0, None)))(late, zero)  # y = ln 1/δ
+gap = jax.jit(lambda ts: critical.log_form().exact(zero, ts))(late)  # y = ln 1/δ
 speed = jnp.exp(mu**2 / 2)
 fig, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
 for i, colour in enumerate(colours(5)):
@@ -372,7 +372,7 @@ times, fractions, ten = jnp.linspace(0, 3, 301), jnp.linspace(0, 0.999, 200), jn
 
 
 def entropy_along(flow, ts):
-    return attention_entropy(jax.vmap(flow.exact, (0, None))(ts, ten) ** 2 / 2)
+    return attention_entropy(flow.exact(ten, ts) ** 2 / 2)
 
 
 @jax.jit
@@ -484,7 +484,7 @@ sizes = jnp.array([1.0, 2.0, 3.0])
 
 
 def v_at(mu, t):
-    return joma.NonlinearActivation(mu[None]).exact(t, jnp.zeros(1))[0]
+    return joma.NonlinearActivation(mu[None]).exact(jnp.zeros(1), t)[0]
 
 
 slope = jax.jit(jax.vmap(jax.vmap(jax.grad(v_at), (None, 0)), (0, None)))(sizes, speed_times)

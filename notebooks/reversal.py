@@ -81,7 +81,7 @@ models = solve(flow, start, ts).ys  # the real network, through autodiff
 trained, reverse = (jax.jit(probabilities)(models, sentences) for sentences in (data.train, data.test))
 
 row = reversal.OneLayer(vocabulary, number, eta)
-gap = row.exact(ts)
+gap = row.exact(0.0, ts)
 print(f"trained p, network − closed form: {jnp.max(jnp.abs(trained - row.seen(gap)[:, None])):.0e}")
 print(f"M p of the reversals: {vocabulary * reverse.min()} to {vocabulary * reverse.max()}")
 print(f"largest |Z|: {jnp.max(jnp.abs(models.z))}")
@@ -130,7 +130,7 @@ chain_flow = GradientFlow(
 p = np.asarray(jax.jit(probabilities)(solve(chain_flow, start, ts).ys, jnp.concatenate([chain.train, chain.test])))
 first, second, taught, untaught = p[:, :6], p[:, 6:12], p[:, 12:15], p[:, 15:]
 two = reversal.OneLayer(vocabulary, len(chain.train), eta, targets=2)
-shared = two.seen(two.exact(ts))
+shared = two.seen(two.exact(0.0, ts))
 
 fig, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
 x = eta * ts / len(chain.train)

@@ -6,6 +6,9 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+from traindyn.dynamics import BlowsUp, ClosedForm, Conserving, flows
+from traindyn.sweeps.flows import of_flow
+
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 
@@ -59,3 +62,14 @@ def test_the_users_own_claim_runs(tmp_path):
     ]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0 and "my_claims.decay" in run.stdout, run.stdout + run.stderr
+
+
+def test_the_table_of_flows_is_what_the_library_has():
+    offers = {ClosedForm: "`exact`", Conserving: "`invariants`", BlowsUp: "`blow_up_time`"}
+    rows = [
+        f"| `{name}` | {of_flow(name, kind).statement.replace('|', chr(92) + '|')} "
+        f"| {', '.join(word for one, word in offers.items() if issubclass(kind, one)) or '–'} |"
+        for name, kind in flows().items()
+    ]
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| flow | is | offers |\n|---|---|---|\n")[2]
+    assert table.partition("\n\n")[0] == "\n".join(rows)

@@ -8,11 +8,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Complex, Float, Real
+from jaxtyping import Array, ArrayLike, Complex, Float, Key
 
 from ..._checked import checked
-from ..._checks import as_float, check_shape, integer, real
-from ..flow import Flow
+from ..._checks import as_float, check_precision, check_shape, integer, real
+from ..flow import ClosedForm, Example, Flow, Number, Times, at_each
 from .ring import target
 
 
@@ -33,6 +33,13 @@ class TruncatedFlow(Flow):
     def __check_init__(self):
         integer("order", self.order, least=2)
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, time: Number = 2.0) -> Example:
+        """Order five and eight nodes with real weights."""
+        flow = cls(5)
+        weights = jax.random.normal(key, (3, 5, 8)) / 2
+        return flow, flow.pack(jnp.fft.fft(weights, axis=1)[:, 1:]), jnp.linspace(0.0, time, 9)
+
     def _check(self, z: Complex[Array, "3 k nodes"]) -> None:
         check_shape("z", z, (3, self.order - 1, "nodes"))
 
@@ -49,6 +56,7 @@ class TruncatedFlow(Flow):
     @checked
     def unpack(self, y: Float[Array, "2 3 k nodes"]) -> Complex[Array, "3 k nodes"]:
         check_shape("y", y, (2, 3, self.order - 1, "nodes"))
+        check_precision("y", y)
         return jax.lax.complex(y[0], y[1])
 
     @checked
@@ -103,7 +111,7 @@ class TruncatedFlow(Flow):
 
 
 @checked
-class InfiniteWidth(Flow):
+class InfiniteWidth(ClosedForm):
     """`ṙ = rate (δ − r)`, `rate = 6 q σ⁴/d²`: Theorem 6, every potential follows an equation of its own, for the
     truncated loss, wide networks and weights drawn with mean zero and variance `d σ²`.
 
@@ -121,6 +129,11 @@ class InfiniteWidth(Flow):
         real("rate", self.rate, (), least=0)
 
     @classmethod
+    def example(cls, key: Key[Array, ""], *, rate: Number = 1.0, time: Number = 3.0) -> Example:
+        """Order five, from small random potentials."""
+        return cls(5, rate), 0.1 * jax.random.normal(key, (4, 4, 4)), jnp.linspace(0.0, time, 9)
+
+    @classmethod
     @checked
     def of(cls, order: int, nodes: int, variance: Float[ArrayLike, ""]) -> "InfiniteWidth":
         """For `nodes` hidden nodes whose weights have this variance."""
@@ -134,8 +147,9 @@ class InfiniteWidth(Flow):
         return self.rate * (target(self.order - 1).astype(y.dtype) - y)
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, "k k k"]) -> Float[Array, "k k k"]:
-        """The state at time `t`, which may be infinite."""
+    def exact(self, y0: Float[Array, "k k k"], ts: Times) -> Float[Array, "*times k k k"]:
+        """The states at the times `ts`, which may be infinite."""
         check_shape("y0", y0, (self.order - 1,) * 3)
-        delta, t = target(self.order - 1).astype(y0.dtype), jnp.asarray(t, y0.dtype)
-        return delta + jnp.exp(-jnp.where(self.rate == 0, 0.0, self.rate * t)) * (y0 - delta)
+        delta = target(self.order - 1).astype(y0.dtype)
+        decayed = lambda t: jnp.exp(-jnp.where(self.rate == 0, 0.0, self.rate * jnp.asarray(t, y0.dtype)))
+        return at_each(ts, lambda t: delta + decayed(t) * (y0 - delta))

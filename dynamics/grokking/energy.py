@@ -13,12 +13,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from ..._checked import checked
 from ..._checks import check_shape, concrete, describe
-from ..flow import Flow
-from ..groups import Group
+from ..flow import Conserving, Example, Flow, Number
+from ..groups import Group, symmetric
 from ..representations import Irrep, fourier, quotients
 
 
@@ -153,7 +153,7 @@ def check_real(irrep: Irrep) -> None:
 
 
 @checked
-class SphereAscent(Flow):
+class SphereAscent(Conserving):
     """`ẇ = (I − wwᵀ) ∇E(w)`: gradient ascent of a node whose norm stays at one.
 
     **Fields:** `energy`, any function of w. **State:** w, shape `(2, order)`, of norm one. **Invariant:** the norm. The
@@ -165,6 +165,12 @@ class SphereAscent(Flow):
     """
 
     energy: Callable[[Array], Array]
+
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, time: Number = 3.0) -> Example:
+        """A random node on the group S3."""
+        w = jax.random.normal(key, (2, 6))
+        return cls(Energy(symmetric(3))), w / jnp.linalg.norm(w), jnp.linspace(0.0, time, 9)
 
     @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "2 order"], args: Any = None) -> Float[Array, "2 order"]:
@@ -187,6 +193,12 @@ class ScaledAscent(Flow):
     """
 
     energy: Callable[[Array], Array]
+
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, time: Number = 10.0) -> Example:
+        """A random node on the group S3."""
+        w = jax.random.normal(key, (2, 6))
+        return cls(Energy(symmetric(3))), w / jnp.linalg.norm(w), jnp.linspace(0.0, time, 9)
 
     @checked
     def __call__(self, t: ArrayLike, y: Float[Array, "2 order"], args: Any = None) -> Float[Array, "2 order"]:

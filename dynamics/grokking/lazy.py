@@ -11,14 +11,16 @@ Source: Tian, Li2 (arXiv 2509.21519), section 3; the forms by the kernel and for
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from ..._checked import checked
 from ..._checks import as_float, or_nan, real
-from ..flow import Flow
-from .energy import Task
+from ..flow import ClosedForm, Example, Number, Times, at_each
+from ..groups import cyclic
+from .energy import Task, task
 from .spectral import evolve, ridge
 
 
@@ -29,7 +31,7 @@ def centred(x: Float[Array, "pairs n"]) -> Float[Array, "pairs n"]:
 
 
 @checked
-class OutputLayer(Flow):
+class OutputLayer(ClosedForm):
     """`V̇ = F̃ᵀ(Ỹ − F̃V) − ηV`: gradient flow of the output layer, features held fixed.
 
     **Fields:** `features` F, shape `(pairs, nodes)`, and `labels` Y, shape `(pairs, classes)`, as they are: both are
@@ -59,6 +61,13 @@ class OutputLayer(Flow):
         self.features = or_nan(centred(features), decay >= 0, message)  # those that leave nothing, too
         self.labels = centred(labels)
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, decay: Number = 1.0, time: Number = 0.1) -> Example:
+        """Eight nodes with x² and random weights on all pairs of Z5, from zero."""
+        pairs, w = task(cyclic(5)), jax.random.normal(key, (2, 5, 8))
+        features = (w[0][pairs.first] + w[1][pairs.second]) ** 2
+        return cls(features, jnp.eye(5)[pairs.label], decay), jnp.zeros((8, 5)), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(
         self, t: ArrayLike, y: Float[Array, "nodes classes"], args: Any = None
@@ -78,10 +87,11 @@ class OutputLayer(Flow):
         return ridge(self.features, self.labels, self.decay).solution
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, "nodes classes"]) -> Float[Array, "nodes classes"]:
-        """The state at time `t`, which may be infinite. Differentiable once, where eigenvalues of A coincide too; at an
-        infinite time if A is positive definite."""
-        return evolve(jnp.asarray(t, y0.dtype), self.features, self.labels, self.decay, y0)
+    def exact(self, y0: Float[Array, "nodes classes"], ts: Times) -> Float[Array, "*times nodes classes"]:
+        """The states at the times `ts`, which may be infinite. Differentiable once, where eigenvalues of A coincide
+        too; at an infinite time if A is positive definite."""
+        state = lambda t: evolve(jnp.asarray(t, y0.dtype), self.features, self.labels, self.decay, y0)
+        return at_each(ts, state)
 
     @checked
     def backpropagated(self, y: Float[Array, "nodes classes"]) -> Float[Array, "pairs nodes"]:

@@ -18,12 +18,12 @@ from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
 from ..._checked import checked
 from ..._checks import as_float, concrete, describe, integer, or_nan, real, require
-from ..flow import Flow, check_blow_up
+from ..flow import BlowsUp, ClosedForm, Example, Number, Times, at_each, check_blow_up
 from .spectral import unit_factor
 
 
 @checked
-class ModeRace(Flow):
+class ModeRace(ClosedForm, BlowsUp):
     """`α̇_l = μ_l α_l²`: how much a node holds of each mode.
 
     **Fields:** `mu` μ, shape `(modes,)`. **State:** α, shape `(modes,)`, of either sign.
@@ -43,17 +43,26 @@ class ModeRace(Flow):
     def __check_init__(self):
         real("mu", self.mu)
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, time: Number = 0.9) -> Example:
+        """Four modes with random starts, the fastest of speed one, so that nothing diverges before t = 1."""
+        mu, drawn = jnp.array([1.0, 0.9, 0.7, 0.5]), jax.random.normal(key, (4,))
+        return cls(mu), drawn / jnp.max(jnp.abs(mu * drawn)), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: ArrayLike, y: Float[Array, " modes"], args: Any = None) -> Float[Array, " modes"]:
         return self.mu * y**2
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " modes"]) -> Float[Array, " modes"]:
-        """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
-        check_blow_up(self, y0, t)
-        speed = self.mu * y0
-        left = 1 - jnp.where(speed == 0, 0.0, self.mu * (y0 * jnp.asarray(t, y0.dtype)))  # finite at t = 0
-        return jnp.where(left > 0, y0 / jnp.where(left > 0, left, 1.0), jnp.nan)
+    def exact(self, y0: Float[Array, " modes"], ts: Times) -> Float[Array, "*times modes"]:
+        """The states at the times `ts`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
+        check_blow_up(self, y0, ts)
+
+        def moved(t):
+            left = 1 - jnp.where(self.mu * y0 == 0, 0.0, self.mu * (y0 * jnp.asarray(t, y0.dtype)))  # finite at t = 0
+            return jnp.where(left > 0, y0 / jnp.where(left > 0, left, 1.0), jnp.nan)
+
+        return at_each(ts, moved)
 
     @checked
     def blow_up_time(self, y0: Float[Array, " modes"]) -> Float[Array, " modes"]:

@@ -8,11 +8,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
 from ..._checked import checked
 from ..._checks import check_shape, concrete, indices, integer, or_nan, real
-from ..flow import Flow
+from ..flow import Conserving, Example, Number
 
 Attention = Literal["linear", "exp", "softmax"]
 
@@ -27,7 +27,7 @@ class JointState(NamedTuple):
 
 
 @checked
-class Joint(Flow):
+class Joint(Conserving):
     """The joint flow of hidden nodes and attention logits of one block, from which Theorem 1 follows.
 
     With `b_i` the attention of sample `i`, `h = φ(b_iᵀ V + β_q)` and `g = −∂loss/∂h` the gradient sent back to it,
@@ -97,6 +97,16 @@ class Joint(Flow):
         self.temperature = real("temperature", temperature, above=0)
         self.normaliser = real("normaliser", normaliser, above=0)
         self.attention, self.activation = attention, activation
+
+    @classmethod
+    def example(
+        cls, key: Key[Array, ""], *, eta_z: Number = 1.0, temperature: Number = 1.0, time: Number = 8.0
+    ) -> Example:
+        """Sixteen samples of six tokens, four nodes, exponential attention, a gradient that stays as it is."""
+        data, start = jax.random.split(key)
+        x, g = jnp.split(jax.random.uniform(data, (16, 10)), [6], axis=1)
+        y0 = JointState(0.1 * jax.random.normal(start, (6, 4)), jnp.zeros((1, 6)), jnp.zeros((1, 4)))
+        return cls(x / 6, g - 0.5, eta_z=eta_z, temperature=temperature), y0, jnp.linspace(0.0, time, 9)
 
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: JointState, args: Any = None) -> JointState:

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf, erfc, erfinv, log_ndtr, ndtri
-from jaxtyping import Array, ArrayLike, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
 from ..._checked import checked
 from ..._checks import as_float, check_shape, concrete, real
-from ..flow import Flow, check_blow_up
+from ..flow import BlowsUp, ClosedForm, Conserving, Example, Flow, Number, Times, at_each, check_blow_up
 
 
 @checked
-class LinearActivation(Flow):
+class LinearActivation(ClosedForm, BlowsUp):
     """`v̇ = Δ ∘ exp(v²/2) / A`: one node with linear activation and exponential attention.
 
     **Fields:** `delta` Δ, shape `(tokens,)`: the saliency `E[g x_l]` of each token, discriminancy times co-occurrence
@@ -45,19 +45,22 @@ class LinearActivation(Flow):
         real("delta", self.delta)
         real("normaliser", self.normaliser, above=0)
 
+    @classmethod
+    def example(
+        cls, key: Key[Array, ""], *, delta: Number = 1.0, normaliser: Number = 1.0, time: Number = 1.0
+    ) -> Example:
+        """Six tokens from zero. The largest |Δ| is `delta`; at the defaults the blow-up is at √(π/2) = 1.2533."""
+        return cls(_salient(key, (6,), delta), normaliser), jnp.zeros(6), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         return self.delta * jnp.exp(y**2 / 2) / self.normaliser
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN.
-
-        Inside `jit` means `eqx.filter_jit(flow.exact)(t, y0)` or `jax.jit(lambda t, y0: flow.exact(t, y0))`, for all
-        flows: `jax.jit(flow.exact)` fails, because the method holds the arrays of `flow`, and those have no hash.
-        """
-        check_blow_up(self, y0, t)
-        return _quantile_law(y0, self.delta / self.normaliser, t)
+    def exact(self, y0: Float[Array, " tokens"], ts: Times) -> Float[Array, "*times tokens"]:
+        """The states at the times `ts`. Raises `ValueError` past the blow-up; inside `jit` such components are NaN."""
+        check_blow_up(self, y0, ts)
+        return at_each(ts, lambda t: _quantile_law(y0, self.delta / self.normaliser, t))
 
     @checked
     def blow_up_time(self, y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
@@ -98,6 +101,14 @@ class RegularisedClock(Flow):
 
     flow: LinearActivation
 
+    @classmethod
+    def example(
+        cls, key: Key[Array, ""], *, delta: Number = 1.0, normaliser: Number = 1.0, time: Number = 6.0
+    ) -> Example:
+        """That of `LinearActivation`, past its blow-up."""
+        flow, v0, _ = LinearActivation.example(key, delta=delta, normaliser=normaliser)
+        return cls(flow), ClockState(v0, jnp.zeros(())), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: ClockState, args: Any = None) -> ClockState:
         check_shape("y.v", y.v, self.flow.delta.shape)
@@ -109,7 +120,7 @@ class RegularisedClock(Flow):
 
 
 @checked
-class ManyNodes(Flow):
+class ManyNodes(ClosedForm, BlowsUp):
     """`V̇ = (1/A) diag(exp(½ (V∘V) 1)) Δ`: several nodes with linear activation under exponential attention.
 
     **Fields:** `delta` Δ, shape `(tokens, nodes)`, `Δ_lk = E[g_k x_l]` (times `exp(z_l(0) − ½Σ_k v_lk(0)²)`);
@@ -130,6 +141,13 @@ class ManyNodes(Flow):
         real("delta", self.delta)
         real("normaliser", self.normaliser, above=0)
 
+    @classmethod
+    def example(
+        cls, key: Key[Array, ""], *, delta: Number = 1.0, normaliser: Number = 1.0, time: Number = 1.0
+    ) -> Example:
+        """Six tokens and three nodes from zero. The longest row of Δ has the length `delta`."""
+        return cls(_salient(key, (6, 3), delta), normaliser), jnp.zeros((6, 3)), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(
         self, t: Real[ArrayLike, ""], y: Float[Array, "tokens nodes"], args: Any = None
@@ -137,9 +155,12 @@ class ManyNodes(Flow):
         return jnp.exp(jnp.sum(y**2, axis=1, keepdims=True) / 2) * self.delta / self.normaliser
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, "tokens nodes"]) -> Float[Array, "tokens nodes"]:
-        """The state at time `t`. Raises `ValueError` past the blow-up; inside `jit` such rows are NaN."""
-        check_blow_up(self, y0, t)
+    def exact(self, y0: Float[Array, "tokens nodes"], ts: Times) -> Float[Array, "*times tokens nodes"]:
+        """The states at the times `ts`. Raises `ValueError` past the blow-up; inside `jit` such rows are NaN."""
+        check_blow_up(self, y0, ts)
+        return at_each(ts, lambda t: self._moved(y0, t))
+
+    def _moved(self, y0: Float[Array, "tokens nodes"], t: Array) -> Float[Array, "tokens nodes"]:
         along, start, rate = self._rows(y0)
         at_rest = jnp.asarray(t, y0.dtype) * _exp(jnp.sum(y0**2, axis=1) / 2) / self.normaliser
         most = float(jnp.finfo(y0.dtype).max)
@@ -169,7 +190,7 @@ class LinearAttentionState(NamedTuple):
 
 
 @checked
-class LinearAttention(Flow):
+class LinearAttention(ClosedForm, Conserving):
     """`V̇ = diag(z) Δ`, `ż = (Δ∘V) 1`: linear attention, linear activation, stationary gradient.
 
     **Fields:** `delta` Δ, shape `(tokens, nodes)`. **State:** a `LinearAttentionState`.
@@ -185,13 +206,22 @@ class LinearAttention(Flow):
     def __check_init__(self):
         real("delta", self.delta)
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, delta: Number = 1.0, z0: Number = 0.1, time: Number = 2.0) -> Example:
+        """Six tokens and three nodes, V from zero and all logits from `z0`."""
+        start = LinearAttentionState(jnp.zeros((6, 3)), z0 * jnp.ones(6))
+        return cls(_salient(key, (6, 3), delta)), start, jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: LinearAttentionState, args: Any = None) -> LinearAttentionState:
         return LinearAttentionState(y.z[:, None] * self.delta, jnp.sum(self.delta * y.v, axis=1))
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: LinearAttentionState) -> LinearAttentionState:
-        """The state at time `t`."""
+    def exact(self, y0: LinearAttentionState, ts: Times) -> LinearAttentionState:
+        """The states at the times `ts`."""
+        return at_each(ts, lambda t: self._moved(y0, t))
+
+    def _moved(self, y0: LinearAttentionState, t: Array) -> LinearAttentionState:
         norm, along = _directions(self.delta)
         t = jnp.asarray(t, norm.dtype)
         start, moves = jnp.sum(along * y0.v, axis=1), norm > 0
@@ -216,6 +246,12 @@ class LinearAttention(Flow):
     def invariants(self, y: LinearAttentionState) -> Float[Array, " tokens"]:
         """`z² − Σ_k v_k²`, Theorem 1."""
         return y.z**2 - jnp.sum(y.v**2, axis=1)
+
+
+def _salient(key: Key[Array, ""], shape: tuple[int, ...], delta: Number) -> Float[Array, "..."]:
+    """Random saliencies, the longest row of length `delta`: so the first blow-up is at the same time for every key."""
+    drawn = jax.random.normal(key, shape)
+    return delta * drawn / jnp.max(jnp.linalg.norm(drawn.reshape(shape[0], -1), axis=1))
 
 
 def _directions(delta):

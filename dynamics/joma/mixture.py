@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm as normal
-from jaxtyping import Array, ArrayLike, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Key, Real
 
 from ..._checked import checked
 from ..._checks import as_float, check_shape, real
-from ..flow import Flow
+from ..flow import Example, Flow, Number
 
 Activation = str | Callable[[Array], Array]
 
@@ -79,6 +79,13 @@ class Mixture(Flow):
             raise ValueError(f"activation must be a smooth function or one of {_KNOWN}, got {self.activation!r}.")
         if self.slope is not None and self.activation != "leaky_relu":
             raise ValueError(f'slope would be ignored: it belongs to activation="leaky_relu", got {self.activation!r}.')
+
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, sigma: Number = 1.0, time: Number = 2.0) -> Example:
+        """Four clusters in six dimensions, ReLU."""
+        drawn = jax.random.normal(key, (4, 7))
+        y0 = MixtureState(0.1 * jnp.ones(6), jnp.zeros(()))
+        return cls(drawn[:, :6], drawn[:, 6], sigma), y0, jnp.linspace(0.0, time, 9)
 
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: MixtureState, args: Any = None) -> MixtureState:

@@ -15,11 +15,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Key, Real
 
 from ..._checked import checked
 from ..._checks import as_float, check_precision, or_nan, real, require
-from ..flow import Flow
+from ..flow import ClosedForm, Example, Number, Times, at_each
 
 Rule = tuple[np.ndarray, np.ndarray]  # nodes and weights
 _FINE: Rule = np.polynomial.legendre.leggauss(64)
@@ -30,7 +30,7 @@ _NEAR = 4.0  # the coarse rule is right to rounding where neither |μ| nor the g
 
 
 @checked
-class NonlinearActivation(Flow):
+class NonlinearActivation(ClosedForm):
     """`v̇ = (μ − v) ∘ exp(v²/2)`, or without attention `v̇ = μ − v`.
 
     **Fields:** `mu` μ, shape `(tokens,)`: the critical point; `attention`: whether the attention factor is there.
@@ -61,20 +61,27 @@ class NonlinearActivation(Flow):
     def stiff(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.attention
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, mu: Number = 3.0, time: Number = 10.0) -> Example:
+        """Six critical points between 0 and `mu`, from zero."""
+        return cls(mu * jax.random.uniform(key, (6,))), jnp.zeros(6), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         return (self.mu - y) * jnp.exp(y**2 / 2) if self.attention else self.mu - y
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        """The state at time `t ≥ 0`. Differentiable: the gradient is that of the implicit equation."""
+    def exact(self, y0: Float[Array, " tokens"], ts: Times) -> Float[Array, "*times tokens"]:
+        """The states at the times `ts ≥ 0`. Differentiable: the gradient is that of the implicit equation."""
         gap = self.mu - y0
-        return y0 - gap * jnp.expm1(-self._progress(t, gap))
+        times = jnp.minimum(_later(ts, gap.dtype), _SETTLED)
+        moved = lambda t: _progress(t, self.mu, gap) if self.attention else jnp.broadcast_to(t, gap.shape)
+        return at_each(times, lambda t: y0 - gap * jnp.expm1(-moved(t)))
 
     @checked
-    def time_to(self, v: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        """When each component reaches `v`, which must lie between its initial value and μ: else a `ValueError`, inside
-        `jit` NaN. At μ it is infinite."""
+    def time_to(self, y0: Float[Array, " tokens"], v: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """When each component of `y0` reaches `v`, infinite at μ. Raises `ValueError` for a `v` that does not lie
+        between `y0` and μ; inside `jit` that is NaN."""
         gap = self.mu - y0
         left = jnp.where(gap == 0, jnp.where(v == y0, 1.0, jnp.nan), (self.mu - v) / jnp.where(gap == 0, 1.0, gap))
         progress = -jnp.log(or_nan(left, (left >= 0) & (left <= 1), "v must lie between y0 and mu in each component."))
@@ -89,13 +96,9 @@ class NonlinearActivation(Flow):
         """The companion flow of `y = ln 1/δ`, `δ = 1 − v/μ`: the one to integrate for large μ or late times."""
         return LogGap(self.mu, self.attention)
 
-    def _progress(self, t: Real[ArrayLike, ""], gap: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        time = jnp.minimum(_later(t, gap.dtype), _SETTLED)
-        return _progress(time, self.mu, gap) if self.attention else jnp.broadcast_to(time, gap.shape)
-
 
 @checked
-class LogGap(Flow):
+class LogGap(ClosedForm):
     """`ẏ = exp(½ μ² (1 − e^{−y})²)` with `y = ln 1/δ` and `δ = 1 − v/μ`; without attention `ẏ = 1`.
 
     The same trajectories as `NonlinearActivation`, neither stiff nor subject to the underflow of δ (`y` reaches 3e5 at
@@ -109,20 +112,25 @@ class LogGap(Flow):
     def __check_init__(self):
         real("mu", self.mu)
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, mu: Number = 2.0, time: Number = 2.0) -> Example:
+        """Six critical points between 0 and `mu`, from zero."""
+        return cls(mu * jax.random.uniform(key, (6,))), jnp.zeros(6), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         return jnp.exp(self.to_v(y) ** 2 / 2) if self.attention else jnp.ones_like(y)
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        """The state at time `t ≥ 0`."""
+    def exact(self, y0: Float[Array, " tokens"], ts: Times) -> Float[Array, "*times tokens"]:
+        """The states at the times `ts ≥ 0`."""
         check_precision("y0", y0)
-        time = _later(t, y0.dtype)
-        return y0 + (_progress(time, self.mu, self.mu * jnp.exp(-y0)) if self.attention else time)
+        moved = lambda t: _progress(t, self.mu, self.mu * jnp.exp(-y0)) if self.attention else t
+        return at_each(_later(ts, y0.dtype), lambda t: y0 + moved(t))
 
     @checked
-    def time_to(self, y: Float[Array, " tokens"], y0: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
-        """When each component reaches `y`. It must not be below `y0`: else a `ValueError`, inside `jit` NaN."""
+    def time_to(self, y0: Float[Array, " tokens"], y: Float[Array, " tokens"]) -> Float[Array, " tokens"]:
+        """When each component of `y0` reaches `y`. It must not be below `y0`: else a `ValueError`, inside `jit` NaN."""
         y, gap = or_nan(y, y >= y0, "y must be at least y0 in each component."), self.mu * jnp.exp(-y0)
         return _time(y - y0, self.mu, gap) if self.attention else y - y0
 
@@ -142,9 +150,9 @@ class LogGap(Flow):
         return -self.mu * jnp.expm1(-y)
 
 
-def _later(t: ArrayLike, dtype: Any) -> Float[Array, ""]:
-    time = jnp.asarray(t, dtype)
-    return or_nan(time, time >= 0, "t must be zero or later, and not NaN.")
+def _later(ts: ArrayLike, dtype: Any) -> Float[Array, "..."]:
+    times = jnp.asarray(ts, dtype)
+    return or_nan(times, times >= 0, "ts must be zero or later, and not NaN.")
 
 
 def _check_near(mu: Float[Array, " n"], v0: Float[Array, " n"]) -> None:

@@ -11,11 +11,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Key, Real
 
 from ..._checked import checked
 from ..._checks import as_float, check_shape, concrete, integer, or_nan, real
-from ..flow import Flow
+from ..flow import ClosedForm, Example, Flow, Number, Times, at_each
 from .decoder import Decoder
 from .flow import ScanSnap
 from .frozen import backprop_coefficients, check_independent
@@ -43,6 +43,12 @@ class SlowAttention(Flow):
     def decoder(self) -> Decoder:
         """The decoder that γ(t) comes from: that of tier A."""
         return Decoder(self.scan.outputs, self.scan.probability.shape[0], self.scan.eta_y)
+
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, eta_y: Number = 1.0, eta_z: Number = 0.1, time: Number = 30.0) -> Example:
+        """That of `ScanSnap`."""
+        scan, start, ts = ScanSnap.example(key, eta_y=eta_y, eta_z=eta_z, time=time)
+        return cls(scan), start.z, ts
 
     @checked
     def __call__(
@@ -99,6 +105,13 @@ class SymmetricAttention(Flow):
         if self.outputs is not None and self.outputs <= self.classes:
             raise ValueError(f"outputs must exceed classes = {self.classes}, or be None, got {self.outputs}.")
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, eta_y: Number = 1.0, eta_z: Number = 0.1, time: Number = 30.0) -> Example:
+        """Tier B, four classes, one common token and three distinct ones a class, from zero."""
+        distinct = jax.random.uniform(key, (3,), minval=0.5, maxval=1.0)
+        flow = cls(jnp.array([0.6]), distinct, 4, eta_y=eta_y, eta_z=eta_z)
+        return flow, jnp.zeros(4), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, " tokens"], args: Any = None) -> Float[Array, " tokens"]:
         number, k = self.common.shape[0], self.classes
@@ -137,7 +150,7 @@ class SymmetricAttention(Flow):
                 f"law needs outputs=None and one common token, got {self.outputs}, {self.common.shape[0]}."
             )
         k, rho = self.classes, self.rho(jnp.zeros(self.common.shape[0] + self.distinct.shape[0], self.common.dtype))
-        h = Decoder(k, k, (1 - rho) * self.eta_y).exact(t)
+        h = Decoder(k, k, (1 - rho) * self.eta_y).exact(0.0, t)
         return jnp.log1p(self.eta_z / self.eta_y * k**2 * (k - 1) * h**2 * rho / (1 - rho)) / 2
 
 
@@ -149,7 +162,7 @@ def _unit(weights: Float[Array, " n"], z: Float[Array, " n"]) -> Float[Array, " 
 
 
 @checked
-class PhaseTransition(Flow):
+class PhaseTransition(ClosedForm):
     """Theorem 4's premise, `ż = −(η_Z/C₀) γ(t) e^{4z}`, for the one common token.
 
     `C₀ = 1/(Kρ²)` with ρ = f_n·f_n' at the start: the paper's `ρ₀⁴/K`, whose ρ₀ is the norm `‖c_n‖/c_n,common`.
@@ -173,14 +186,23 @@ class PhaseTransition(Flow):
         real("eta_z", self.eta_z, least=0)
         real("c0", self.c0, above=0)
 
+    @classmethod
+    def example(
+        cls, key: Key[Array, ""], *, eta_y: Number = 1.0, eta_z: Number = 0.5, c0: Number = 3.0, time: Number = 30.0
+    ) -> Example:
+        """Thirty outputs, two classes, from zero. Nothing is drawn."""
+        return cls(Decoder(30, 2, eta_y), eta_z, c0), jnp.zeros(()), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: Float[Array, ""], args: Any = None) -> Float[Array, ""]:
         return -self.eta_z / self.c0 * self.decoder.gamma(t) * jnp.exp(4 * y)
 
     @checked
-    def exact(self, t: Real[ArrayLike, ""], y0: Real[ArrayLike, ""] = 0.0) -> Float[Array, ""]:
-        """`z` at the time `t`, from any start: `e^{−4z}` grows by `4Γ/C₀`."""
-        y0 = jnp.asarray(y0, self.c0.dtype)
+    def exact(self, y0: Real[ArrayLike, ""], ts: Times) -> Float[Array, "*times"]:
+        """`z` at the times `ts`, from any start: `e^{−4z}` grows by `4Γ/C₀`."""
+        return at_each(ts, lambda t: self._moved(jnp.asarray(y0, self.c0.dtype), t))
+
+    def _moved(self, y0: Float[Array, ""], t: Array) -> Float[Array, ""]:
         grown = 4 * self.eta_z / self.c0 * self.decoder.gamma_integral(t)
         log = jnp.log(jnp.where(grown > 0, grown, 1.0))
         late = (grown > 0) & (4 * y0 + log > 0)  # the start counts for less than what is added

@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Key, Real
 
 from ..._checked import checked
 from ..._checks import as_float, check_range, check_shape, concrete, integer, require
-from ..flow import Flow
+from ..flow import ClosedForm, Example, Number, Times, at_each
 
 
 @checked
@@ -99,7 +99,7 @@ def _above(k: Float[Array, "*batch"], a: Float[Array, "*batch"]) -> Float[Array,
 
 
 @checked
-class Decoder(Flow):
+class Decoder(ClosedForm):
     """`ḣ = (η/K) / (M − 1 + e^{Mh})`: the logits of one class, `w_n = (M−1) h ζ_n`, its attention standing still.
 
     **Fields:** `outputs` M, the width of the softmax; `classes` K, drawn equally often, so that a class has been
@@ -136,15 +136,31 @@ class Decoder(Flow):
         enough = xp.all((number >= 2) & (number < np.inf))
         self.outputs = require(self.outputs, enough, f"outputs must be at least 2 and finite, got {outputs}.")
 
+    @classmethod
+    def example(
+        cls,
+        key: Key[Array, ""],
+        *,
+        outputs: Number = 20.0,
+        classes: Number = 4.0,
+        eta: Number = 1.0,
+        time: Number = 30.0,
+    ) -> Example:
+        """One class from zero, through the end of its linear growth. Nothing is drawn."""
+        return cls(outputs, classes, eta), jnp.zeros(()), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, "..."], y: Float[Array, "..."], args: Any = None) -> Float[Array, "..."]:
         self._check_broadcast(y=y)
         return self.eta / self.classes / (self.outputs - 1 + jnp.exp(self.outputs * y))
 
     @checked
-    def exact(self, t: Real[ArrayLike, "..."], y0: Real[ArrayLike, "..."] = 0.0) -> Float[Array, "..."]:
-        """`h` at the time `t`."""
-        self._check_broadcast(t=t, y0=y0)
+    def exact(self, y0: Real[ArrayLike, "..."], ts: Times) -> Float[Array, "..."]:
+        """`h` at the times `ts`, which come first in its shape."""
+        self._check_broadcast(y0=y0)
+        return at_each(ts, lambda t: self._moved(y0, t))
+
+    def _moved(self, y0: Real[ArrayLike, "..."], t: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         m = self.outputs
         pushed = m * self.eta * jnp.asarray(t, m.dtype) / self.classes
         return gap_after(pushed, m - 1, m * jnp.asarray(y0, m.dtype)) / m
@@ -171,13 +187,15 @@ class Decoder(Flow):
     @checked
     def gamma(self, t: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """`γ = (M−1)² h / (M − 1 + e^{Mh})`: the gradient that reaches attention, over ζ_n's part of it."""
-        h, m = self.exact(t), self.outputs
+        self._check_broadcast(t=t)
+        h, m = self._moved(0.0, t), self.outputs
         return (m - 1) * h * ((m - 1) / (m - 1 + jnp.exp(m * h)))
 
     @checked
     def gamma_integral(self, t: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
         """`∫₀ᵗ γ = (K/η) (M−1)² h²/2`, exactly."""
-        return self.classes / self.eta * ((self.outputs - 1) * self.exact(t)) ** 2 / 2
+        self._check_broadcast(t=t)
+        return self.classes / self.eta * ((self.outputs - 1) * self._moved(0.0, t)) ** 2 / 2
 
     def peak(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
         """When γ is largest, and how large: at `x = Mh = 1 + W((M−1)/e)`, which is `x = 1 + u`, `u e^u = (M−1)/e`."""

@@ -6,11 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Real
+from jaxtyping import Array, ArrayLike, Float, Int, Key, Real
 
 from ..._checked import checked
 from ..._checks import as_float, check_precision, check_shape, concrete, integer, real, require
-from ..flow import Flow
+from ..flow import Example, Flow, Number
 from .frozen import check_independent
 
 
@@ -100,6 +100,12 @@ class ScanSnap(Flow):
         self.eta_z = jnp.asarray(real("eta_z", eta_z, least=0), p.dtype)
         if preconditioned:
             check_independent("probability", p)
+
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, eta_y: Number = 1.0, eta_z: Number = 0.1, time: Number = 30.0) -> Example:
+        """Tier B, four classes over eight tokens, from zero."""
+        flow = cls(jax.random.dirichlet(key, jnp.ones(8), (4,)), eta_y=eta_y, eta_z=eta_z)
+        return flow, flow.zero(), jnp.linspace(0.0, time, 9)
 
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: YZ, args: Any = None) -> YZ:

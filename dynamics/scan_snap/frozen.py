@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Key, Real
 
 from ..._checked import checked
 from ..._checks import as_float, check_precision, concrete, integer, real
-from ..flow import Flow
+from ..flow import Example, Flow, Number
 from .decoder import Decoder
 
 
@@ -57,14 +57,16 @@ class SymmetricLogits(NamedTuple):
 
 @checked
 class SymmetricDecoder(Flow):
-    """Tiers B and C on symmetric data, `f_n·f_n' = ρ` for all pairs: `Y = Σ_n f_n a_nᵀ`, where `a_n` has the entry u
-    at n, v at the other next tokens and `s = −(u + (K−1)v)/(M−K)` at the rest:
+    """Tiers B and C on symmetric data, `f_n·f_n' = ρ` for all pairs: two scalars stand for the whole decoder.
+
+    In `Y = Σ_n f_n a_nᵀ`, `a_n` has the entry u at n, v at the other next tokens and `s = −(u + (K−1)v)/(M−K)` at the
+    rest:
 
         u̇ = (η_Y/K)(1 − p_own),   v̇ = −(η_Y/K) p_other
 
         w_own = u + ρ(K−1)v,   w_other = v + ρ(u + (K−2)v),   w_rest = s(1 + ρ(K−1))
 
-    with p their softmax, counted 1, K−1 and M−K times. Two scalars for the whole decoder.
+    with p their softmax, counted 1, K−1 and M−K times.
 
     **Fields:** `rho`, `classes` K, `outputs` M ≥ K, `eta` η_Y. **State:** a `SymmetricLogits`.
 
@@ -85,6 +87,11 @@ class SymmetricDecoder(Flow):
         real("rho", self.rho, above=-1 / (self.classes - 1), below=1)
         real("eta", self.eta, above=0)
 
+    @classmethod
+    def example(cls, key: Key[Array, ""], *, rho: Number = 0.3, eta: Number = 1.0, time: Number = 30.0) -> Example:
+        """Tier C, four classes among ten outputs, from zero. Nothing is drawn."""
+        return cls(rho, 4, 10, eta), SymmetricLogits(jnp.zeros(()), jnp.zeros(())), jnp.linspace(0.0, time, 9)
+
     @checked
     def __call__(self, t: Real[ArrayLike, ""], y: SymmetricLogits, args: Any = None) -> SymmetricLogits:
         _, other, rest = self._probabilities(y)
@@ -99,7 +106,7 @@ class SymmetricDecoder(Flow):
         if self.outputs != self.classes:
             raise ValueError(f"from_zero needs outputs = classes = {self.classes} (tier B), got {self.outputs}.")
         k = self.classes
-        h = Decoder(k, k, (1 - self.rho) * self.eta).exact(t)
+        h = Decoder(k, k, (1 - self.rho) * self.eta).exact(0.0, t)
         own = (k - 1) * h / (1 - self.rho)
         return SymmetricLogits(own, -own / (k - 1))
 

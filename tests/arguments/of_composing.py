@@ -30,7 +30,7 @@ CALLS = {
         bad={"order": [0], "nodes": [0], "variance": [-1.0]},
     ),
     "dynamics.composing.InfiniteWidth.__call__": Call(WIDE, {**ARGS, "y": R}, accepts=TIMES),
-    "dynamics.composing.InfiniteWidth.exact": Call(WIDE.exact, {"t": 0.5, "y0": R}, bad={"t": [jnp.ones(2)]}),
+    "dynamics.composing.InfiniteWidth.exact": Call(WIDE.exact, {"y0": R, "ts": 0.5}, bad={"ts": [jnp.ones((2, 2))]}),
     "dynamics.composing.TruncatedFlow": Call(cg.TruncatedFlow, {"order": 3}, bad={"order": [1]}),
     "dynamics.composing.TruncatedFlow.__call__": Call(FLOW, {**ARGS, "y": STATE}, accepts=TIMES),
     "dynamics.composing.TruncatedFlow.pack": Call(FLOW.pack, {"z": RAW}),

@@ -83,7 +83,7 @@ CALLS = {
         bad={"labels": [LABELS[:3]], "decay": [-1.0, np.inf, jnp.ones(2)], "features": [FEATURES[:0]]},
     ),
     "dynamics.grokking.OutputLayer.__call__": Call(LAYER, {"t": 0.0, "y": V}, accepts=TIMES),
-    "dynamics.grokking.OutputLayer.exact": Call(LAYER.exact, {"t": 0.5, "y0": V}, bad={"t": [jnp.ones(2)]}),
+    "dynamics.grokking.OutputLayer.exact": Call(LAYER.exact, {"y0": V, "ts": 0.5}, bad={"ts": [jnp.ones((2, 2))]}),
     "dynamics.grokking.OutputLayer.backpropagated": Call(LAYER.backpropagated, {"y": V}),
     "dynamics.grokking.centred": Call(gk.centred, {"x": FEATURES}),
     "dynamics.grokking.wide_kernel": Call(
@@ -137,7 +137,7 @@ CALLS = {
     "dynamics.grokking.SingleTarget.node": Call(TARGET.node, {"s": W[0]}),
     "dynamics.grokking.ModeRace": Call(gk.ModeRace, {"mu": P}, bad={"mu": [jnp.ones((2, 2)), [np.inf]]}),
     "dynamics.grokking.ModeRace.__call__": Call(RACE, {"t": 0.0, "y": E}, accepts=TIMES),
-    "dynamics.grokking.ModeRace.exact": Call(RACE.exact, {"t": 0.1, "y0": E}, bad={"t": [jnp.ones(2)]}),
+    "dynamics.grokking.ModeRace.exact": Call(RACE.exact, {"y0": E, "ts": 0.1}, bad={"ts": [jnp.ones((2, 2))]}),
     "dynamics.grokking.ModeRace.blow_up_time": Call(RACE.blow_up_time, {"y0": E}),
     "dynamics.grokking.ModeRace.winner": Call(RACE.winner, {"y0": E}),
     "dynamics.grokking.coupon_bound": Call(gk.coupon_bound, {"p": P}, bad={"p": [2 * P, P - 0.3, []]}),

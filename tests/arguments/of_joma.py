@@ -68,7 +68,7 @@ CALLS = {
         joma.LinearActivation, {"delta": DELTA, "normaliser": 2.0}, bad={"normaliser": [0.0, -1.0, V], "delta": [1.0]}
     ),
     "dynamics.joma.LinearActivation.__call__": Call(LINEAR, {"t": 0.0, "y": V}, accepts=FIELD),
-    "dynamics.joma.LinearActivation.exact": Call(LINEAR.exact, {"t": 0.1, "y0": V}, bad={"t": [V]}),
+    "dynamics.joma.LinearActivation.exact": Call(LINEAR.exact, {"y0": V, "ts": 0.1}, bad={"ts": [V[None]]}),
     "dynamics.joma.LinearActivation.blow_up_time": Call(LINEAR.blow_up_time, {"y0": V}),
     "dynamics.joma.LinearActivation.winner": Call(LINEAR.winner, {"y0": V}),
     "dynamics.joma.RegularisedClock": Call(joma.RegularisedClock, {"flow": LINEAR}, bad={"flow": [NODES, DELTA]}),
@@ -80,13 +80,13 @@ CALLS = {
         joma.ManyNodes, {"delta": ROWS, "normaliser": 2.0}, bad={"normaliser": [0.0, -1.0], "delta": [V]}
     ),
     "dynamics.joma.ManyNodes.__call__": Call(NODES, {"t": 0.0, "y": STATE_ROWS}, accepts=FIELD),
-    "dynamics.joma.ManyNodes.exact": Call(NODES.exact, {"t": 0.1, "y0": STATE_ROWS}, bad={"t": [V]}),
+    "dynamics.joma.ManyNodes.exact": Call(NODES.exact, {"y0": STATE_ROWS, "ts": 0.1}, bad={"ts": [V[None]]}),
     "dynamics.joma.ManyNodes.blow_up_time": Call(NODES.blow_up_time, {"y0": STATE_ROWS}),
     "dynamics.joma.LinearAttention": Call(joma.LinearAttention, {"delta": ROWS}, bad={"delta": [V]}),
     "dynamics.joma.LinearAttention.__call__": Call(
         ATTENTION, {"t": 0.0, "y": PAIR}, accepts=FIELD, bad={"y": [tuple(PAIR)]}
     ),
-    "dynamics.joma.LinearAttention.exact": Call(ATTENTION.exact, {"t": 0.1, "y0": PAIR}, bad={"y0": [tuple(PAIR)]}),
+    "dynamics.joma.LinearAttention.exact": Call(ATTENTION.exact, {"y0": PAIR, "ts": 0.1}, bad={"y0": [tuple(PAIR)]}),
     "dynamics.joma.LinearAttention.invariants": Call(ATTENTION.invariants, {"y": PAIR}),
     "dynamics.joma.Mixture": Call(
         joma.Mixture,
@@ -101,14 +101,14 @@ CALLS = {
     ),
     "dynamics.joma.NonlinearActivation.__call__": Call(NONLINEAR, {"t": 0.0, "y": V}, accepts=FIELD),
     "dynamics.joma.NonlinearActivation.exact": Call(
-        NONLINEAR.exact, {"t": 0.1, "y0": V}, bad={"t": [-1.0, V], "y0": [50 * V]}
+        NONLINEAR.exact, {"y0": V, "ts": 0.1}, bad={"ts": [-1.0, V[None]], "y0": [50 * V]}
     ),
     "dynamics.joma.NonlinearActivation.time_to": Call(
         NONLINEAR.time_to, {"v": 2 * V, "y0": V}, bad={"v": [-V, 3 * MU], "y0": [50 * V]}
     ),
     "dynamics.joma.LogGap": Call(joma.LogGap, {"mu": MU, "attention": False}, bad={"attention": [1, None]}),
     "dynamics.joma.LogGap.__call__": Call(LOG, {"t": 0.0, "y": V}, accepts=FIELD),
-    "dynamics.joma.LogGap.exact": Call(LOG.exact, {"t": 0.1, "y0": V}, bad={"t": [-1.0]}),
+    "dynamics.joma.LogGap.exact": Call(LOG.exact, {"y0": V, "ts": 0.1}, bad={"ts": [-1.0]}),
     "dynamics.joma.LogGap.time_to": Call(LOG.time_to, {"y": 2 * V, "y0": V}, bad={"y": [-V]}),
     "dynamics.joma.LogGap.to_log": Call(LOG.to_log, {"v": V}, bad={"v": [MU]}),
     "dynamics.joma.LogGap.to_v": Call(LOG.to_v, {"y": V}),

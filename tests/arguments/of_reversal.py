@@ -50,7 +50,7 @@ CALLS = {
         bad={"outputs": [2.0, 1.0], "sentences": [0.0, -1.0], "eta": [0.0, -1.0], "targets": [0, 10]},
     ),
     "dynamics.reversal.OneLayer.__call__": Call(ROW, {"t": 0.0, "y": jnp.array(0.5)}, accepts=FIELD),
-    "dynamics.reversal.OneLayer.exact": Call(ROW.exact, {"t": 2.0, "y0": 0.3}),
+    "dynamics.reversal.OneLayer.exact": Call(ROW.exact, {"y0": 0.3, "ts": 2.0}),
     "dynamics.reversal.OneLayer.visits": Call(ROW.visits, {"number": 3}),
     "dynamics.reversal.OneLayer.seen": Call(ROW.seen, {"gap": 0.3}),
     "dynamics.reversal.OneLayer.unseen": Call(ROW.unseen, {"gap": 0.3}),
@@ -60,7 +60,7 @@ CALLS = {
         bad={"a": [A[:0], A[0]], "b": [-EYE2, EYE3, EYE2.at[0, 0, 1].set(1.0)], "c": [-EYE3, EYE2]},
     ),
     "dynamics.galore.ReversibleGradient.__call__": Call(GRADIENT, {"t": 0.0, "y": W}, accepts=FIELD),
-    "dynamics.galore.ReversibleGradient.exact": Call(GRADIENT.exact, {"t": 0.5, "y0": W}, bad={"t": [1e30, jnp.inf]}),
+    "dynamics.galore.ReversibleGradient.exact": Call(GRADIENT.exact, {"y0": W, "ts": 0.5}, bad={"ts": [1e30, jnp.inf]}),
     "dynamics.galore.ReversibleGradient.split": Call(
         GRADIENT.split, {"gradient": W, "tolerance": 1e-6}, bad={"tolerance": [-1.0]}
     ),

@@ -32,7 +32,7 @@ CALLS = {
         bad={"outputs": [1.0, -3.0], "classes": [0.0, -2.0], "eta": [0.0, -1.0]},
     ),
     "dynamics.scan_snap.Decoder.__call__": Call(DECODER, {"t": 0.0, "y": jnp.array(0.1)}, accepts=FIELD),
-    "dynamics.scan_snap.Decoder.exact": Call(DECODER.exact, {"t": 2.0, "y0": 0.1}),
+    "dynamics.scan_snap.Decoder.exact": Call(DECODER.exact, {"y0": 0.1, "ts": 2.0}),
     "dynamics.scan_snap.Decoder.visits": Call(DECODER.visits, {"number": 3}),
     "dynamics.scan_snap.Decoder.gamma": Call(DECODER.gamma, {"t": 2.0}),
     "dynamics.scan_snap.Decoder.gamma_integral": Call(DECODER.gamma_integral, {"t": 2.0}),
@@ -104,7 +104,7 @@ CALLS = {
         bad={"decoder": [10, SCAN], "eta_z": [-1.0], "c0": [0.0, -1.0]},
     ),
     "dynamics.scan_snap.PhaseTransition.__call__": Call(PHASE, {"t": 2.0, "y": jnp.array(-0.1)}),
-    "dynamics.scan_snap.PhaseTransition.exact": Call(PHASE.exact, {"t": 2.0, "y0": -0.1}),
+    "dynamics.scan_snap.PhaseTransition.exact": Call(PHASE.exact, {"y0": -0.1, "ts": 2.0}),
     "dynamics.scan_snap.PhaseTransition.early": Call(PHASE.early, {"t": 2.0}),
     "dynamics.scan_snap.PhaseTransition.late": Call(PHASE.late, {"t": 2.0}, bad={"t": [0.0, 0.1]}),
     "dynamics.scan_snap.SymmetricDecoder": Call(

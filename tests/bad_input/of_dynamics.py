@@ -144,13 +144,13 @@ C(
     "LinearActivation delta NaN",
     lambda: solve(joma.LinearActivation(jnp.array([nan, 1.0])), jnp.zeros(2), [0.0, 0.1]).ys,
 )
-C(G, "LinearActivation delta NaN, exact", lambda: joma.LinearActivation(jnp.array([nan, 1.0])).exact(0.1, jnp.zeros(2)))
+C(G, "LinearActivation delta NaN, exact", lambda: joma.LinearActivation(jnp.array([nan, 1.0])).exact(jnp.zeros(2), 0.1))
 C(
     G,
     "LinearActivation normaliser 0",
     lambda: solve(joma.LinearActivation(jnp.ones(2), 0.0), jnp.zeros(2), [0.0, 0.1]).ys,
 )
-C(G, "LinearActivation normaliser -1", lambda: joma.LinearActivation(jnp.ones(2), -1.0).exact(0.1, jnp.zeros(2)))
+C(G, "LinearActivation normaliser -1", lambda: joma.LinearActivation(jnp.ones(2), -1.0).exact(jnp.zeros(2), 0.1))
 C(G, "LinearActivation normaliser vector", lambda: joma.LinearActivation(jnp.ones(2), jnp.ones(2)))
 C(G, "LinearActivation delta strings", lambda: joma.LinearActivation(["a", "b"]))
 C(
@@ -159,16 +159,16 @@ C(
     lambda: solve(joma.LinearActivation(jnp.array([1 + 1j])), jnp.zeros(1), [0.0, 0.1]).ys,
 )
 C(G, "LinearActivation delta list", lambda: joma.LinearActivation([1.0, 2.0]).delta, "ok")
-C(G, "LinearActivation.exact t negative", lambda: flow.exact(-0.5, z3))
-C(G, "LinearActivation.exact past blow-up", lambda: flow.exact(5.0, z3))
-C(G, "LinearActivation.exact past blow-up, jit", lambda: jax.jit(flow.exact)(5.0, z3))
-C(G, "LinearActivation.exact t vector", lambda: flow.exact(jnp.array([0.1, 0.2]), z3))
-C(G, "LinearActivation.exact v0 wrong", lambda: flow.exact(0.1, jnp.zeros(2)))
-C(G, "LinearActivation.exact int v0", lambda: flow.exact(0.1, jnp.zeros(3, int)))
-C(G, "LinearActivation.exact list v0", lambda: flow.exact(0.1, [0.0, 0.0, 0.0]))
+C(G, "LinearActivation.exact t negative", lambda: flow.exact(z3, -0.5))
+C(G, "LinearActivation.exact past blow-up", lambda: flow.exact(z3, 5.0))
+C(G, "LinearActivation.exact past blow-up, jit", lambda: jax.jit(flow.exact)(z3, 5.0))
+C(G, "LinearActivation.exact ts matrix", lambda: flow.exact(z3, jnp.ones((2, 2))))
+C(G, "LinearActivation.exact v0 wrong", lambda: flow.exact(jnp.zeros(2), 0.1))
+C(G, "LinearActivation.exact int v0", lambda: flow.exact(jnp.zeros(3, int), 0.1))
+C(G, "LinearActivation.exact list v0", lambda: flow.exact([0.0, 0.0, 0.0], 0.1))
 C(G, "ManyNodes delta 1-d", lambda: joma.ManyNodes(jnp.ones(3)))
-C(G, "ManyNodes V0 wrong", lambda: joma.ManyNodes(jnp.ones((3, 2))).exact(0.1, jnp.zeros((3, 3))))
-C(G, "ManyNodes normaliser 0", lambda: joma.ManyNodes(jnp.ones((3, 2)), 0.0).exact(0.1, jnp.zeros((3, 2))))
+C(G, "ManyNodes V0 wrong", lambda: joma.ManyNodes(jnp.ones((3, 2))).exact(jnp.zeros((3, 3)), 0.1))
+C(G, "ManyNodes normaliser 0", lambda: joma.ManyNodes(jnp.ones((3, 2)), 0.0).exact(jnp.zeros((3, 2)), 0.1))
 C(
     G,
     "LinearAttention z of other length",
@@ -192,27 +192,27 @@ C(
     lambda: joma.Mixture(jnp.ones((3, 2)), jnp.ones(3))(0.0, joma.MixtureState(jnp.zeros(2), jnp.zeros(()))),
 )
 C(G, "NonlinearActivation mu 2-d", lambda: joma.NonlinearActivation(jnp.ones((2, 2))))
-C(G, "NonlinearActivation.exact t<0", lambda: joma.NonlinearActivation(jnp.ones(2)).exact(-1.0, jnp.zeros(2)))
+C(G, "NonlinearActivation.exact t<0", lambda: joma.NonlinearActivation(jnp.ones(2)).exact(jnp.zeros(2), -1.0))
 C(
     G,
     "NonlinearActivation.exact t<0, jit",
-    lambda: jax.jit(joma.NonlinearActivation(jnp.ones(2)).exact)(-1.0, jnp.zeros(2)),
+    lambda: jax.jit(joma.NonlinearActivation(jnp.ones(2)).exact)(jnp.zeros(2), -1.0),
 )
-C(G, "NonlinearActivation.exact mu 40", lambda: joma.NonlinearActivation(jnp.array([40.0])).exact(1.0, jnp.zeros(1)))
-C(G, "NonlinearActivation.exact mu NaN", lambda: joma.NonlinearActivation(jnp.array([nan])).exact(1.0, jnp.zeros(1)))
+C(G, "NonlinearActivation.exact mu 40", lambda: joma.NonlinearActivation(jnp.array([40.0])).exact(jnp.zeros(1), 1.0))
+C(G, "NonlinearActivation.exact mu NaN", lambda: joma.NonlinearActivation(jnp.array([nan])).exact(jnp.zeros(1), 1.0))
 C(
     G,
     "NonlinearActivation.time_to beyond mu",
-    lambda: joma.NonlinearActivation(jnp.array([1.0])).time_to(jnp.array([2.0]), jnp.zeros(1)),
+    lambda: joma.NonlinearActivation(jnp.array([1.0])).time_to(jnp.zeros(1), jnp.array([2.0])),
 )
 C(
     G,
     "NonlinearActivation.time_to before start",
-    lambda: joma.NonlinearActivation(jnp.array([1.0])).time_to(jnp.array([-0.5]), jnp.zeros(1)),
+    lambda: joma.NonlinearActivation(jnp.array([1.0])).time_to(jnp.zeros(1), jnp.array([-0.5])),
 )
 C(G, "LogGap.to_log v=mu", lambda: joma.LogGap(jnp.array([1.0])).to_log(jnp.array([1.0])))
 C(G, "LogGap mu=0", lambda: joma.LogGap(jnp.array([0.0])).to_log(jnp.array([0.0])))
-C(G, "LogGap.time_to y<y0", lambda: joma.LogGap(jnp.array([1.0])).time_to(jnp.array([0.0]), jnp.array([1.0])))
+C(G, "LogGap.time_to y<y0", lambda: joma.LogGap(jnp.array([1.0])).time_to(jnp.array([1.0]), jnp.array([0.0])))
 C(
     G,
     "Joint query out of range",
@@ -327,12 +327,12 @@ C(
     ),
 )
 C(G, "Decoder outputs 1", lambda: scan_snap.Decoder(1))
-C(G, "Decoder outputs 1, jit", lambda: jax.jit(lambda m: scan_snap.Decoder(m).exact(1.0))(1.0))
-C(G, "Decoder classes 0", lambda: scan_snap.Decoder(10, 0).exact(1.0))
-C(G, "Decoder classes -2", lambda: scan_snap.Decoder(10, -2).exact(1.0))
-C(G, "Decoder eta negative", lambda: scan_snap.Decoder(10, 1, -1.0).exact(1.0))
-C(G, "Decoder.exact t<0", lambda: scan_snap.Decoder(10).exact(-1.0))
-C(G, "Decoder.exact t NaN", lambda: scan_snap.Decoder(10).exact(nan))
+C(G, "Decoder outputs 1, jit", lambda: jax.jit(lambda m: scan_snap.Decoder(m).exact(0.0, 1.0))(1.0))
+C(G, "Decoder classes 0", lambda: scan_snap.Decoder(10, 0).exact(0.0, 1.0))
+C(G, "Decoder classes -2", lambda: scan_snap.Decoder(10, -2).exact(0.0, 1.0))
+C(G, "Decoder eta negative", lambda: scan_snap.Decoder(10, 1, -1.0).exact(0.0, 1.0))
+C(G, "Decoder.exact t<0", lambda: scan_snap.Decoder(10).exact(0.0, -1.0))
+C(G, "Decoder.exact t NaN", lambda: scan_snap.Decoder(10).exact(0.0, nan))
 C(G, "Decoder outputs complex", lambda: scan_snap.Decoder(3 + 1j))
 C(G, "Decoder outputs string", lambda: scan_snap.Decoder("ten"))
 C(G, "Decoder.visits negative", lambda: scan_snap.Decoder(10).visits(-1))
@@ -366,8 +366,12 @@ C(
     lambda: scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 3)(1.0, jnp.zeros(5)),
 )
 C(G, "SymmetricAttention.law tier A", lambda: scan_snap.SymmetricAttention(jnp.ones(1), jnp.ones(2), 3, 7).law(1.0))
-C(G, "PhaseTransition c0 0", lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, 0.0).exact(1.0))
-C(G, "PhaseTransition c0 negative", lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, -1.0).exact(100.0))
+C(G, "PhaseTransition c0 0", lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, 0.0).exact(0.0, 1.0))
+C(
+    G,
+    "PhaseTransition c0 negative",
+    lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, -1.0).exact(0.0, 100.0),
+)
 C(G, "PhaseTransition.late at t small", lambda: scan_snap.PhaseTransition(scan_snap.Decoder(10), 0.1, 1.0).late(0.0))
 C(G, "backprop_coefficients outputs 1", lambda: scan_snap.backprop_coefficients(jnp.eye(2), 1))
 C(G, "backprop_coefficients singular", lambda: scan_snap.backprop_coefficients(jnp.ones((2, 2)) / math.sqrt(2), 5))
@@ -395,9 +399,9 @@ C(G, "Bilinear state wrong", lambda: reversal.Bilinear(jnp.eye(3), jnp.array([[0
 C(G, "Bilinear.of theta wrong", lambda: reversal.Bilinear.of(jnp.ones((3, 4)), jnp.array([[0, 1]]), jnp.ones((3, 3))))
 C(G, "OneLayer targets 0", lambda: reversal.OneLayer(10, 3, targets=0))
 C(G, "OneLayer outputs <= targets", lambda: reversal.OneLayer(2, 3, targets=2))
-C(G, "OneLayer outputs 1, jit", lambda: jax.jit(lambda m: reversal.OneLayer(m, 3).exact(1.0))(1.0))
-C(G, "OneLayer sentences 0", lambda: reversal.OneLayer(10, 0).exact(1.0))
-C(G, "OneLayer sentences -1", lambda: reversal.OneLayer(10, -1).exact(1.0))
+C(G, "OneLayer outputs 1, jit", lambda: jax.jit(lambda m: reversal.OneLayer(m, 3).exact(0.0, 1.0))(1.0))
+C(G, "OneLayer sentences 0", lambda: reversal.OneLayer(10, 0).exact(0.0, 1.0))
+C(G, "OneLayer sentences -1", lambda: reversal.OneLayer(10, -1).exact(0.0, 1.0))
 C(G, "OneLayer.visits two targets", lambda: reversal.OneLayer(10, 3, targets=2).visits(4))
 C(
     G,
@@ -429,8 +433,8 @@ C(
 C(G, "ReversibleGradient b indefinite", lambda: galore.ReversibleGradient(A, -B, CC))
 C(G, "ReversibleGradient b NaN", lambda: galore.ReversibleGradient(A, B.at[0, 0, 0].set(nan), CC))
 C(G, "ReversibleGradient no samples", lambda: galore.ReversibleGradient(A[:0], B[:0], CC[:0])(0.0, jnp.zeros((3, 4))))
-C(G, "ReversibleGradient.exact huge t", lambda: galore.ReversibleGradient(A, B, CC).exact(1e30, jnp.zeros((3, 4))))
-C(G, "ReversibleGradient.exact t<0", lambda: galore.ReversibleGradient(A, B, CC).exact(-1.0, jnp.zeros((3, 4))))
+C(G, "ReversibleGradient.exact huge t", lambda: galore.ReversibleGradient(A, B, CC).exact(jnp.zeros((3, 4)), 1e30))
+C(G, "ReversibleGradient.exact t<0", lambda: galore.ReversibleGradient(A, B, CC).exact(jnp.zeros((3, 4)), -1.0))
 C(
     G,
     "within p not orthonormal",
@@ -580,8 +584,8 @@ C(
 )
 C(G, "TruncatedFlow order 1", lambda: composing.TruncatedFlow(1)(0.0, jnp.zeros((2, 3, 0, 2))))
 C(G, "TruncatedFlow state wrong", lambda: composing.TruncatedFlow(5)(0.0, jnp.zeros((2, 3, 5, 2))))
-C(G, "InfiniteWidth rate negative", lambda: composing.InfiniteWidth(5, -1.0).exact(1.0, jnp.zeros((4, 4, 4))))
-C(G, "InfiniteWidth.exact wrong shape", lambda: composing.InfiniteWidth(5, 1.0).exact(1.0, jnp.zeros((1, 4))))
+C(G, "InfiniteWidth rate negative", lambda: composing.InfiniteWidth(5, -1.0).exact(jnp.zeros((4, 4, 4)), 1.0))
+C(G, "InfiniteWidth.exact wrong shape", lambda: composing.InfiniteWidth(5, 1.0).exact(jnp.zeros((1, 4)), 1.0))
 C(G, "InfiniteWidth.of order 0", lambda: composing.InfiniteWidth.of(0, 10, 1.0).rate)
 C(G, "target(-1)", lambda: composing.target(-1))
 # ---- grokking
@@ -626,7 +630,7 @@ C(G, "OutputLayer no pairs", lambda: grokking.OutputLayer(jnp.ones((0, 2)), jnp.
 C(
     G,
     "OutputLayer.exact t<0",
-    lambda: grokking.OutputLayer(jnp.ones((6, 2)), jnp.ones((6, 3)), 0.1).exact(-1e3, jnp.ones((2, 3))),
+    lambda: grokking.OutputLayer(jnp.ones((6, 2)), jnp.ones((6, 3)), 0.1).exact(jnp.ones((2, 3)), -1e3),
 )
 C(
     G,
@@ -645,8 +649,8 @@ C(
 )
 C(G, "SingleTarget activation gelu", lambda: grokking.SingleTarget(Z5, 1, jnp.ones(5) / 5, "gelu"))
 C(G, "ModeRace mu 2-d", lambda: grokking.ModeRace(jnp.ones((2, 2))))
-C(G, "ModeRace past blow-up", lambda: grokking.ModeRace(jnp.ones(2)).exact(5.0, jnp.ones(2)))
-C(G, "ModeRace past blow-up, jit", lambda: jax.jit(grokking.ModeRace(jnp.ones(2)).exact)(5.0, jnp.ones(2)))
+C(G, "ModeRace past blow-up", lambda: grokking.ModeRace(jnp.ones(2)).exact(jnp.ones(2), 5.0))
+C(G, "ModeRace past blow-up, jit", lambda: jax.jit(grokking.ModeRace(jnp.ones(2)).exact)(jnp.ones(2), 5.0))
 C(G, "coupon_time p sums to 2", lambda: grokking.coupon_time([1.0, 1.0]))
 C(G, "coupon_time p zero", lambda: grokking.coupon_time([1.0, 0.0]))
 C(G, "coupon_time p zero, jit", lambda: jax.jit(grokking.coupon_time)(jnp.array([1.0, 0.0])))

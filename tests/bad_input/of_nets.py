@@ -709,15 +709,15 @@ C(
 )
 # ---- theory given integers, and corrected cases
 G = "dynamics, integer or narrow states"
-C(G, "ModeRace.exact int alpha0", lambda: dg.ModeRace(jnp.ones(2)).exact(0.5, jnp.ones(2, int)))
-C(G, "ManyNodes.exact int V0", lambda: dj.ManyNodes(jnp.ones((2, 2))).exact(0.5, jnp.zeros((2, 2), int)))
-C(G, "NonlinearActivation.exact int v0", lambda: dj.NonlinearActivation(jnp.ones(2)).exact(0.5, jnp.zeros(2, int)))
-C(G, "LogGap.exact int y0", lambda: dj.LogGap(jnp.ones(2)).exact(0.5, jnp.zeros(2, int)))
+C(G, "ModeRace.exact int alpha0", lambda: dg.ModeRace(jnp.ones(2)).exact(jnp.ones(2, int), 0.5))
+C(G, "ManyNodes.exact int V0", lambda: dj.ManyNodes(jnp.ones((2, 2))).exact(jnp.zeros((2, 2), int), 0.5))
+C(G, "NonlinearActivation.exact int v0", lambda: dj.NonlinearActivation(jnp.ones(2)).exact(jnp.zeros(2, int), 0.5))
+C(G, "LogGap.exact int y0", lambda: dj.LogGap(jnp.ones(2)).exact(jnp.zeros(2, int), 0.5))
 C(
     G,
     "LinearAttention.exact int z0",
     lambda: dj.LinearAttention(jnp.ones((2, 1))).exact(
-        0.5, dj.LinearAttentionState(jnp.zeros((2, 1), int), jnp.ones(2, int))
+        dj.LinearAttentionState(jnp.zeros((2, 1), int), jnp.ones(2, int)), 0.5
     ),
 )
 C(
@@ -725,12 +725,12 @@ C(
     "ReversibleGradient.exact int W0",
     lambda: dgal.ReversibleGradient(
         jnp.ones((2, 3, 4)), jnp.tile(jnp.eye(3), (2, 1, 1)), jnp.tile(jnp.eye(4), (2, 1, 1))
-    ).exact(0.5, jnp.zeros((3, 4), int)),
+    ).exact(jnp.zeros((3, 4), int), 0.5),
 )
 C(
     G,
     "OutputLayer.exact int V0",
-    lambda: dg.OutputLayer(jax.random.normal(k, (6, 2)), jnp.eye(6), 0.5).exact(0.5, jnp.zeros((2, 6), int)),
+    lambda: dg.OutputLayer(jax.random.normal(k, (6, 2)), jnp.eye(6), 0.5).exact(jnp.zeros((2, 6), int), 0.5),
 )
 C(
     G,
@@ -743,7 +743,7 @@ C(
     lambda: dg.OutputLayer(1.0 * (jnp.arange(12).reshape(6, 2) ** 2 % 7), jnp.eye(6), 0.5).limit(),
     "ok",
 )
-C(G, "InfiniteWidth.exact int r0", lambda: dc.InfiniteWidth(5, 1.0).exact(0.5, jnp.zeros((4, 4, 4), int)))
+C(G, "InfiniteWidth.exact int r0", lambda: dc.InfiniteWidth(5, 1.0).exact(jnp.zeros((4, 4, 4), int), 0.5))
 C(G, "Energy int w", lambda: dg.Energy(groups.cyclic(5))(jnp.arange(10).reshape(2, 5)))
 C(G, "Energy float w", lambda: dg.Energy(groups.cyclic(5))(1.0 * jnp.arange(10).reshape(2, 5)), "ok")
 C(G, "fourier int f", lambda: drep.fourier(jnp.array([1, 2, 4]), drep.irreps(groups.cyclic(3))[1]))

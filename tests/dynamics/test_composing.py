@@ -140,8 +140,8 @@ def test_truncated_flow_is_the_motion_of_its_potentials():
 def test_infinite_width_closed_form():
     flow, r0 = cg.InfiniteWidth.of(5, 64, 0.5), _normal(4, 4, 4)
     np.testing.assert_allclose(flow.rate, 6 * 64 * 0.1**2 / 25)
-    np.testing.assert_allclose(flow.exact(3.0, r0), solve(flow, r0, [3.0]).ys[0], rtol=1e-9)
-    slope = jax.jvp(lambda t: flow.exact(t, r0), (0.0,), (1.0,))[1]
+    np.testing.assert_allclose(flow.exact(r0, 3.0), solve(flow, r0, [3.0]).ys[0], rtol=1e-9)
+    slope = jax.jvp(lambda t: flow.exact(r0, t), (0.0,), (1.0,))[1]
     np.testing.assert_allclose(slope, flow(0.0, r0), rtol=1e-12)
 
 

@@ -33,7 +33,7 @@ def _descend(flow, w, rate, steps):
 
 @jax.jit
 def _exact_and_slope(flow, t, w):
-    return jax.jvp(lambda t: flow.exact(t, w), (t,), (jnp.ones_like(t),))
+    return jax.jvp(lambda t: flow.exact(w, t), (t,), (jnp.ones_like(t),))
 
 
 def _rank(g):
@@ -71,7 +71,7 @@ def test_closed_form_obeys_its_equation(rank):
 
 def test_closed_form_has_gradients_where_eigenvalues_coincide():
     eye = jnp.eye(2)[None]
-    number = lambda b: jnp.sum(ReversibleGradient(jnp.ones((1, 2, 2)), b, eye).exact(1.0, jnp.zeros((2, 2))))
+    number = lambda b: jnp.sum(ReversibleGradient(jnp.ones((1, 2, 2)), b, eye).exact(jnp.zeros((2, 2)), 1.0))
     gradient = jax.jit(jax.grad(number))(eye)[0]
     # W(t) = B⁻¹ (1 − exp(−Bt)) A; on the diagonal the derivative of (1 − e^{−b})/b at b = 1, for each of two columns
     np.testing.assert_allclose(np.diag(gradient), 2 * (2 / np.e - 1) * np.ones(2), rtol=1e-12)
@@ -112,7 +112,7 @@ def test_split_has_first_derivatives_where_eigenvalues_coincide():
 
 def test_integers_are_the_numbers_they_mean():
     eye = np.eye(2, dtype=int)[None]
-    moved = ReversibleGradient(np.ones((1, 2, 2), int), eye, eye).exact(1, np.zeros((2, 2), int))
+    moved = ReversibleGradient(np.ones((1, 2, 2), int), eye, eye).exact(np.zeros((2, 2), int), 1)
     np.testing.assert_allclose(moved, 1 - 1 / np.e, rtol=1e-14)
 
 
@@ -170,7 +170,7 @@ def test_works_under_vmap_and_jit_over_everything_and_keeps_float32():
     @jax.vmap
     def run(flow, w):
         split = flow.split(flow(0.0, w))
-        return flow.exact(0.1, w), split.parallel, stable_rank_bound(split, 1e-3, jnp.arange(2.0, dtype=w.dtype))
+        return flow.exact(w, 0.1), split.parallel, stable_rank_bound(split, 1e-3, jnp.arange(2.0, dtype=w.dtype))
 
     for i, flow in enumerate(flows):
         split = flow.split(flow(0.0, w[i]))
@@ -209,8 +209,8 @@ SPLIT = Split(jnp.eye(2), jnp.eye(2), jnp.array(1.0), jnp.array(2.0), jnp.array(
         (lambda: ReversibleGradient(ONE, -ONE, ONE), "b must be positive semidefinite, got an eigenvalue of -1"),
         (lambda: ReversibleGradient(ONE, ONE, ONE * np.nan), "c must be finite, got nan"),
         (lambda: ReversibleGradient(ONE[:0], ONE[:0], ONE[:0]), "a must have at least one sample"),
-        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(1e30, jnp.zeros((1, 1))), "t must be at most 4.295e"),
-        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(np.inf, jnp.zeros((1, 1))), "t must be finite, got inf"),
+        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(jnp.zeros((1, 1)), 1e30), "t must be at most 4.295e"),
+        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(jnp.zeros((1, 1)), np.inf), "t must be finite, got inf"),
         (lambda: ReversibleGradient(ONE, ONE, ONE).split(jnp.zeros((1, 1)), -1.0), "tolerance must be at least 0"),
         (
             lambda: ReversibleGradient(ONE, ONE, ONE).within(2 * ONE[0], ONE[0], jnp.zeros((1, 1))),

@@ -165,7 +165,7 @@ def test_limit_gradient_is_that_at_the_ridge_solution():
 
 def test_closed_form_without_decay_and_with_directions_that_no_feature_sees():
     flow, start = _layer(decay=0.0, nodes=30), _normal(30, 5)  # 24 dimensions for 30 nodes
-    exact = jax.jit(lambda t, v: flow.exact(t, v))
+    exact = jax.jit(lambda t, v: flow.exact(v, t))
     slope = (exact(1e-6, start) - exact(0.0, start)) / 1e-6
     np.testing.assert_allclose(slope, flow(0.0, start), rtol=1e-2, atol=1e-2 * float(jnp.abs(slope).max()))
     late = exact(1e6, start)
@@ -177,7 +177,7 @@ def test_closed_form_without_decay_and_with_directions_that_no_feature_sees():
 def test_no_feature_at_all_leaves_the_decay_at_any_time():
     flow = gk.OutputLayer(jnp.ones((6, 2)), jnp.ones((6, 3)), 0.1)  # nothing is left once centred
     for t in (-1e3, 0.0, 1e3, np.inf):
-        np.testing.assert_allclose(flow.exact(t, jnp.ones((2, 3))), np.exp(-0.1 * t) * np.ones((2, 3)), rtol=1e-12)
+        np.testing.assert_allclose(flow.exact(jnp.ones((2, 3)), t), np.exp(-0.1 * t) * np.ones((2, 3)), rtol=1e-12)
     slope = jax.jacfwd(flow.exact)(-10.0, jnp.ones((2, 3)))
     np.testing.assert_allclose(slope, -0.1 * np.e * np.ones((2, 3)), rtol=1e-12)
 
@@ -207,7 +207,7 @@ def test_gradient_of_the_closed_form_at_equal_eigenvalues():
     # Three nodes, features of rank one: by the derivative of eigh it is −.1789.
     features, labels = jnp.array([[1, 2, 0.5], [-1, -2, -0.5]]), jnp.array([[1.0], [-1.0]])
     start, weights = jnp.array([[0.3], [0.1], [-0.2]]), jnp.sin(jnp.arange(3.0))[:, None]
-    value = lambda f: jnp.sum(weights * gk.OutputLayer(f, labels, 0.1).exact(0.3, start))
+    value = lambda f: jnp.sum(weights * gk.OutputLayer(f, labels, 0.1).exact(start, 0.3))
     np.testing.assert_allclose(jax.grad(value)(features)[0, 0], -0.0948480, atol=5e-8)
 
 
@@ -234,7 +234,7 @@ def test_gradients_of_the_closed_form_and_of_its_limit(features, decay, t, h):
     labels, start = _normal(len(features), 2), _normal(features.shape[1], 2)
     weights = _normal(*start.shape)
     layer = lambda f, d: gk.OutputLayer(f, labels, d)
-    exact = jax.jit(lambda f, d, t, v: jnp.sum(weights * layer(f, d).exact(t, v)))
+    exact = jax.jit(lambda f, d, t, v: jnp.sum(weights * layer(f, d).exact(v, t)))
     args = jnp.asarray(features), jnp.asarray(decay), jnp.asarray(t), start
     slopes = jax.jit(jax.grad(exact, (0, 1, 2, 3)))(*args)
     found = [_differences(lambda x: exact(x, *args[1:]), features, h)]
@@ -242,7 +242,7 @@ def test_gradients_of_the_closed_form_and_of_its_limit(features, decay, t, h):
         found.append(_differences(lambda x: exact(features, x, *args[2:]), decay, 1e-6 * decay))
     for slope, expected in zip(slopes, found, strict=False):
         np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-7 * np.abs(expected).max())
-    velocity = 0.0 if np.isinf(t) else jnp.sum(weights * layer(*args[:2])(0.0, layer(*args[:2]).exact(t, start)))
+    velocity = 0.0 if np.isinf(t) else jnp.sum(weights * layer(*args[:2])(0.0, layer(*args[:2]).exact(start, t)))
     np.testing.assert_allclose(slopes[2], velocity, rtol=1e-8, atol=1e-9)
     seen = jnp.sum(slopes[3] * start) + exact(*args[:3], 0 * start)  # linear in V(0)
     np.testing.assert_allclose(seen, exact(*args), rtol=1e-9)
@@ -254,8 +254,8 @@ def test_gradients_of_the_closed_form_and_of_its_limit(features, decay, t, h):
 
 def test_values_of_the_closed_form_at_the_ends():
     flow, start = _layer(decay=0.0, nodes=30), _normal(30, 5)  # 24 dimensions for 30 nodes
-    end = flow.exact(np.inf, start)
-    np.testing.assert_allclose(flow.exact(1e12, start), end, rtol=1e-12, atol=1e-12)
+    end = flow.exact(start, np.inf)
+    np.testing.assert_allclose(flow.exact(start, 1e12), end, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(flow.features @ end, flow.labels, atol=1e-12)
     unseen = jnp.eye(30) - jnp.linalg.pinv(flow.features) @ flow.features
     np.testing.assert_allclose(unseen @ end, unseen @ start, atol=1e-12)
@@ -263,9 +263,9 @@ def test_values_of_the_closed_form_at_the_ends():
     few = _layer(decay=0.0)  # and here the labels do not lie in the span of the features
     np.testing.assert_allclose(few.limit_gradient(), few.backpropagated(few.limit()), atol=1e-12)
     assert float(jnp.abs(few.limit_gradient()).max()) > 1e-2
-    np.testing.assert_allclose(few.exact(np.inf, start[:4]), few.limit(), atol=1e-12)
+    np.testing.assert_allclose(few.exact(start[:4], np.inf), few.limit(), atol=1e-12)
     decaying = _layer(decay=0.3)
-    np.testing.assert_allclose(decaying.exact(np.inf, start[:4]), decaying.limit(), atol=1e-12)
+    np.testing.assert_allclose(decaying.exact(start[:4], np.inf), decaying.limit(), atol=1e-12)
 
 
 @pytest.mark.parametrize("decay", (1e-3, 1e-14, 0.0))
@@ -292,7 +292,7 @@ def test_integers_are_the_numbers_that_they_stand_for():
     real = gk.OutputLayer(jnp.asarray(1.0 * features), jnp.asarray(1.0 * labels), 0.5)
     assert float(whole.decay) == 0.5
     np.testing.assert_array_equal(whole.limit(), real.limit())
-    np.testing.assert_array_equal(whole.exact(0.5, jnp.asarray(start)), real.exact(0.5, jnp.asarray(1.0 * start)))
+    np.testing.assert_array_equal(whole.exact(jnp.asarray(start), 0.5), real.exact(jnp.asarray(1.0 * start), 0.5))
     w = np.arange(10).reshape(2, 5)
     np.testing.assert_array_equal(gk.Energy(Z5)(jnp.asarray(w)), gk.Energy(Z5)(jnp.asarray(1.0 * w)))
     whole_rows, rows = (
@@ -382,8 +382,8 @@ def test_output_layer_of_any_size_has_its_limit(size):
     limit = gk.OutputLayer(f, y, 0.0).limit()
     layer = gk.OutputLayer(f * size, y, 0.0)
     np.testing.assert_allclose(layer.limit() * size, limit, rtol=1e-11)
-    np.testing.assert_allclose(layer.exact(jnp.inf, 0 * limit) * size, limit, rtol=1e-11)
-    np.testing.assert_array_equal(layer.exact(0.0, 0 * limit), 0 * limit)
+    np.testing.assert_allclose(layer.exact(0 * limit, jnp.inf) * size, limit, rtol=1e-11)
+    np.testing.assert_array_equal(layer.exact(0 * limit, 0.0), 0 * limit)
     slope = lambda size: jax.jit(jax.grad(lambda y: jnp.sum(gk.OutputLayer(f * size, y, 0.0).limit())))(y)
     np.testing.assert_allclose(slope(size) * size, slope(1.0), rtol=1e-10, atol=1e-12)
 

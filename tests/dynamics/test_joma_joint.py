@@ -135,7 +135,7 @@ def test_reduced_flow_of_many_nodes_is_the_joint_flow_with_the_sum_inside():
     start = joma.JointState(zero, jnp.zeros((1, TOKENS)), jnp.zeros((1, NODES)))
     ys = solve(joma.Joint(x, g, normaliser=1.3), start, ts).ys
     for i, t in enumerate(ts):
-        np.testing.assert_allclose(ys.v[i], reduced.exact(t, zero), rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(ys.v[i], reduced.exact(zero, t), rtol=1e-8, atol=1e-10)
         z = joma.predicted_logits("exp", ys.v[i], v0=zero, z0=jnp.zeros(TOKENS))
         np.testing.assert_allclose(ys.z[i, 0], z, rtol=1e-8, atol=1e-10)
 

@@ -19,12 +19,12 @@ EPS = np.finfo(float).eps
 def test_growth_before_the_blow_up_has_the_values_of_the_specification():
     # v at 1 − t/t* = 1e-1 … 1e-12, printed to three decimals.
     flow, zero = joma.LinearActivation(jnp.array([1.0])), jnp.zeros(1)
-    v = [flow.exact(ROOT * (1 - rest), zero)[0] for rest in (1e-1, 1e-2, 1e-4, 1e-6, 1e-8)]
+    v = [flow.exact(zero, ROOT * (1 - rest))[0] for rest in (1e-1, 1e-2, 1e-4, 1e-6, 1e-8)]
     np.testing.assert_allclose(v, [1.645, 2.576, 3.891, 4.892, 5.731], atol=5e-4)
 
 
 def test_from_zero_erf_over_delta_is_common_to_all_tokens():
-    v = joma.LinearActivation(DELTA, 2.0).exact(0.9 * 2 * ROOT, jnp.zeros(6))
+    v = joma.LinearActivation(DELTA, 2.0).exact(jnp.zeros(6), 0.9 * 2 * ROOT)
     np.testing.assert_allclose(erf(v / np.sqrt(2)) / DELTA, 0.9, rtol=8 * EPS)
     printed = erf(v / 2) / DELTA  # the misprint, which is 0.17 off here
     assert (jnp.max(printed) - jnp.min(printed)) / jnp.mean(printed) > 0.1
@@ -38,18 +38,18 @@ def test_blow_up_time_of_one_token(delta, v0):
     t = flow.blow_up_time(y0)[0]
     assert float(t) == pytest.approx(float(expected), rel=8 * EPS)
     # √(2 ln 1/rest) bounds the state from above, and it is past 7 there; with the sign of Δ.
-    assert 7 < float(jnp.sign(delta) * flow.exact(t * (1 - 1e-12), y0)[0]) < 7.5
+    assert 7 < float(jnp.sign(delta) * flow.exact(y0, t * (1 - 1e-12))[0]) < 7.5
 
 
 def test_zero_delta_never_blows_up_and_stays():
     flow, y0 = joma.LinearActivation(jnp.array([0.0, 1.0])), jnp.array([0.3, 0.0])
     assert flow.blow_up_time(y0)[0] == jnp.inf
-    assert float(flow.exact(1.0, y0)[0]) == pytest.approx(0.3, rel=4 * EPS)
+    assert float(flow.exact(y0, 1.0)[0]) == pytest.approx(0.3, rel=4 * EPS)
     # The derivative does not become NaN through the division by Δ.
     assert float(jax.grad(lambda f: f.blow_up_time(y0)[1])(flow).delta[1]) == pytest.approx(-ROOT, rel=8 * EPS)
     # and dv/dΔ at Δ = 0 is t exp(v²/2), near zero as far out, on either side.
     far = jnp.array([0.3, 1.5, -1.5])
-    slope = jax.jit(jax.grad(lambda delta: joma.LinearActivation(delta).exact(0.1, far).sum()))(jnp.zeros(3))
+    slope = jax.jit(jax.grad(lambda delta: joma.LinearActivation(delta).exact(far, 0.1).sum()))(jnp.zeros(3))
     np.testing.assert_allclose(slope, 0.1 * jnp.exp(far**2 / 2), rtol=64 * EPS)
 
 
@@ -65,7 +65,7 @@ def test_exact_at_time_zero_is_the_initial_value_however_far_out():
     # "Any initial value": on the side that it leaves, v0 is as well conditioned as on the side that it goes to.
     y0 = jnp.array([-9.0, -8.0, -5.0, -0.1, 0.0, 0.1, 5.0, 8.0])
     for sign in (1.0, -1.0):
-        np.testing.assert_allclose(joma.LinearActivation(sign * jnp.ones(8)).exact(0.0, y0), y0, rtol=64 * EPS)
+        np.testing.assert_allclose(joma.LinearActivation(sign * jnp.ones(8)).exact(y0, 0.0), y0, rtol=64 * EPS)
 
 
 @pytest.mark.parametrize(
@@ -78,31 +78,31 @@ def test_a_token_that_stands_still_stays_however_far_out(dtype, sizes, many):
     y0 = jnp.stack([y0, 0 * y0], axis=1) if many else y0
     make = joma.ManyNodes if many else joma.LinearActivation
     flow = make(jnp.zeros_like(y0))
-    np.testing.assert_array_equal(flow.exact(0.1, y0), y0)
+    np.testing.assert_array_equal(flow.exact(y0, 0.1), y0)
     assert jnp.all(flow.blow_up_time(y0) == jnp.inf)
-    by_delta, by_start = jax.jit(jax.grad(lambda d, y: make(d).exact(0.1, y).sum(), (0, 1)))(flow.delta, y0)
+    by_delta, by_start = jax.jit(jax.grad(lambda d, y: make(d).exact(y, 0.1).sum(), (0, 1)))(flow.delta, y0)
     assert jnp.all(jnp.isfinite(by_delta))
     np.testing.assert_allclose(by_start, jnp.ones_like(y0), rtol=1e-6)
     if not many:  # nothing moves at t = 0; from far out a token comes in at once
-        inwards = lambda t: eqx.filter_jit(make(-jnp.sign(y0)).exact)(t, y0)
+        inwards = lambda t: eqx.filter_jit(make(-jnp.sign(y0)).exact)(y0, t)
         np.testing.assert_array_equal(inwards(0.0), y0)
         np.testing.assert_allclose(inwards(0.1), np.sign(y0) * -float(ndtri(0.1 / np.sqrt(2 * np.pi))), rtol=1e-6)
 
 
 def test_integers_are_the_numbers_they_mean():
     flow = joma.LinearActivation([1, 0.8, -0.3])
-    np.testing.assert_allclose(flow.exact(0.1, np.zeros(3, int)), [0.1002, 0.0801, -0.03], atol=5e-5)
-    np.testing.assert_array_equal(flow.exact(0.1, np.zeros(3, int)), flow.exact(0.1, jnp.zeros(3)))
+    np.testing.assert_allclose(flow.exact(np.zeros(3, int), 0.1), [0.1002, 0.0801, -0.03], atol=5e-5)
+    np.testing.assert_array_equal(flow.exact(np.zeros(3, int), 0.1), flow.exact(jnp.zeros(3), 0.1))
     start = joma.LinearAttentionState(np.zeros((1, 1), int), np.ones(1, int))
-    moved = joma.LinearAttention([[1]]).exact(1, start)
+    moved = joma.LinearAttention([[1]]).exact(start, 1)
     np.testing.assert_allclose((moved.v[0, 0], moved.z[0]), (np.sinh(1), np.cosh(1)), rtol=1e-15)
 
 
 def test_exact_refuses_a_time_past_the_blow_up_and_is_nan_there_inside_jit():
     flow, y0 = joma.LinearActivation(DELTA), jnp.zeros(6)
     with pytest.raises(ValueError, match=r"component \[0\] becomes infinite at t = 1\.25331413"):
-        flow.exact(1.3, y0)
-    v = jax.jit(lambda t: flow.exact(t, y0))(1.3)
+        flow.exact(y0, 1.3)
+    v = jax.jit(lambda t: flow.exact(y0, t))(1.3)
     assert jnp.isnan(v[0]) and jnp.all(jnp.isfinite(v[1:]))
 
 
@@ -125,8 +125,8 @@ def test_exact_is_a_semigroup_from_any_initial_value(v0, first, second):
 def _semigroup(delta, y0, first, second):
     flow = joma.LinearActivation(delta)
     s, t = 0.45 * first * flow.blow_up_time(y0).min(), 0.45 * second * flow.blow_up_time(y0).min()
-    middle = flow.exact(s, y0)
-    return flow.exact(t, middle), flow.exact(s + t, y0), middle
+    middle = flow.exact(y0, s)
+    return flow.exact(middle, t), flow.exact(y0, s + t), middle
 
 
 def test_regularised_clock_runs_up_to_the_blow_up():
@@ -151,7 +151,7 @@ def test_many_nodes_from_zero_obey_the_law_of_the_row_norms():
     flow, norms = joma.ManyNodes(delta, 2.0), jnp.linalg.norm(delta, axis=1)
     np.testing.assert_allclose(flow.blow_up_time(jnp.zeros((5, 3))), 2 * ROOT / norms, rtol=8 * EPS)
     t = 0.9 * float(2 * ROOT / norms.max())
-    rows = flow.exact(t, jnp.zeros((5, 3)))
+    rows = flow.exact(jnp.zeros((5, 3)), t)
     np.testing.assert_allclose(erf(jnp.linalg.norm(rows, axis=1) / np.sqrt(2)), norms * t / (2 * ROOT), rtol=16 * EPS)
     np.testing.assert_allclose(rows / jnp.linalg.norm(rows, axis=1)[:, None], delta / norms[:, None], rtol=16 * EPS)
 
@@ -166,7 +166,7 @@ def test_many_nodes_slope_becomes_rank_one_before_the_blow_up_and_the_state_does
     delta = jax.random.normal(jax.random.key(2), (16, 8))
     flow, zero = joma.ManyNodes(delta), jnp.zeros((16, 8))
     stable_rank = lambda x: float(jnp.sum(x**2) / jnp.linalg.norm(x, ord=2) ** 2)
-    states = [flow.exact(float(flow.blow_up_time(zero).min()) * (1 - rest), zero) for rest in (1e-2, 1e-4, 1e-6)]
+    states = [flow.exact(zero, float(flow.blow_up_time(zero).min()) * (1 - rest)) for rest in (1e-2, 1e-4, 1e-6)]
     ranks = [stable_rank(v) for v in states]
     assert ranks[0] > ranks[1] > ranks[2] > 1.5
     assert stable_rank(flow(0.0, states[2], None)) < 1.05
@@ -175,7 +175,7 @@ def test_many_nodes_slope_becomes_rank_one_before_the_blow_up_and_the_state_does
 def test_one_node_is_a_special_case_of_many():
     y0 = jnp.array([0.3, -0.2, 0.0, 1.0, 0.5, 0.1])
     one, many = joma.LinearActivation(DELTA, 1.2), joma.ManyNodes(DELTA[:, None], 1.2)
-    np.testing.assert_allclose(many.exact(0.3, y0[:, None])[:, 0], one.exact(0.3, y0), rtol=1e-13)
+    np.testing.assert_allclose(many.exact(y0[:, None], 0.3)[:, 0], one.exact(y0, 0.3), rtol=1e-13)
 
 
 @pytest.mark.parametrize("flow_of", (joma.ManyNodes, joma.LinearAttention))
@@ -185,7 +185,7 @@ def test_a_token_without_saliency_stays_and_has_finite_gradients(flow_of):
     state = joma.LinearAttentionState(y0, jnp.ones(2)) if flow_of is joma.LinearAttention else y0
 
     def moved(delta):
-        y = flow_of(delta).exact(0.1, state)
+        y = flow_of(delta).exact(state, 0.1)
         return y.v if flow_of is joma.LinearAttention else y
 
     np.testing.assert_allclose(moved(delta)[1], y0[1], rtol=1e-15)
@@ -197,7 +197,7 @@ def test_a_token_without_saliency_stays_and_has_finite_gradients(flow_of):
 
 def test_linear_attention_from_zero_is_the_sinh_and_cosh_law():
     delta, z0 = jax.random.normal(jax.random.key(3), (4, 1)), jnp.full(4, 0.3)
-    y = joma.LinearAttention(delta).exact(2.0, joma.LinearAttentionState(jnp.zeros((4, 1)), z0))
+    y = joma.LinearAttention(delta).exact(joma.LinearAttentionState(jnp.zeros((4, 1)), z0), 2.0)
     np.testing.assert_allclose(jnp.arcsinh(y.v[:, 0] / 0.3) / delta[:, 0], 2.0, rtol=1e-13)
     np.testing.assert_allclose(y.z, 0.3 * jnp.cosh(2 * delta[:, 0]), rtol=1e-13)
 
@@ -216,7 +216,7 @@ def test_linear_attention_from_zero_logits_is_at_rest():
         (lambda: joma.LinearActivation([1.0], 0.0), "normaliser must be above 0, got 0.0"),
         (lambda: joma.LinearActivation([1.0], jnp.ones(2)), r"normaliser must have shape \(\), got \(2,\)"),
         (lambda: joma.LinearActivation([1j]), "delta must be real"),
-        (lambda: joma.LinearActivation([1.0]).exact(jnp.ones(2), jnp.zeros(1)), r"t must have shape \(\), got \(2,\)"),
+        (lambda: joma.LinearActivation([1.0]).exact(jnp.zeros(1), jnp.ones(2)), r"t must have shape \(\), got \(2,\)"),
         (lambda: joma.LinearActivation(jnp.ones(0)).winner(jnp.ones(0)), "delta must have an entry that is not 0"),
         (lambda: joma.LinearActivation([0.0]).winner(jnp.zeros(1)), "delta must have an entry that is not 0"),
         (
@@ -232,10 +232,10 @@ def test_linear_attention_from_zero_logits_is_at_rest():
         (lambda: joma.ManyNodes(jnp.ones((3, 2)), -1.0), "normaliser must be above 0, got -1.0"),
         (lambda: joma.ManyNodes(jnp.ones(2)), r"delta must have shape \(tokens, nodes\), got \(2,\)"),
         (lambda: joma.LinearAttention(jnp.ones(2)), r"delta must have shape \(tokens, nodes\), got \(2,\)"),
-        (lambda: joma.LinearActivation(DELTA).exact(0.1, jnp.zeros(5)), r"y0 must have shape \(6,\), got \(5,\)"),
+        (lambda: joma.LinearActivation(DELTA).exact(jnp.zeros(5), 0.1), r"y0 must have shape \(6,\), got \(5,\)"),
         (lambda: joma.LinearActivation(DELTA)(0.0, jnp.zeros(5)), r"y must have shape \(6,\), got \(5,\)"),
         (lambda: joma.LinearActivation(DELTA).winner(jnp.zeros((6, 1))), r"y0 must have shape \(6,\), got \(6, 1\)"),
-        (lambda: joma.ManyNodes(jnp.ones((2, 3))).exact(0.1, jnp.zeros((3, 2))), r"y0 must have shape \(2, 3\)"),
+        (lambda: joma.ManyNodes(jnp.ones((2, 3))).exact(jnp.zeros((3, 2)), 0.1), r"y0 must have shape \(2, 3\)"),
     ),
 )
 @pytest.mark.usefixtures("as_users")
@@ -266,7 +266,7 @@ def test_rows_of_any_size_move_as_rows_of_size_one(dtype, size, time):
     y0 = joma.LinearAttentionState(zero + 0.1, jnp.ones(1, dtype))
     time, scaled, unit = jnp.array(time, dtype), size * delta, jnp.array(size * time, dtype)
     for kind, start in ((joma.ManyNodes, zero), (joma.LinearAttention, y0)):
-        found, wanted = kind(scaled).exact(time, start), kind(delta).exact(unit, start)
+        found, wanted = kind(scaled).exact(start, time), kind(delta).exact(start, unit)
         for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(x, y, rtol=rtol)
     blow_up = joma.ManyNodes(scaled).blow_up_time(zero)
@@ -286,7 +286,7 @@ def test_rows_of_any_size_move_as_rows_of_size_one(dtype, size, time):
 )
 def test_linear_attention_has_its_limits(t, delta, v, z, v_end, z_end):
     start = joma.LinearAttentionState(jnp.array(v), jnp.array(z))
-    end = joma.LinearAttention(delta).exact(t, start)
+    end = joma.LinearAttention(delta).exact(start, t)
     np.testing.assert_allclose(end.v, v_end, atol=1e-300)
     np.testing.assert_allclose(end.z, z_end, atol=1e-300)
 
@@ -298,7 +298,7 @@ def test_linear_attention_has_gradients_early_late_and_at_rest(dtype):
         return jnp.sum(v * grow[:, None] + (z * mix)[:, None]) + 2 * jnp.sum(z * grow + v[:, 0] * mix)
 
     def flow(delta, t, v, z):
-        end = joma.LinearAttention(delta[:, None]).exact(t, joma.LinearAttentionState(v, z))
+        end = joma.LinearAttention(delta[:, None]).exact(joma.LinearAttentionState(v, z), t)
         return jnp.sum(end.v) + 2 * jnp.sum(end.z)
 
     delta = jnp.array([1.0, -0.5, 0.0, 2.0], dtype)
@@ -313,7 +313,7 @@ def test_linear_attention_has_gradients_early_late_and_at_rest(dtype):
 def test_what_stands_still_does_so_for_ever():
     still, y0 = joma.LinearActivation(jnp.zeros(3)), jnp.array([1.0, 40.0, 0.0])
     for t in (jnp.inf, -jnp.inf, 1.0):
-        np.testing.assert_allclose(still.exact(t, y0), y0, rtol=1e-15)
-    np.testing.assert_allclose(joma.ManyNodes(jnp.zeros((1, 3))).exact(jnp.inf, y0[None]), y0[None], rtol=1e-15)
-    slope = jax.jit(jax.grad(lambda delta: joma.LinearActivation(delta).exact(2.0, jnp.ones(1))[0]))(jnp.zeros(1))
+        np.testing.assert_allclose(still.exact(y0, t), y0, rtol=1e-15)
+    np.testing.assert_allclose(joma.ManyNodes(jnp.zeros((1, 3))).exact(y0[None], jnp.inf), y0[None], rtol=1e-15)
+    slope = jax.jit(jax.grad(lambda delta: joma.LinearActivation(delta).exact(jnp.ones(1), 2.0)[0]))(jnp.zeros(1))
     np.testing.assert_allclose(slope, [2 * np.exp(0.5)], rtol=1e-14)

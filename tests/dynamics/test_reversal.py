@@ -113,10 +113,10 @@ def test_one_layer_is_gradient_flow_of_a_row(targets):
 @pytest.mark.parametrize("targets", (1, 2))
 def test_closed_form_obeys_its_equation_from_zero_and_goes_on_from_any_state(targets):
     row, ts = OneLayer(50, 7, 0.4, targets=targets), jnp.array([0.01, 3.0, 100.0, 1e4])
-    slope = jax.vmap(jax.grad(row.exact))(ts)
-    np.testing.assert_allclose(slope, row(0.0, row.exact(ts)), rtol=1e-10)
-    np.testing.assert_allclose(row.exact(0.0), 0.0)
-    np.testing.assert_allclose(row.exact(20.0, row.exact(ts)), row.exact(ts + 20.0), rtol=1e-12)
+    slope = jax.vmap(jax.grad(lambda t: row.exact(0.0, t)))(ts)
+    np.testing.assert_allclose(slope, row(0.0, row.exact(0.0, ts)), rtol=1e-10)
+    np.testing.assert_allclose(row.exact(0.0, 0.0), 0.0)
+    np.testing.assert_allclose(row.exact(row.exact(0.0, ts), 20.0), row.exact(0.0, ts + 20.0), rtol=1e-12)
 
 
 def test_probabilities_at_the_ends():
@@ -124,9 +124,9 @@ def test_probabilities_at_the_ends():
     assert float(one.seen(0.0)) == float(one.unseen(0.0)) == pytest.approx(1 / 50)
     late = 1e6
     # 1 − p → (M − 1) N/(M η t), and no more than ½ each for two targets
-    assert float(49 * one.unseen(one.exact(late))) == pytest.approx(49 * 7 / (50 * late), rel=0.02)
-    assert 0.4999 < float(two.seen(two.exact(late))) < 0.5
-    gap = OneLayer(jnp.float32(50), jnp.float32(7)).exact(jnp.float32(1e30))  # e^x fits no float32
+    assert float(49 * one.unseen(one.exact(0.0, late))) == pytest.approx(49 * 7 / (50 * late), rel=0.02)
+    assert 0.4999 < float(two.seen(two.exact(0.0, late))) < 0.5
+    gap = OneLayer(jnp.float32(50), jnp.float32(7)).exact(0.0, jnp.float32(1e30))  # e^x fits no float32
     assert gap.dtype == jnp.float32 and float(gap) == pytest.approx(np.log(50 * 1e30 / 7), rel=1e-6)
 
 
@@ -184,8 +184,8 @@ def test_a_run_that_diverged_has_no_exponent():
 
 
 def test_fields_of_one_layer_broadcast():
-    gaps = OneLayer(jnp.array([10.0, 50.0]), 3).exact(2.0)
-    np.testing.assert_allclose(gaps, [OneLayer(m, 3).exact(2) for m in (10, 50)], rtol=1e-14)
+    gaps = OneLayer(jnp.array([10.0, 50.0]), 3).exact(0.0, 2.0)
+    np.testing.assert_allclose(gaps, [OneLayer(m, 3).exact(0.0, 2) for m in (10, 50)], rtol=1e-14)
 
 
 def test_integers_are_the_numbers_they_mean():

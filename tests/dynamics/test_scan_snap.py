@@ -79,11 +79,11 @@ def test_logit_gap_has_second_derivatives():
 def test_decoder_goes_on_from_a_state_whose_exponential_overflows():
     decoder = scan_snap.Decoder(10.0)
     for start in (-200.0, 0.3, 7.0, 100.0):  # M h = 1000
-        np.testing.assert_allclose(decoder.exact(0.0, start), start, rtol=1e-15)
+        np.testing.assert_allclose(decoder.exact(start, 0.0), start, rtol=1e-15)
         assert float(jax.grad(decoder.exact, 1)(0.0, start)) == pytest.approx(1.0, rel=1e-13)
         np.testing.assert_allclose(jax.grad(decoder.exact)(0.0, start), decoder(0.0, jnp.asarray(start)), rtol=1e-12)
-    ahead = decoder.exact(3.0, 0.3)
-    np.testing.assert_allclose(decoder.exact(2.0, ahead), decoder.exact(5.0, 0.3), rtol=1e-14)
+    ahead = decoder.exact(0.3, 3.0)
+    np.testing.assert_allclose(decoder.exact(ahead, 2.0), decoder.exact(0.3, 5.0), rtol=1e-14)
 
 
 def test_logit_gap_has_the_derivatives_of_the_root():
@@ -104,7 +104,7 @@ def test_decoder_peak_integral_and_recursion(m):
     quadrature = np.trapezoid(jax.vmap(decoder.gamma)(jnp.asarray(ts)), ts)
     assert float(decoder.gamma_integral(50.0)) == pytest.approx(quadrature, rel=1e-6)
     discrete = decoder.visits(300)
-    smooth = jax.vmap(decoder.exact)(3.0 * jnp.arange(301.0))  # t = K s
+    smooth = decoder.exact(0.0, 3.0 * jnp.arange(301.0))  # t = K s
     assert jnp.all(discrete >= smooth - EPS) and jnp.all(discrete - smooth <= 2 * 0.7 / m)
     assert float(discrete[1]) == pytest.approx(0.7 / m)
 
@@ -189,11 +189,11 @@ def test_two_scalars_are_the_full_decoder_in_tiers_b_and_c():
 
 def test_phase_transition_needs_both_the_quarter_and_the_offset():
     flow = scan_snap.PhaseTransition(scan_snap.Decoder(1000.0, 10.0, 0.5), 0.5, 50.0)
-    b = -float(flow.exact(1e5))
+    b = -float(flow.exact(0.0, 1e5))
     assert b == pytest.approx(1.141, abs=5e-4)  # the slides' form gives 8.48, the paper's 2.12
-    assert float(flow.exact(0.0)) == 0
+    assert float(flow.exact(0.0, 0.0)) == 0
     assert float(flow.late(1e5)) == pytest.approx(b, abs=0.01)
-    assert float(flow.early(1.0)) == pytest.approx(-float(flow.exact(1.0)), rel=1e-2)
+    assert float(flow.early(1.0)) == pytest.approx(-float(flow.exact(0.0, 1.0)), rel=1e-2)
 
 
 BAD_TABLES = {
@@ -274,7 +274,10 @@ SAME = jnp.full((2, 3), 1 / 3)
         (lambda: scan_snap.Decoder(jnp.inf), "outputs must be at least 2 and finite, got inf"),
         (lambda: scan_snap.logit_gap(jnp.ones(2), jnp.ones(3)), r"k, others must have shapes that .* \(2,\), \(3,\)"),
         (lambda: scan_snap.Decoder(jnp.full(2, 5.0), jnp.ones(3)), "outputs, classes, eta must have shapes that broad"),
-        (lambda: scan_snap.Decoder(jnp.full(2, 5.0)).exact(jnp.ones(3)), "t, y0, .* must have shapes that broadcast"),
+        (
+            lambda: scan_snap.Decoder(jnp.full(2, 5.0)).exact(0.0, jnp.ones(3)),
+            "t, y0, .* must have shapes that broadcast",
+        ),
         (lambda: scan_snap.Decoder(jnp.full(2, 5.0))(0.0, jnp.ones(3)), "y, .* must have shapes that broadcast"),
         (lambda: scan_snap.backprop_coefficients(SAME, 5), "f must have linearly independent rows .* 2 of rank 1"),
         (lambda: scan_snap.ScanSnap(SAME, preconditioned=True), "probability must have linearly independent rows"),
@@ -356,12 +359,12 @@ def test_peak_of_many_outputs_is_finite():
 @pytest.mark.parametrize(("dtype", "start"), ((jnp.float64, 200.0), (jnp.float32, 25.0), (jnp.float32, 200.0)))
 def test_phase_transition_from_a_high_start_is_that_from_infinity(dtype, start):
     flow = scan_snap.PhaseTransition(scan_snap.Decoder(jnp.array(5.0, dtype)), jnp.ones((), dtype), jnp.ones((), dtype))
-    found = flow.exact(jnp.ones((), dtype), jnp.array(start, dtype))
+    found = flow.exact(jnp.array(start, dtype), jnp.ones((), dtype))
     np.testing.assert_allclose(found, -0.0038730595563, rtol=1e-11 if dtype == jnp.float64 else 1e-5)
-    assert flow.exact(jnp.zeros((), dtype), jnp.array(start, dtype)) == start
+    assert flow.exact(jnp.array(start, dtype), jnp.zeros((), dtype)) == start
 
     def end(t, y0, rate):
-        return scan_snap.PhaseTransition(flow.decoder, rate, flow.c0).exact(t, y0)
+        return scan_snap.PhaseTransition(flow.decoder, rate, flow.c0).exact(y0, t)
 
     starts, one = jnp.array([-3.0, 0.0, 0.1, start], dtype), jnp.ones((), dtype)
     for time in (0 * one, one):

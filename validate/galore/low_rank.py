@@ -29,7 +29,7 @@ TOKENS, NODES, CLASSES, RECORDS = 64, 32, 40, 20
 def _flow(delta: Float[Array, "tokens nodes"], left: Float[Array, " times"]):
     """V and V̇ along JoMA's flow of several nodes, at `1 − t/t* = left`."""
     flow, zero = ManyNodes(delta), jnp.zeros_like(delta)
-    v = jax.vmap(flow.exact, (0, None))((1 - left) * jnp.min(flow.blow_up_time(zero)), zero)
+    v = flow.exact(zero, (1 - left) * jnp.min(flow.blow_up_time(zero)))
     return v, jax.vmap(lambda v: flow(0.0, v))(v)
 
 

@@ -41,7 +41,7 @@ def _ridge(flow: OutputLayer, start: Float[Array, "nodes classes"], late: Float[
     gone = OutputLayer(features, jnp.zeros_like(labels), ETA)  # how V − V_r moves: no cancellation however late
 
     def gap(t):
-        delta = gone.exact(t / slowest, start - limit)
+        delta = gone.exact(start - limit, t / slowest)
         return jnp.linalg.norm((labels - features @ limit) @ delta.T - (features @ delta) @ (limit + delta).T)
 
     gaps = jax.vmap(gap)(late)
@@ -146,7 +146,7 @@ def first_gradient(setting: Setting) -> Evidence:
     w, noise = rng.normal(size=(2, 11, 40)), jnp.asarray(rng.normal(size=(40, 11)), setting.dtype)
     flow = _layer(pairs, w, ETA, setting)
     t = setting.bound(1e-9, 1e-5) / jnp.max(jnp.linalg.eigvalsh(flow.matrix()))
-    slope = jax.jit(lambda v: (flow.backpropagated(flow.exact(t, v)) - flow.backpropagated(v)) / t)
+    slope = jax.jit(lambda v: (flow.backpropagated(flow.exact(v, t)) - flow.backpropagated(v)) / t)
     least, wide = setting.bound((1e-8, 2), (3e-5, 1))  # float32 resolves none smaller, and to α of order one is not far
     alphas = np.geomspace(least, least * 10**wide, 5)
     found = np.array([slope(jnp.asarray(a, setting.dtype) * noise) for a in alphas])

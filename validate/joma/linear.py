@@ -58,7 +58,7 @@ def erf_law(setting: Setting) -> Evidence:
     fractions = np.append(early, 1 - np.geomspace(5e-3, closest, 5))
     ts = jnp.asarray(fractions * float(flow.blow_up_time(zero)[0]), setting.dtype)
     v, until = np.asarray(solve(flow, zero, ts).ys), ts[: len(early)]
-    exact = jax.jit(jax.vmap(flow.exact, (0, None)))(until, zero)
+    exact = jax.jit(lambda ts: flow.exact(zero, ts))(until)
     spread = lambda law: np.ptp(law / DELTA, axis=1) / np.max(np.abs(law / DELTA), axis=1)
     x, y = ("1 − t/t*", 1 - fractions), "(max − min)/max"
     right, wrong = spread(special.erf(v / SQRT2)), {PRINTED: spread(special.erf(v / 2))}
@@ -143,7 +143,7 @@ def many_nodes(setting: Setting) -> Evidence:
     ts = jnp.asarray(fractions * float(np.min(reduced.blow_up_time(zero))), setting.dtype)
     start = JointState(zero, jnp.zeros((1, tokens)), jnp.zeros((1, nodes)))
     joint = solve(Joint(x, g, normaliser=scale), start, ts).ys.v
-    exact = jax.jit(jax.vmap(reduced.exact, (0, None)))(ts, zero)
+    exact = jax.jit(lambda ts: reduced.exact(zero, ts))(ts)
 
     def outside(factor):
         return solve(_SumOutside(reduced.delta, reduced.normaliser, jnp.asarray(factor)), zero, ts, throw=False).ys
@@ -179,7 +179,7 @@ def sgd_erf_law(setting: Setting) -> Evidence:
     model = nets.JomaBlock(6, 1, attention="exp", init_scale=0.0, key=setting.key)
     rates = halving_rates(end / steps, 5)
     v = at_common_time(rates, steps, model, nets.stationary_loss, (x, g), lambda m: m.v[:, 0])
-    law, printed = flow.exact(end, zero), {PRINTED: _as_printed(flow.delta, end)}
+    law, printed = flow.exact(zero, end), {PRINTED: _as_printed(flow.delta, end)}
     whole = lambda seen, law: norms(seen[None], law[None])  # over all tokens
     name, within = f"v after {steps} steps", 1e-3 * max(1.0, 10000 / steps)  # at first order in the learning rate
     return evidence(
@@ -214,7 +214,7 @@ def low_rank(setting: Setting) -> Evidence:
     def ranks(delta):
         zero = jnp.zeros_like(delta)
         flow = ManyNodes(delta)
-        v = jax.vmap(flow.exact, (0, None))((1 - left) * jnp.min(flow.blow_up_time(zero)), zero)
+        v = flow.exact(zero, (1 - left) * jnp.min(flow.blow_up_time(zero)))
         return stable_rank(v), stable_rank(jax.vmap(lambda v: flow(0.0, v))(v))
 
     deltas = setting.rng.standard_normal((draws, 64, 32))
@@ -253,7 +253,7 @@ def linear_attention(setting: Setting) -> Evidence:
     model = eqx.tree_at(lambda m: m.z, model, start.z[None])
     ts, tight = np.linspace(0, 20, 21)[1:], {"rtol": setting.bound(1e-12, 1e-6), "atol": setting.bound(1e-14, 1e-8)}
     v, z = along_flow((x, g), model, ts, loss=nets.stationary_loss, **tight)
-    law = jax.jit(jax.vmap(theory.exact, (0, None)))(jnp.asarray(ts, setting.dtype), start)
+    law = jax.jit(lambda ts: theory.exact(start, ts))(jnp.asarray(ts, setting.dtype))
     alone = 0.5 * np.sinh(np.asarray(theory.delta) * ts[:, None, None])
     own = "each node at its own rate"
     of_v, of_z = {own: alone}, {own: np.sqrt(0.25 + np.sum(alone**2, axis=-1))}

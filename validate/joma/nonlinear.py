@@ -39,7 +39,7 @@ def implicit_law(setting: Setting) -> Evidence:
     rtol, atol, t = setting.bound(1e-11, 1e-6), setting.bound(1e-13, 1e-8), ts[:, None]
     y = np.asarray(solve(log, zero, ts, rtol=rtol, atol=atol).ys)
     elapsed = np.asarray(jax.jit(jax.vmap(log.time_to, (0, None)))(y, zero))
-    exact = jax.jit(jax.vmap(flow.exact, (0, None)))(jnp.asarray(ts, setting.dtype), zero)
+    exact = jax.jit(lambda ts: flow.exact(zero, ts))(jnp.asarray(ts, setting.dtype))
     v, leading = solve(flow, zero, ts).ys, {"without R": MU * -np.expm1(-SPEED * t)}
     name, error, wrong = "implicit time of the log-form solution", elapsed / t - 1, {"without R": y / SPEED / t - 1}
     axis = (TIME, ts)
@@ -59,7 +59,7 @@ def implicit_law(setting: Setting) -> Evidence:
 )
 def lag_law(setting: Setting) -> Evidence:
     ts = np.array([1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0])
-    gap = jax.jit(jax.vmap(LogGap(MU).exact, (0, None)))(jnp.asarray(ts, setting.dtype), jnp.zeros(7))
+    gap = jax.jit(lambda ts: LogGap(MU).exact(jnp.zeros(7), ts))(jnp.asarray(ts, setting.dtype))
     scaled, lag = np.asarray(gap) / SPEED, np.asarray(jax.jit(lambda mu: NonlinearActivation(mu).lag())(MU))
     pairs = lambda values: values[:, :, None] / values[:, None, :] - 1
     off, no_attention = pairs(scaled), {"the same rate for all, as without attention": pairs(scaled * SPEED)[-1]}
@@ -89,7 +89,7 @@ def lag_law(setting: Setting) -> Evidence:
 def no_attention(setting: Setting) -> Evidence:
     zero, ts = jnp.zeros(7), np.linspace(0, 10, 41)
     v = solve(NonlinearActivation(MU, attention=False), zero, ts).ys
-    attended = jax.jit(jax.vmap(NonlinearActivation(MU).exact, (0, None)))(jnp.asarray(ts, setting.dtype), zero)
+    attended = jax.jit(lambda ts: NonlinearActivation(MU).exact(zero, ts))(jnp.asarray(ts, setting.dtype))
     law, wrong = {"e^{−t}": np.exp(-ts)[:, None]}, {"with attention": 1 - np.asarray(attended) / MU}
     return evidence(
         agrees("1 − v/μ", (TIME, ts), 1 - np.asarray(v) / MU, law, wrong, within=solver(1), measure=absolute)
@@ -105,7 +105,7 @@ def _entropies(mus, deltas):
     """Entropy of attention along the closed forms, `(times, draws)`: nonlinear with attention and without it, and
     linear; and that of `softmax(μ²/2)`, and of `softmax(μ²)`."""
     zero = jnp.zeros(10)
-    over = lambda flow, ts: attention_entropy(jax.vmap(flow.exact, (0, None))(ts, zero) ** 2 / 2)
+    over = lambda flow, ts: attention_entropy(flow.exact(zero, ts) ** 2 / 2)
     on = lambda mu: over(NonlinearActivation(mu), jnp.asarray(TIMES))
     off = lambda mu: over(NonlinearActivation(mu, attention=False), jnp.asarray(TIMES))
     first = lambda delta: jnp.min(LinearActivation(delta).blow_up_time(zero))

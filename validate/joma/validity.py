@@ -158,7 +158,7 @@ def one_node(point: Point) -> Errors:
         return nets.stationary_loss(model, data) + s * jnp.mean(jax.vmap(model.hidden)(data[0]) ** 2) / 2
 
     end = descend(_block("exp", jnp.zeros((TOKENS, 1))), loss, (x, g), sgd(point["learning_rate"]), steps)
-    law = LinearActivation((x.T @ g / 8)[:, 0]).exact(reached, jnp.zeros(TOKENS))
+    law = LinearActivation((x.T @ g / 8)[:, 0]).exact(jnp.zeros(TOKENS), reached)
     return {"theorem_2": _gap(end.v[:, 0], law)}
 
 
@@ -177,7 +177,7 @@ def many_nodes(point: Point) -> Errors:
 
     start = _block("exp", jnp.zeros((TOKENS, NODES)), decoder=draw["decoder"] * scale)
     end = descend(start, loss, data, sgd(point["learning_rate"]), steps)
-    law = ManyNodes(x.T @ back / 9 * scale).exact(reached, jnp.zeros((TOKENS, NODES)))
+    law = ManyNodes(x.T @ back / 9 * scale).exact(jnp.zeros((TOKENS, NODES)), reached)
     return {"many_nodes": _gap(end.v, law)}
 
 
@@ -195,7 +195,7 @@ def linear_attention(point: Point) -> Errors:
 
     start = LinearAttentionState(jnp.zeros((TOKENS, NODES)), jnp.full(TOKENS, 0.5))
     end = descend(_block("linear", start.v, start.z[None]), loss, (x, g), sgd(point["learning_rate"]), steps)
-    return {"linear_attention": _gap(end.v, LinearAttention(x.T @ g / 8).exact(reached, start).v)}
+    return {"linear_attention": _gap(end.v, LinearAttention(x.T @ g / 8).exact(start, reached).v)}
 
 
 def mixture(point: Point) -> Errors:
@@ -241,7 +241,7 @@ def critical_point(point: Point) -> Errors:
     one = jnp.ones_like(s)
     with_attention, without = jax.vmap(trained)(jnp.stack([s, one]), jnp.stack([one, s]))
     return {
-        "theorem_4": _gap(with_attention, NonlinearActivation(mu).exact(reached / 2, jnp.zeros_like(mu))),
+        "theorem_4": _gap(with_attention, NonlinearActivation(mu).exact(jnp.zeros_like(mu), reached / 2)),
         "no_attention": _gap(without, -mu * jnp.expm1(-reached / 2)),
     }
 

@@ -58,8 +58,8 @@ def _closed_forms(number: int) -> tuple[Array, ...]:
     each other token, of each of two targets, and of each other token with M for M − 1 in the equation."""
     one, two = (OneLayer(M, number, ETA_Y, targets=k) for k in (1, 2))
     ts = jnp.asarray(UPDATES)[:, None] * number / ETA_Y
-    gap, wrong = one.exact(ts), logit_gap(M * ETA_Y * ts / number, one.outputs)
-    return one.seen(gap), one.unseen(gap), two.seen(two.exact(ts)), one.unseen(wrong)
+    gap, wrong = one.exact(0.0, ts), logit_gap(M * ETA_Y * ts / number, one.outputs)
+    return one.seen(gap), one.unseen(gap), two.seen(two.exact(0.0, ts)), one.unseen(wrong)
 
 
 class _Descent(NamedTuple):

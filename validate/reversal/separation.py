@@ -91,7 +91,7 @@ def bilinear_flow(setting: Setting) -> Evidence:
     )
     orthonormal = _network(np.eye(TOKENS), np.zeros((TOKENS, TOKENS)))
     row, ts = OneLayer(TOKENS, len(trained)), jnp.asarray(UPDATES * len(trained), setting.dtype)
-    seen = np.asarray(jax.jit(lambda row, ts: row.seen(row.exact(ts)))(row, ts))[:, None]
+    seen = np.asarray(jax.jit(lambda row, ts: row.seen(row.exact(0.0, ts)))(row, ts))[:, None]
     of = lambda logits, pairs: special.softmax(logits, axis=-1)[..., pairs[:, 0], pairs[:, 1]]
     error, reverse = of(orthonormal, trained) - seen, TOKENS * of(orthonormal, test) - 1
     wrong, wrong_reverse = ({"random tokens": x} for x in (of(free, trained) - seen, TOKENS * of(free, test) - 1))

@@ -129,7 +129,7 @@ def _laws(flow: SymmetricAttention, ts):
     rho, k = flow.rho(zero), flow.classes
     decoder = Decoder(k, k, (1 - rho) * flow.eta_y)
     theorem_4 = PhaseTransition(decoder, flow.eta_z, 1 / (k * rho**2))
-    return jax.vmap(flow.law)(ts), -jax.vmap(theorem_4.exact)(ts)
+    return jax.vmap(flow.law)(ts), -theorem_4.exact(0.0, ts)
 
 
 @claim(
@@ -281,13 +281,13 @@ def phase_transition(setting: Setting) -> Evidence:
     c0, ts = 50.0, log_times(1e-1, 1e7)
     flow = _theorem_4(1000.0, 10.0, 0.5, 0.5, c0)
     b = -np.asarray(solve(flow, jnp.zeros((), setting.dtype), ts).ys)
-    curves = jax.jit(lambda ts: [jax.vmap(f)(ts) for f in (flow.exact, flow.early, flow.late)])
+    curves = jax.jit(lambda ts: (flow.exact(0.0, ts), jax.vmap(flow.early)(ts), jax.vmap(flow.late)(ts)))
     exact, early, late = (np.asarray(x) for x in curves(jnp.asarray(ts, setting.dtype)))
     first, last = ts <= float(flow.decoder.linear_until()), ts >= float(flow.decoder.logarithmic_from())
     eq_14, slides = np.log(c0) / 4 - exact, np.log(c0) - 4 * exact
     printed = {"eq. 14, without the offset": eq_14, "slides, without ¼ and offset": slides}
     # B(5) at η_Z = 0.5 and ν = 10: with ν = η_Y/η_Z, and with ν = η_Z/η_Y.
-    drawn, caption = (-float(_theorem_4(100.0, 1.0, 0.5 * ratio, 0.5, 1.0).exact(5.0)) for ratio in (10.0, 0.1))
+    drawn, caption = (-float(_theorem_4(100.0, 1.0, 0.5 * ratio, 0.5, 1.0).exact(0.0, 5.0)) for ratio in (10.0, 0.1))
     picture, remarks = _beside_lemma_4(setting)
     form = lambda name, law, where, within: agrees(name, None, b[where], law[where], within=within, measure=absolute)
     error = lambda law: float(np.abs(law - b).max())
@@ -330,7 +330,7 @@ def _theorem_4(outputs: float, classes: float, eta_y: float, eta_z: float, c0: f
 def _beside_lemma_4(setting: Setting):
     """Theorem 4 beside Lemma 4's own flow, and the exponent p in ż ∝ γ e^{pz} of the latter: no bound, a finding."""
     ts, real, theory, remarks = log_times(1, 1e4 * START), [], [], []
-    both = jax.jit(lambda flow, ts: (-jax.vmap(flow.exact)(ts), jax.vmap(flow.decoder.gamma)(ts)))
+    both = jax.jit(lambda flow, ts: (-flow.exact(0.0, ts), jax.vmap(flow.decoder.gamma)(ts)))
     for rate in (1.0, 10.0):
         z = _slow(rate, ts)[:, 0]
         theorem = _theorem_4(OUTPUTS, CLASSES, 1.0, rate, 1 / (CLASSES * RHO**2))

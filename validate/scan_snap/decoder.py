@@ -35,7 +35,7 @@ def decoder_sgd(setting: Setting) -> Evidence:
         descent = nets.sgd(eta, eta_z=eta)
         result = train(model, joma.cross_entropy, sampler, descent, steps, key=key, observe=logits, every=every)
         labels = jax.vmap(lambda n: sampler(jax.random.fold_in(key, n)).label[0])(jnp.arange(steps))
-        curves = decoder.visits(steps), jax.vmap(decoder.exact)(jnp.arange(steps + 1.0))
+        curves = decoder.visits(steps), decoder.exact(0.0, jnp.arange(steps + 1.0))
         return result.observed, result.steps, labels, *curves, result.model.z
 
     w, at, labels, h, smooth, z = map(np.asarray, run(data.network(outputs=OUTPUTS), data.expected(), setting.key))
@@ -133,10 +133,10 @@ def _decoder_curves(decoder: Decoder, ts, late_ts, near):
     visits = 20_000
     each = lambda m: Decoder(m, 1, 1.0).visits(visits)
     discrete = jax.vmap(each, out_axes=1)(decoder.outputs)
-    smooth = jax.vmap(decoder.exact)(jnp.arange(visits + 1, dtype=ts.dtype))
+    smooth = decoder.exact(0.0, jnp.arange(visits + 1, dtype=ts.dtype))
     gamma, peak = jax.vmap(decoder.gamma), decoder.peak()
     highest = jnp.max(gamma(near[:, None] * peak[0]), axis=0)
-    return jax.vmap(decoder.exact)(ts), gamma(ts), gamma(late_ts), peak, highest, smooth, discrete
+    return decoder.exact(0.0, ts), gamma(ts), gamma(late_ts), peak, highest, smooth, discrete
 
 
 def _tables(rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -82,7 +82,7 @@ def orthogonal_decoder(point: Point) -> Errors:
     _, distinct = _weights(point)
     data = _contexts(point["strength"] * distinct[-1], distinct)
     end = descend(_network(OUTPUTS), nets.cross_entropy, data, nets.sgd(point["learning_rate"]), steps)
-    h = Decoder(OUTPUTS, CLASSES, 1.0).exact(reached)
+    h = Decoder(OUTPUTS, CLASSES, 1.0).exact(0.0, reached)
     zeta = OUTPUTS / (OUTPUTS - 1) * (jnp.eye(CLASSES, OUTPUTS) - 1 / OUTPUTS)
     return {"decoder": _gap(jax.vmap(end)(data.x), (OUTPUTS - 1) * h * zeta)}
 
@@ -140,7 +140,7 @@ def slow_attention(point: Point) -> Errors:
     snap = PhaseTransition(decoder, eta_z, eta_z / speed)
     return {
         "lemma_4": _gap(z, end_of(flow, zero, reached)),
-        "theorem_4": _gap(z[0], snap.exact(reached)),
+        "theorem_4": _gap(z[0], snap.exact(0.0, reached)),
     }
 
 

@@ -108,12 +108,16 @@ def sweep_subject(
     """Sweeps a subject over `axes`, its own where there are none; the parameters left keep their defaults, which the
     dataset has as scalar coordinates.
 
-    **Raises** `ValueError` for an axis that the subject does not have, and for values outside a parameter's domain.
+    **Raises** `ValueError` for an axis that the subject does not have, and for values that it does not take.
     """
     chosen: dict[str, Any] = {name: subject.values(name, given) for name, given in (axes or subject.axes).items()}
     lanes = math.prod(len(values) for values in chosen.values())
     if lanes > MOST_LANES:
         raise ValueError(f"axes must have at most {MOST_LANES:,} points together, got {lanes:,}.")
+    if subject.check is not None:
+        for name, values in chosen.items():
+            for end in {values.min(), values.max()}:
+                subject.check({**subject.defaults, name: end})
     fixed = {name: value for name, value in subject.defaults.items() if name not in chosen}
     cost = subject.cost
     found = sweep(

@@ -23,7 +23,8 @@ class Subject:
     nobody says otherwise; `cost`, `dims`, `coords` as `sweep` takes them; `labels`, by variable, the words for it;
     `bounds`, by variable, the figure up to which a claim is said to hold; `source`, of the theorem; `domains`, by
     parameter, `above`, `least`, `below` or `most`, each a number. Where `domains` is silent, `learning_rate` and `time`
-    are above zero and `seed` is at least 0.
+    are above zero and `seed` is at least 0. `check`, called with a point of known values before a sweep, at both ends
+    of each axis: it raises `ValueError` for parameters that `fn` can't take.
 
     **Raises** `ValueError` for defaults and axes that are no finite numbers or lie outside their domain, and for names
     that are no parameters.
@@ -41,11 +42,13 @@ class Subject:
     bounds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     source: str = ""
     domains: Mapping[str, Mapping[str, float | int]] = dataclasses.field(default_factory=dict)
+    check: Callable[[dict[str, Any]], Any] | None = None
 
     def __post_init__(self):
         check_callable("fn", self.fn)
-        if self.cost is not None:
-            check_callable("cost", self.cost)
+        for name in ("cost", "check"):
+            if getattr(self, name) is not None:
+                check_callable(name, getattr(self, name))
         for name, given in (("name", self.name), ("statement", self.statement), ("source", self.source)):
             if not isinstance(given, str):
                 raise ValueError(f"{name} must be a string, got {describe(given)}.")
