@@ -15,7 +15,6 @@ from .flow import Conserving as Conserving
 from .flow import Flow as Flow
 from .flow import GradientFlow as GradientFlow
 from .gallery import flows as flows
-from .solving import Solution as Solution
 from .solving import SolveError as SolveError
 from .solving import solve as solve
 from .sweep import map_lanes as map_lanes

@@ -6,7 +6,7 @@ Time is `t = learning_rate × step` everywhere in this library, and a state `y0`
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -19,7 +19,10 @@ from .._checks import as_array, as_float, check_precision, check_range, concrete
 from ._state import extreme
 
 Times = Real[ArrayLike, ""] | Real[ArrayLike, " times"]
-Number = Any  # of an example: a number, traced in a sweep
+if TYPE_CHECKING:
+    Number = Any  # what converters of fields take, of which a type checker knows nothing
+else:
+    Number = Real[ArrayLike, ""]
 Example = tuple[Any, PyTree, Float[Array, " times"]]
 
 
@@ -131,6 +134,7 @@ class GradientFlow(Flow):
     rates: PyTree = eqx.field(converter=_as_rates, default=1.0)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, time: Number = 3.0) -> Example:
         """`½ Σ c y²` with two leaves, whose rates differ."""
         first, second = jax.random.split(key)

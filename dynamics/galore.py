@@ -70,6 +70,7 @@ class ReversibleGradient(ClosedForm):
         check_positive_semidefinite("c", self.c)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, time: Number = 2.0) -> Example:
         """Eight samples of a matrix of 4 × 4, from zero; B of rank 3, C of rank 4."""
         f, y, j = jnp.split(jax.random.normal(key, (8, 4, 11)), [4, 7], axis=2)

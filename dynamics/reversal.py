@@ -72,6 +72,7 @@ class Bilinear(Flow):
         return cls(v @ v.T, jnp.asarray(pairs), start, jnp.asarray(symmetric))
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, symmetric: Number = False, time: Number = 30.0) -> Example:
         """Eight tokens in 16 dimensions, four disjoint pairs, from zero."""
         flow = cls.of(jax.random.normal(key, (8, 16)) / 4, jnp.arange(8).reshape(4, 2), symmetric=symmetric)
@@ -174,6 +175,7 @@ class OneLayer(ClosedForm):
         real("eta", self.eta, above=0)
 
     @classmethod
+    @checked
     def example(
         cls,
         key: Key[Array, ""],

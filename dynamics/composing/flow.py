@@ -34,6 +34,7 @@ class TruncatedFlow(Flow):
         integer("order", self.order, least=2)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, time: Number = 2.0) -> Example:
         """Order five and eight nodes with real weights."""
         flow = cls(5)
@@ -129,6 +130,7 @@ class InfiniteWidth(ClosedForm):
         real("rate", self.rate, (), least=0)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, rate: Number = 1.0, time: Number = 3.0) -> Example:
         """Order five, from small random potentials."""
         return cls(5, rate), 0.1 * jax.random.normal(key, (4, 4, 4)), jnp.linspace(0.0, time, 9)

@@ -167,6 +167,7 @@ class SphereAscent(Conserving):
     energy: Callable[[Array], Array]
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, time: Number = 3.0) -> Example:
         """A random node on the group S3."""
         w = jax.random.normal(key, (2, 6))
@@ -195,6 +196,7 @@ class ScaledAscent(Flow):
     energy: Callable[[Array], Array]
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, time: Number = 10.0) -> Example:
         """A random node on the group S3."""
         w = jax.random.normal(key, (2, 6))

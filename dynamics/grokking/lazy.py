@@ -62,6 +62,7 @@ class OutputLayer(ClosedForm):
         self.labels = centred(labels)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, decay: Number = 1.0, time: Number = 0.1) -> Example:
         """Eight nodes with x² and random weights on all pairs of Z5, from zero."""
         pairs, w = task(cyclic(5)), jax.random.normal(key, (2, 5, 8))

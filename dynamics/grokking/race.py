@@ -44,6 +44,7 @@ class ModeRace(ClosedForm, BlowsUp):
         real("mu", self.mu)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, time: Number = 0.9) -> Example:
         """Four modes with random starts, the fastest of speed one, so that nothing diverges before t = 1."""
         mu, drawn = jnp.array([1.0, 0.9, 0.7, 0.5]), jax.random.normal(key, (4,))

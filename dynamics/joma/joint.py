@@ -99,6 +99,7 @@ class Joint(Conserving):
         self.attention, self.activation = attention, activation
 
     @classmethod
+    @checked
     def example(
         cls, key: Key[Array, ""], *, eta_z: Number = 1.0, temperature: Number = 1.0, time: Number = 8.0
     ) -> Example:

@@ -46,6 +46,7 @@ class LinearActivation(ClosedForm, BlowsUp):
         real("normaliser", self.normaliser, above=0)
 
     @classmethod
+    @checked
     def example(
         cls, key: Key[Array, ""], *, delta: Number = 1.0, normaliser: Number = 1.0, time: Number = 1.0
     ) -> Example:
@@ -102,6 +103,7 @@ class RegularisedClock(Flow):
     flow: LinearActivation
 
     @classmethod
+    @checked
     def example(
         cls, key: Key[Array, ""], *, delta: Number = 1.0, normaliser: Number = 1.0, time: Number = 6.0
     ) -> Example:
@@ -142,6 +144,7 @@ class ManyNodes(ClosedForm, BlowsUp):
         real("normaliser", self.normaliser, above=0)
 
     @classmethod
+    @checked
     def example(
         cls, key: Key[Array, ""], *, delta: Number = 1.0, normaliser: Number = 1.0, time: Number = 1.0
     ) -> Example:
@@ -207,6 +210,7 @@ class LinearAttention(ClosedForm, Conserving):
         real("delta", self.delta)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, delta: Number = 1.0, z0: Number = 0.1, time: Number = 2.0) -> Example:
         """Six tokens and three nodes, V from zero and all logits from `z0`."""
         start = LinearAttentionState(jnp.zeros((6, 3)), z0 * jnp.ones(6))

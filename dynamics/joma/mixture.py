@@ -81,6 +81,7 @@ class Mixture(Flow):
             raise ValueError(f'slope would be ignored: it belongs to activation="leaky_relu", got {self.activation!r}.')
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, sigma: Number = 1.0, time: Number = 2.0) -> Example:
         """Four clusters in six dimensions, ReLU."""
         drawn = jax.random.normal(key, (4, 7))

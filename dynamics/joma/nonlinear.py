@@ -62,6 +62,7 @@ class NonlinearActivation(ClosedForm):
         return self.attention
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, mu: Number = 3.0, time: Number = 10.0) -> Example:
         """Six critical points between 0 and `mu`, from zero."""
         return cls(mu * jax.random.uniform(key, (6,))), jnp.zeros(6), jnp.linspace(0.0, time, 9)
@@ -113,6 +114,7 @@ class LogGap(ClosedForm):
         real("mu", self.mu)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, mu: Number = 2.0, time: Number = 2.0) -> Example:
         """Six critical points between 0 and `mu`, from zero."""
         return cls(mu * jax.random.uniform(key, (6,))), jnp.zeros(6), jnp.linspace(0.0, time, 9)

@@ -45,6 +45,7 @@ class SlowAttention(Flow):
         return Decoder(self.scan.outputs, self.scan.probability.shape[0], self.scan.eta_y)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, eta_y: Number = 1.0, eta_z: Number = 0.1, time: Number = 30.0) -> Example:
         """That of `ScanSnap`."""
         scan, start, ts = ScanSnap.example(key, eta_y=eta_y, eta_z=eta_z, time=time)
@@ -106,6 +107,7 @@ class SymmetricAttention(Flow):
             raise ValueError(f"outputs must exceed classes = {self.classes}, or be None, got {self.outputs}.")
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, eta_y: Number = 1.0, eta_z: Number = 0.1, time: Number = 30.0) -> Example:
         """Tier B, four classes, one common token and three distinct ones a class, from zero."""
         distinct = jax.random.uniform(key, (3,), minval=0.5, maxval=1.0)
@@ -187,6 +189,7 @@ class PhaseTransition(ClosedForm):
         real("c0", self.c0, above=0)
 
     @classmethod
+    @checked
     def example(
         cls, key: Key[Array, ""], *, eta_y: Number = 1.0, eta_z: Number = 0.5, c0: Number = 3.0, time: Number = 30.0
     ) -> Example:

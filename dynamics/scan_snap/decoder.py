@@ -137,6 +137,7 @@ class Decoder(ClosedForm):
         self.outputs = require(self.outputs, enough, f"outputs must be at least 2 and finite, got {outputs}.")
 
     @classmethod
+    @checked
     def example(
         cls,
         key: Key[Array, ""],

@@ -102,6 +102,7 @@ class ScanSnap(Flow):
             check_independent("probability", p)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, eta_y: Number = 1.0, eta_z: Number = 0.1, time: Number = 30.0) -> Example:
         """Tier B, four classes over eight tokens, from zero."""
         flow = cls(jax.random.dirichlet(key, jnp.ones(8), (4,)), eta_y=eta_y, eta_z=eta_z)

@@ -88,6 +88,7 @@ class SymmetricDecoder(Flow):
         real("eta", self.eta, above=0)
 
     @classmethod
+    @checked
     def example(cls, key: Key[Array, ""], *, rho: Number = 0.3, eta: Number = 1.0, time: Number = 30.0) -> Example:
         """Tier C, four classes among ten outputs, from zero. Nothing is drawn."""
         return cls(rho, 4, 10, eta), SymmetricLogits(jnp.zeros(()), jnp.zeros(())), jnp.linspace(0.0, time, 9)

@@ -6,7 +6,7 @@ import diffrax as dfx
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from traindyn.dynamics import GradientFlow, default_tolerances, map_lanes, solve
+from traindyn.dynamics import GradientFlow, default_tolerances, flows, map_lanes, solve
 
 from .kinds import Call
 
@@ -28,6 +28,7 @@ def _decay(t, y, args):
 
 
 CALLS = {
+    "dynamics.flows": Call(flows, {}),
     "dynamics.default_tolerances": Call(default_tolerances, {"dtype": jnp.float64}, bad={"dtype": [int, jnp.float16]}),
     "dynamics.GradientFlow": Call(
         GradientFlow,

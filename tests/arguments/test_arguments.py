@@ -1,10 +1,12 @@
 """Every public callable refuses bad arguments with an error that says what is wrong."""
 
 import importlib
+import inspect
 import types
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import pytest
 
 import traindyn.dynamics
@@ -13,6 +15,7 @@ import traindyn.sweeps
 import traindyn.validate
 from arguments.kinds import Call, faults
 from arguments.public import public
+from traindyn.dynamics import flows
 
 ROOMS = (traindyn.dynamics, traindyn.nets, traindyn.sweeps, traindyn.validate)
 TABLES = sorted(path.stem for path in Path(__file__).parent.glob("of_*.py"))
@@ -24,7 +27,11 @@ def _calls() -> dict[str, Call]:
         found = importlib.import_module(f"arguments.{table}").CALLS
         assert not calls.keys() & found.keys()
         calls |= found
-    return calls
+    example = lambda kind: {
+        "key": jax.random.key(0),
+        **{p.name: p.default for p in inspect.signature(kind.example).parameters.values() if p.name != "key"},
+    }
+    return calls | {f"dynamics.{name}.example": Call(kind.example, example(kind)) for name, kind in flows().items()}
 
 
 CALLS = _calls()

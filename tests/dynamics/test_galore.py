@@ -209,8 +209,8 @@ SPLIT = Split(jnp.eye(2), jnp.eye(2), jnp.array(1.0), jnp.array(2.0), jnp.array(
         (lambda: ReversibleGradient(ONE, -ONE, ONE), "b must be positive semidefinite, got an eigenvalue of -1"),
         (lambda: ReversibleGradient(ONE, ONE, ONE * np.nan), "c must be finite, got nan"),
         (lambda: ReversibleGradient(ONE[:0], ONE[:0], ONE[:0]), "a must have at least one sample"),
-        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(jnp.zeros((1, 1)), 1e30), "t must be at most 4.295e"),
-        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(jnp.zeros((1, 1)), np.inf), "t must be finite, got inf"),
+        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(jnp.zeros((1, 1)), 1e30), "ts must be at most 4.295e"),
+        (lambda: ReversibleGradient(ONE, ONE, ONE).exact(jnp.zeros((1, 1)), np.inf), "ts must be finite, got inf"),
         (lambda: ReversibleGradient(ONE, ONE, ONE).split(jnp.zeros((1, 1)), -1.0), "tolerance must be at least 0"),
         (
             lambda: ReversibleGradient(ONE, ONE, ONE).within(2 * ONE[0], ONE[0], jnp.zeros((1, 1))),

@@ -216,7 +216,10 @@ def test_linear_attention_from_zero_logits_is_at_rest():
         (lambda: joma.LinearActivation([1.0], 0.0), "normaliser must be above 0, got 0.0"),
         (lambda: joma.LinearActivation([1.0], jnp.ones(2)), r"normaliser must have shape \(\), got \(2,\)"),
         (lambda: joma.LinearActivation([1j]), "delta must be real"),
-        (lambda: joma.LinearActivation([1.0]).exact(jnp.zeros(1), jnp.ones(2)), r"t must have shape \(\), got \(2,\)"),
+        (
+            lambda: joma.LinearActivation([1.0]).exact(jnp.zeros(1), jnp.ones((1, 2))),
+            r"ts must have shape \(times,\), got \(1, 2\)",
+        ),
         (lambda: joma.LinearActivation(jnp.ones(0)).winner(jnp.ones(0)), "delta must have an entry that is not 0"),
         (lambda: joma.LinearActivation([0.0]).winner(jnp.zeros(1)), "delta must have an entry that is not 0"),
         (

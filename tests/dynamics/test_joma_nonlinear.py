@@ -165,8 +165,8 @@ def test_exact_and_time_to_keep_their_digits_far_out(mu, v0):
 def test_what_cannot_be_is_nan_inside_jit():
     flow = joma.NonlinearActivation(jnp.ones(1))
     assert jnp.isnan(eqx.filter_jit(flow.exact)(jnp.zeros(1), -1.0))
-    assert jnp.isnan(eqx.filter_jit(flow.time_to)(2 * jnp.ones(1), jnp.zeros(1)))
-    assert jnp.isnan(eqx.filter_jit(flow.log_form().time_to)(jnp.zeros(1), jnp.ones(1)))
+    assert jnp.isnan(eqx.filter_jit(flow.time_to)(jnp.zeros(1), 2 * jnp.ones(1)))
+    assert jnp.isnan(eqx.filter_jit(flow.log_form().time_to)(jnp.ones(1), jnp.zeros(1)))
 
 
 def test_integers_are_the_numbers_they_mean():

@@ -80,8 +80,8 @@ def test_decoder_goes_on_from_a_state_whose_exponential_overflows():
     decoder = scan_snap.Decoder(10.0)
     for start in (-200.0, 0.3, 7.0, 100.0):  # M h = 1000
         np.testing.assert_allclose(decoder.exact(start, 0.0), start, rtol=1e-15)
-        assert float(jax.grad(decoder.exact, 1)(0.0, start)) == pytest.approx(1.0, rel=1e-13)
-        np.testing.assert_allclose(jax.grad(decoder.exact)(0.0, start), decoder(0.0, jnp.asarray(start)), rtol=1e-12)
+        assert float(jax.grad(decoder.exact)(start, 0.0)) == pytest.approx(1.0, rel=1e-13)
+        np.testing.assert_allclose(jax.grad(decoder.exact, 1)(start, 0.0), decoder(0.0, jnp.asarray(start)), rtol=1e-12)
     ahead = decoder.exact(0.3, 3.0)
     np.testing.assert_allclose(decoder.exact(ahead, 2.0), decoder.exact(0.3, 5.0), rtol=1e-14)
 
@@ -275,8 +275,8 @@ SAME = jnp.full((2, 3), 1 / 3)
         (lambda: scan_snap.logit_gap(jnp.ones(2), jnp.ones(3)), r"k, others must have shapes that .* \(2,\), \(3,\)"),
         (lambda: scan_snap.Decoder(jnp.full(2, 5.0), jnp.ones(3)), "outputs, classes, eta must have shapes that broad"),
         (
-            lambda: scan_snap.Decoder(jnp.full(2, 5.0)).exact(0.0, jnp.ones(3)),
-            "t, y0, .* must have shapes that broadcast",
+            lambda: scan_snap.Decoder(jnp.full(2, 5.0)).exact(jnp.ones(3), 0.0),
+            "y0, .* must have shapes that broadcast",
         ),
         (lambda: scan_snap.Decoder(jnp.full(2, 5.0))(0.0, jnp.ones(3)), "y, .* must have shapes that broadcast"),
         (lambda: scan_snap.backprop_coefficients(SAME, 5), "f must have linearly independent rows .* 2 of rank 1"),
