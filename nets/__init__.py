@@ -15,5 +15,10 @@ from . import scan_snap as scan_snap
 from . import text as text
 from . import transformer as transformer
 from .corpus import read_corpus as read_corpus
+from .engine import Measured as Measured
+from .engine import State as State
+from .engine import init as init
+from .engine import measured_step as measured_step
+from .engine import step as step
 from .train import Run as Run
 from .train import train as train

@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from .._checks import concrete, describe, indices, integer, real
 from .._checks import mask as truth
+
+AnyKey = Key[Array, ""] | UInt32[Array, "2"]
 
 
 def floating(dtype: Any) -> Any:

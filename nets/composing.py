@@ -16,8 +16,8 @@ from .._checked import checked
 from .._checks import real
 from ._accuracy import right
 from ._arguments import check_rates, check_sizes, elements_of, schedule, seed_numbers, training_dtype
-from ._loop import Carry, Loop, check_end
 from ._pair_outputs import centred, mean_square, outputs
+from .engine import State, advance, check_end, init, record
 from .pairs import Pairs as Pairs
 from .pairs import TwoLayer as TwoLayer
 from .pairs import accuracy as accuracy
@@ -128,59 +128,48 @@ _FIRST, _BETWEEN, _MULTIPLE = 1000, 250, 32
 
 def _compacting(models, data, rates, observe, steps, every, threshold) -> SeedRuns:
     """The same run in pieces, between which nodes are dropped."""
-    params, scale = eqx.partition(models, models.trainable())
-    count = models.a.shape[0]
-    state = jax.vmap(coupled_adam(*rates).init)(params)
-    carry = Carry(params, state, jnp.zeros(count, int), jnp.full(count, -1))
+    start = lambda model: init(model, coupled_adam(*rates), trainable=model.trainable())
+    state = jax.vmap(start)(models)
     records = range(0, steps + 1, every)
     drops = range(_FIRST, steps + 1, _BETWEEN)
     seen, now = [], 0
     for stop in sorted({*records, *drops, steps}):
         if stop > now:
-            carry = _advance(carry, scale, data, rates, stop - now)
+            state = _advance(state, data, rates, stop - now)
         now = stop
         if now in records:
-            seen.append(_record(carry, scale, data, observe))
+            seen.append(_record(state, data, observe))
         if now in drops:
-            carry = _compacted(carry, scale, threshold)
-    carry = jax.vmap(check_end)(carry)
+            state = _compacted(state, threshold)
+    state = jax.vmap(check_end)(state)
     observed = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *seen)
-    model = eqx.combine(carry.params, scale)
-    return SeedRuns(model, jnp.asarray(records), *observed, diverged_at=carry.diverged_at)
-
-
-def _loop(static, data, rates, observe) -> Loop:
-    return Loop(static, training_loss, data, coupled_adam(*rates), None, observe, 1)
+    return SeedRuns(state.model, jnp.asarray(records), *observed, diverged_at=state.diverged_at)
 
 
 @eqx.filter_jit
-def _advance(carry, static, data, rates, number):
+def _advance(state, data, rates, number):
     def lane(at):
-        carry, static, data = at
-        loop = _loop(static, data, rates, lambda model: None)
-        return jax.lax.fori_loop(0, number, lambda _, carry: loop.update(carry, None), carry)
+        state, data = at
+        update = lambda _, state: advance(state, training_loss, data, coupled_adam(*rates))[0]
+        return jax.lax.fori_loop(0, number, update, state)
 
-    return jax.lax.map(lane, (carry, static, data))
+    return jax.lax.map(lane, (state, data))
 
 
 @eqx.filter_jit
-def _record(carry, static, data, observe):
-    def lane(at):
-        carry, static, data = at
-        return _loop(static, data, (0.0, 0.0), _watch(observe, data)).record(carry)
-
-    return jax.lax.map(lane, (carry, static, data))
+def _record(state, data, observe):
+    return jax.lax.map(lambda at: record(at[0], _watch(observe, at[1])), (state, data))
 
 
-def _compacted(carry: Carry, static: TwoLayer, threshold: float) -> Carry:
+def _compacted(state: State, threshold: float) -> State:
     """The nodes alive, of the seed that has most; of the others as many, the largest, in the order that they had."""
-    params = carry.params
-    rows = [np.sqrt(np.mean(np.square(x), axis=1)) for x in map(np.asarray, (params.a, params.b, params.c))]
-    size = np.asarray(static.scale)[:, None] * np.prod(rows, axis=0)
+    model = state.model
+    rows = [np.sqrt(np.mean(np.square(x), axis=1)) for x in map(np.asarray, (model.a, model.b, model.c))]
+    size = np.asarray(model.scale)[:, None] * np.prod(rows, axis=0)
     alive = int((size > threshold**3).sum(axis=1).max())
     nodes = max(-(-alive // _MULTIPLE), 1) * _MULTIPLE
     if nodes >= size.shape[1]:
-        return carry
+        return state
     keep = np.sort(np.argsort(-size, axis=1, kind="stable")[:, :nodes], axis=1)[:, None]
     pick = lambda x: jnp.asarray(np.take_along_axis(np.asarray(x), keep, axis=2)) if x.ndim == 3 else x
-    return jax.tree.map(pick, carry)  # on the host: nothing to compile for each new number of nodes
+    return jax.tree.map(pick, state)  # on the host: nothing to compile for each new number of nodes

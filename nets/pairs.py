@@ -17,8 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 from .._checked import checked
 from .._checks import check_shape, concrete, indices, integer, real
 from ._accuracy import right
-from ._arguments import check_activation, check_rates, check_sizes, check_used, chosen, elements_of, floating
-from ._loop import AnyKey
+from ._arguments import AnyKey, check_activation, check_rates, check_sizes, check_used, chosen, elements_of, floating
 from ._pair_outputs import centred, mean_square, outputs
 
 

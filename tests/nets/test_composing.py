@@ -1,6 +1,5 @@
 """Runs of many seeds, with and without the compaction of dead nodes."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +7,6 @@ import pytest
 
 from traindyn import nets
 from traindyn.nets import composing
-from traindyn.nets._loop import Carry
 
 
 def _cyclic(order):
@@ -74,13 +72,13 @@ def test_compaction_keeps_the_live_nodes_and_their_moments_to_the_bit():
     for lane in range(2):
         w[lane, :, :, live[lane]] = 0.5 + rng.random((len(live[lane]), 3, order))
     params = jax.vmap(lambda w: composing.TwoLayer(w[0], w[1], w[2]))(jnp.asarray(w))
-    params, static = eqx.partition(params, params.trainable())
-    state = jax.vmap(composing.coupled_adam(0.1, 0.1).init)(params)
-    state = jax.tree.map(lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape), state)
-    carry = Carry(params, state, jnp.zeros(2, int), jnp.full(2, -1))
-    found = composing._compacted(carry, static, 0.02)
+    optimiser = composing.coupled_adam(0.1, 0.1)
+    state = jax.vmap(lambda model: nets.init(model, optimiser, trainable=model.trainable()))(params)
+    numbers = lambda x: x + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape)
+    carry = state._replace(optimiser_state=jax.tree.map(numbers, state.optimiser_state))
+    found = composing._compacted(carry, 0.02)
     assert found.params.a.shape == (2, order, 64)  # 40 alive in one of the lanes, rounded up to a multiple of 32
-    moments = lambda c: [x for x in jax.tree.leaves(c.state) if x.ndim == 3]
+    moments = lambda c: [x for x in jax.tree.leaves(c.optimiser_state) if x.ndim == 3]
     assert len(moments(found)) == 6
     for lane in range(2):
         kept = [int(np.flatnonzero((w[lane, 0] == column[:, None]).all(0))[0]) for column in
