@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .._files import FolderInUse, check_writable, clear_parts, locked, write
 from ._checkpoints import Checkpoints, Damaged
 from .corpus import read_corpus
+from .engine import State, init
 from .llama import CONFIGS, Llama, LlamaConfig
 from .pretrain import (
     Step,
@@ -281,7 +282,7 @@ class _Folder:
 
 
 class _Run:
-    """A run: model, optimiser state, the number of steps done, and a digest of what `metrics.jsonl` has of them."""
+    """A run: the state of training, the number of steps done, and a digest of what `metrics.jsonl` has of them."""
 
     def __init__(self, plan: Plan, text: np.ndarray, held_out: np.ndarray, folder: _Folder):
         self.plan, self.folder = plan, folder
@@ -291,12 +292,11 @@ class _Run:
         self.model_key, self.data_key = jax.random.split(_key(plan.seed))
         self.evaluation = _evenly(held_out, plan.length, plan.batch)
         self.schedule = warmup_cosine(plan.learning_rate, plan.steps, plan.warmup)
-        self.model: Any
-        self.state: Any
-        self.model, self.state, self.step = self._start(mesh)
+        self.state: State
+        self.state, self.step = self._start(mesh)
         self.done, self.recorded = 0, hashlib.sha256()
 
-    def _start(self, mesh: Mesh | None) -> tuple[Llama, Any, Step]:
+    def _start(self, mesh: Mesh | None) -> tuple[State, Step]:
         plan = self.plan
         sizes = dataclasses.replace(SIZES[plan.config], vocabulary=plan.vocabulary, length=plan.length)
         make = lambda key: Llama(sizes, stacked=plan.stacked, remat=plan.remat, dtype=plan.dtype, key=key)
@@ -313,12 +313,11 @@ class _Run:
             accumulate=plan.accumulate,
             seed=plan.seed % 2**32,
         )
-        init: Any = optimiser.init
-        state, placed = init(model), None  # eagerly, so that it lies where the model does
+        state, placed = init(model, optimiser), None  # eagerly, so that it lies where the model does
         if mesh is not None:
-            placed = shardings_of(model, mesh), shardings_of(state, mesh)
-            state = jax.device_put(state, placed[1])
-        return model, state, Step(next_token_loss, optimiser, shardings=placed)
+            placed = shardings_of(state.params, mesh), shardings_of(state.optimiser_state, mesh)
+            state = state._replace(optimiser_state=jax.device_put(state.optimiser_state, placed[1]))
+        return state, Step(next_token_loss, optimiser, shardings=placed)
 
     def __call__(self, lost: str) -> bool:
         """Goes on from what the folder has. `lost`: why it has no readable `config.json`, though it should."""
@@ -343,8 +342,9 @@ class _Run:
     def _train(self, checkpoints: Checkpoints) -> bool:
         plan, start, first = self.plan, time.monotonic(), self.done
         size = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree)) / 1e6
-        number = sum(x.size for x in jax.tree.leaves(self.model))
-        click.echo(f"{number:,} parameters, {size(self.model):.1f} MB; optimiser state {size(self.state):.1f} MB.")
+        params, memory = self.state.params, size(self.state.optimiser_state)
+        number = sum(x.size for x in jax.tree.leaves(params))
+        click.echo(f"{number:,} parameters, {size(params):.1f} MB; optimiser state {memory:.1f} MB.")
         with self.folder.metrics.open("ab") as file, self._bar() as bar:
             while self.done < plan.steps:
                 lines = self._advance()
@@ -376,14 +376,14 @@ class _Run:
         for part in range(plan.accumulate):
             key = jax.random.fold_in(self.data_key, self.done * plan.accumulate + part)
             batch = self.place(_sample(self.sampler, key))
-            self.model, self.state, metrics = self.step(self.model, self.state, batch)
+            self.state, metrics = self.step(self.state, batch)
             losses.append(metrics["loss"])
         self.done += 1
         tokens = self.done * plan.batch * plan.length * plan.accumulate
         loss = float(np.mean([float(x) for x in losses]))
         lines = [_line({"step": self.done, "loss": loss, "learning_rate": rate, "tokens": tokens}, loss)]
         if math.isfinite(loss) and self._due(plan.eval_every):
-            loss = float(np.mean([float(_evaluate(self.model, self._placed(b))) for b in self.evaluation]))
+            loss = float(np.mean([float(_evaluate(self.state.model, self._placed(b))) for b in self.evaluation]))
             lines.append(_line({"step": self.done, "eval_loss": loss, "perplexity": float(np.exp(loss))}, loss))
         return lines
 
@@ -399,8 +399,10 @@ class _Run:
 
     def _arrays(self) -> dict[str, Array]:
         """The arrays of model and state by name."""
-        tree = {"model": self.model, "state": self.state}
-        return {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(tree)}
+        return {jax.tree_util.keystr(path): x for path, x in jax.tree.leaves_with_path(self._saved())}
+
+    def _saved(self) -> dict[str, Any]:
+        return {"model": self.state.params, "state": self.state.optimiser_state}
 
     def _find(self, checkpoints: Checkpoints) -> None:
         """Takes the newest checkpoint that is whole, of this run, and of which `metrics.jsonl` has all lines.
@@ -408,10 +410,10 @@ class _Run:
         **Raises** `click.BadParameter` where there are some and none is.
         """
         like = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for name, x in self._arrays().items()}
-        structure = jax.tree.structure({"model": self.model, "state": self.state})
+        structure = jax.tree.structure(self._saved())
         wrong: dict[int, str] = {}
         for step in checkpoints.steps():
-            self.model = self.state = None  # free their memory first
+            self.state = self.state._replace(params=None, optimiser_state=None)  # free their memory first
             try:
                 found, (options, recorded) = checkpoints.load(step, like, seals=2)
                 if options != self.folder.digest:
@@ -425,7 +427,8 @@ class _Run:
                 wrong[step] = str(error)
                 continue
             tree = jax.tree.unflatten(structure, [found[name] for name in like])
-            self.model, self.state = tree["model"], tree["state"]
+            number = jnp.asarray(step * self.plan.accumulate)
+            self.state = self.state._replace(params=tree["model"], optimiser_state=tree["state"], step=number)
             self.done, self.recorded = step, digest
             break
         reasons = "; ".join(f"step {step}: {reason}" for step, reason in wrong.items())
