@@ -1,12 +1,13 @@
 """Practice: networks, data, optimisers and the training loop. Knows no theory."""
 
-from . import composing as composing
 from . import eviction as eviction
 from . import galore as galore
 from . import grokking as grokking
 from . import joma as joma
 from . import llama as llama
 from . import low_rank as low_rank
+from . import pair_optimisers as pair_optimisers
+from . import pair_runs as pair_runs
 from . import pairs as pairs
 from . import pretrain as pretrain
 from . import quantise as quantise

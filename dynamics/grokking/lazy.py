@@ -17,8 +17,8 @@ from jaxtyping import Array, ArrayLike, Float, Real
 
 from ..._checked import checked
 from ..._checks import as_float, or_nan, real
+from ..._pairs import Pairs
 from ..flow import Flow
-from .energy import Task
 from .spectral import evolve, ridge
 
 
@@ -106,8 +106,8 @@ class OutputLayer(Flow):
 
 
 @checked
-def wide_kernel(pairs: Task) -> Float[np.ndarray, "pairs pairs"]:
+def wide_kernel(pairs: Pairs) -> Float[np.ndarray, "pairs pairs"]:
     """`F Fᵀ/K` for K → ∞, x² and normal weights of variance one: `4·11ᵀ + 4I + 2(B₁B₁ᵀ + B₂B₂ᵀ)`, with B the one-hot
     rows of each element. Lemma 1 of the paper needs a multiple of the identity, which this is not."""
-    same = [(x[:, None] == x[None]).astype(float) for x in (pairs.first, pairs.second)]
+    same = [(x[:, None] == x[None]).astype(float) for x in map(np.asarray, (pairs.first, pairs.second))]
     return 4.0 + 4 * same[0] * same[1] + 2 * (same[0] + same[1])

@@ -17,9 +17,10 @@ from jaxtyping import Array, Complex, Float, Inexact
 
 from ..._checked import checked
 from ..._checks import check_precision, check_shape, concrete, describe, integer
+from ..._pairs import pairs
 from ..groups import Group
 from ..representations import Irrep, fourier
-from .energy import check_irreps, check_real, task
+from .energy import check_irreps, check_real
 
 
 def _check_climbed(irrep: Irrep) -> None:
@@ -196,10 +197,10 @@ def left_over(nodes: Inexact[np.ndarray, "2 order nodes"], group: Group) -> Inex
     check_shape("nodes", nodes, (2, group.order, "nodes"))
     if not nodes.size or not np.isfinite(nodes).all():
         raise ValueError(f"nodes must be at least one, and finite, got {describe(nodes)}.")
-    pairs = task(group)
-    features = (nodes[0][pairs.first] + nodes[1][pairs.second]) ** 2
+    first, second, label = map(np.asarray, pairs(group.table)[:3])
+    features = (nodes[0][first] + nodes[1][second]) ** 2
     features = features - features.mean(axis=0)
-    labels = np.eye(group.order)[pairs.label] - 1 / group.order
+    labels = np.eye(group.order)[label] - 1 / group.order
     basis, values, _ = np.linalg.svd(features, full_matrices=False)
     basis = basis[:, values > 1e-10 * values[0]]
     return labels - basis @ (basis.conj().T @ labels)

@@ -126,7 +126,7 @@ def test_what_is_left_over_is_the_projector_on_what_is_missing():
     all_ = irreps(S3)
     left = gk.left_over(gk.real_nodes(all_[:2]), S3)
     projector = gk.missing(all_, [1])
-    np.testing.assert_allclose(left, projector[gk.task(S3).label], atol=1e-13)
+    np.testing.assert_allclose(left, projector[gk.pairs(S3.table).label], atol=1e-13)
     np.testing.assert_allclose(projector, all_[2].projector, atol=1e-13)
     w = _normal(2, 6)
     z = 2 * gk.convolution(w[0], w[1], S3)
@@ -137,7 +137,7 @@ def test_what_is_left_over_is_the_projector_on_what_is_missing():
 
 
 def _layer(decay=0.3, nodes=4, group=Z5):
-    pairs = gk.task(group)
+    pairs = gk.pairs(group.table)
     w = _normal(2, group.order, nodes)
     return gk.OutputLayer((w[0][pairs.first] + w[1][pairs.second]) ** 2, jnp.eye(group.order)[pairs.label], decay)
 
@@ -306,7 +306,7 @@ def test_integers_are_the_numbers_that_they_stand_for():
 
 
 def test_wide_kernel_is_the_mean_over_normal_weights():
-    pairs = gk.task(S3, _half(S3))
+    pairs = gk.pairs(S3.table, _half(S3))
     w = np.random.default_rng(2).normal(size=(2, 6, 200_000))
     features = (w[0][pairs.first] + w[1][pairs.second]) ** 2
     sampled, law = features @ features.T / w.shape[2], gk.wide_kernel(pairs)
@@ -332,8 +332,8 @@ def test_repulsion_is_the_entry_of_the_inverse():
     ("call", "message"),
     (
         (lambda: gk.Energy(groups.cyclic(2)), "order 3 or more for its labels to differ, got Z2"),
-        (lambda: gk.task(Z5, np.ones((3, 3), bool)), r"used must have shape \(5, 5\), got \(3, 3\)"),
-        (lambda: gk.task(Z5, np.zeros((5, 5), bool)), "used must leave at least one pair"),
+        (lambda: gk.pairs(Z5.table, np.ones((3, 3), bool)), r"used must have shape \(5, 5\), got \(3, 3\)"),
+        (lambda: gk.pairs(Z5.table, np.zeros((5, 5), bool)), "used must leave at least one pair"),
         (lambda: gk.Energy(Z5)(jnp.ones((2, 4))), r"w must have shape \(2, 5\), got \(2, 4\)"),
         (lambda: gk.maximum(irreps(Z5)[1], *jnp.ones((3, 3))), r"a must have shape \(2,\), got \(3,\)"),
         (lambda: gk.OutputLayer(jnp.ones((4, 2)), jnp.ones((3, 5)), 1.0), r"labels must have shape \(4, classes\)"),
