@@ -177,7 +177,7 @@ print("a node at the known maximum:", float(unaware(paths[int(contents.share[:, 
 # %% [markdown]
 # ## 5. How many pairs?
 #
-# Theory asks for about $M \log M$ pairs. Measured: accuracy on the pairs left out, over the share of pairs $p$ in units
+# Theory asks for about $M \log M$ pairs. Measured: accuracy on the held-out pairs, over the fraction of pairs $p$ in units
 # of $\ln M/M$, for an Abelian and a dihedral group (`traindyn verify grokking.scaling` has more).
 
 # %%
