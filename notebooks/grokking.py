@@ -76,7 +76,7 @@ axes[1].set(xlabel="step", xscale="symlog")
 content = pick(stage.content)[-1]
 order = np.lexsort((-content.max(1), content.argmax(1)))
 axes[2].imshow(content[order].T, aspect="auto", vmin=0, vmax=1)
-axes[2].set(title="share of each frequency at the end", xlabel="node", ylabel="frequency − 1")
+axes[2].set(title="fraction of each frequency at the end", xlabel="node", ylabel="frequency − 1")
 for axis in axes[:2]:
     axis.legend()
 
@@ -131,10 +131,10 @@ for r in all_[1:]:
     axes[0].axhline(gk.peak(r) / 4, color="tab:red", linestyle=":")
 axes[0].set(title="ascents on $A_4$; dotted: the printed values", xlabel="t", ylabel="E")
 axes[0].legend()
-axes[1].imshow(contents.share[jnp.argsort(contents.share.argmax(1))].T, aspect="auto", vmin=0, vmax=1)
-axes[1].set(title="share of each representation at the end", xlabel="start", yticks=range(3),
+axes[1].imshow(contents.fraction[jnp.argsort(contents.fraction.argmax(1))].T, aspect="auto", vmin=0, vmax=1)
+axes[1].set(title="fraction of each representation at the end", xlabel="start", yticks=range(3),
             yticklabels=["trivial", "complex", "real, D = 3"])  # fmt: skip
-print("largest second singular value:", float(contents.rank[jnp.arange(30), contents.share.argmax(1)].max()))
+print("largest second singular value:", float(contents.rank[jnp.arange(30), contents.fraction.argmax(1)].max()))
 
 # %% [markdown]
 # Maxima can be built by hand, $u(h) = a^\top R(h)\, x$ and $w_2(h) = x^\top R(h)\, b$ for any $a$, $x$, $b$. These are
@@ -171,13 +171,13 @@ for group in (groups.cyclic(7), groups.symmetric(3), groups.dicyclic(2), a4):
 left = gk.left_over(gk.real_nodes(all_[:2]), a4)  # the complex pair is known
 print("left over − Π_missing:", np.abs(left - gk.missing(all_, [1])[gk.pairs(a4.table).label]).max())
 unaware, aware = energy, lambda w: gk.remaining_energy(w, all_, [1])
-print("a node at the known maximum:", float(unaware(paths[int(contents.share[:, 1].argmax()), -1])), "→",
-      float(aware(paths[int(contents.share[:, 1].argmax()), -1])))  # fmt: skip
+print("a node at the known maximum:", float(unaware(paths[int(contents.fraction[:, 1].argmax()), -1])), "→",
+      float(aware(paths[int(contents.fraction[:, 1].argmax()), -1])))  # fmt: skip
 
 # %% [markdown]
 # ## 5. How many pairs?
 #
-# Theory asks for about $M \log M$ pairs. Measured: accuracy on the held-out pairs, over the fraction of pairs $p$ in units
+# Theory asks for about $M \log M$ pairs. Measured: accuracy on held-out pairs, over the fraction of pairs $p$ in units
 # of $\ln M/M$, for an Abelian and a dihedral group (`traindyn verify grokking.scaling` has more).
 
 # %%

@@ -80,9 +80,9 @@ def test_ascent_ends_at_a_maximum_of_one_representation():
     energy, all_ = gk.Energy(S3), irreps(S3)
     end = solve(gk.ScaledAscent(energy), _normal(2, 6), [60.0], rtol=1e-6, atol=1e-8).ys[-1]
     found = gk.content(end, all_)
-    winner = int(jnp.argmax(found.share))
-    np.testing.assert_allclose(found.share.sum(), 1, rtol=1e-9)
-    assert float(found.share[winner]) > 1 - 1e-9 and float(found.rank[winner].max()) < 1e-4
+    winner = int(jnp.argmax(found.fraction))
+    np.testing.assert_allclose(found.fraction.sum(), 1, rtol=1e-9)
+    assert float(found.fraction[winner]) > 1 - 1e-9 and float(found.rank[winner].max()) < 1e-4
     np.testing.assert_allclose(energy(end / jnp.linalg.norm(end)), gk.peak(all_[winner]), rtol=1e-8)
     np.testing.assert_allclose(jnp.linalg.norm(end), 1, rtol=1e-5)  # the tolerance of a step
 
@@ -395,15 +395,15 @@ def test_maximum_and_content_know_no_size(dtype, size):
     node = gk.maximum(irrep, a, x, b)
     rtol = 50 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(gk.maximum(irrep, size * a, size * x, size * b), node, rtol=rtol, atol=rtol)
-    np.testing.assert_allclose(gk.content(size * node, [irrep]).share, [1.0], rtol=rtol)
+    np.testing.assert_allclose(gk.content(size * node, [irrep]).fraction, [1.0], rtol=rtol)
     entry = lambda a: gk.maximum(irrep, a, x, b)[0, 1]
     slope, step = jax.jit(jax.vmap(jax.grad(entry)))(a[None])[0], jnp.array([1e-3, 0], dtype)
     np.testing.assert_allclose(slope[0], (entry(a + step) - entry(a - step)) / 2e-3, rtol=1e-3)
 
 
 def test_rounding_of_a_representation_has_no_rank():
-    share, rank = gk.content(jnp.ones((2, 6)), irreps(S3))
-    np.testing.assert_allclose(share, [1, 0, 0], atol=1e-15)
+    fraction, rank = gk.content(jnp.ones((2, 6)), irreps(S3))
+    np.testing.assert_allclose(fraction, [1, 0, 0], atol=1e-15)
     np.testing.assert_array_equal(rank, [[0, 0], [np.nan, np.nan], [np.nan, np.nan]])
 
 

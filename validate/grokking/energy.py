@@ -222,7 +222,7 @@ def _own(rng: np.random.Generator, setting: Setting) -> np.ndarray:
         all_ = irreps(group)
         w = grokking.maximum(all_[-1], *(jnp.asarray(rng.normal(size=all_[-1].dim), setting.dtype) for _ in range(3)))
         found = jax.jit(lambda w, all_=all_: grokking.content(w, all_))(w)
-        gaps += [float(Energy(group)(w)) / grokking.peak(all_[-1]) - 1, float(found.share[-1]) - 1]
+        gaps += [float(Energy(group)(w)) / grokking.peak(all_[-1]) - 1, float(found.fraction[-1]) - 1]
         gaps += np.asarray(found.rank)[-1].tolist()
     return np.array(gaps)
 
