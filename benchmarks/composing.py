@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from timing import check, interleaved, print_header, product_floor, ratio, table
 
-from traindyn.nets import composing, train
+from traindyn.nets import pair_optimisers, pairs, train
+from traindyn.nets.pair_runs import train_pairs
 
 NODES, RATE, DECAY, RUN = 512, 0.01, 5e-5, 10_000
 BASE, MASKED, WHOLE = "three output products, in a scan", "traindyn: 90 % of pairs", "traindyn: all pairs"
@@ -23,11 +24,11 @@ def addition(order: int) -> np.ndarray:
     return np.add.outer(np.arange(order), np.arange(order)) % order
 
 
-def ours(model: Any, data: composing.Pairs, loss: Any, steps: int) -> Any:
-    """`steps` updates in one compiled scan; rate and decay are arguments, as in `train_seeds`."""
+def ours(model: Any, data: pairs.Pairs, loss: Any, steps: int) -> Any:
+    """`steps` updates in one compiled scan; rate and decay are arguments, as in `train_pairs`."""
     kept = model.trainable()
     run = lambda model, data, rate, decay: (
-        train(model, loss, data, composing.coupled_adam(rate, decay), steps, trainable=kept).model
+        train(model, loss, data, pair_optimisers.coupled_adam(rate, decay), steps, trainable=kept).model
     )
     compiled, rates = jax.jit(run), (jnp.float32(RATE), jnp.float32(DECAY))
     return lambda: compiled(model, data, *rates)
@@ -109,16 +110,16 @@ def three_products(order: int, steps: int) -> Any:
 def steps_of(order: int) -> None:
     """A step at one order, against its peers."""
     steps = 100 if order < 40 else 6
-    mask = composing.split(order, seed=1)
-    model = composing.initial(order, NODES, dtype=jnp.float32, key=jax.random.key(1))
-    masked, whole = composing.pairs(addition(order), mask), composing.pairs(addition(order))
+    mask = pairs.split(order, seed=1)
+    model = pairs.initial(order, NODES, dtype=jnp.float32, key=jax.random.key(1))
+    masked, whole = pairs.pairs(addition(order), mask), pairs.pairs(addition(order))
     at = tuple(jnp.asarray(x) for x in (*np.nonzero(mask), addition(order)[mask]))
     gathered = lambda threads: f"torch: gather, {threads} thread{'s' * (threads > 1)}"
     calls = {
         BASE: three_products(order, steps),
-        MASKED: ours(model, masked, composing.training_loss, steps),
-        WHOLE: ours(model, whole, composing.training_loss, steps),
-        "the same, sum over pairs": ours(model, whole, composing.masked_loss, steps),
+        MASKED: ours(model, masked, pairs.training_loss, steps),
+        WHOLE: ours(model, whole, pairs.training_loss, steps),
+        "the same, sum over pairs": ours(model, whole, pairs.loss, steps),
         "JAX: gather": ours(model, at, embedded("gather"), steps),
         "JAX: one-hot": ours(model, at, embedded("one-hot"), steps),
         gathered(1): torch_loop(model, mask, "gather", steps, 1),
@@ -154,15 +155,22 @@ def runs_of(order: int, seeds: int) -> None:
     """A whole run of 10 000 steps, compilation and all, with and without compaction."""
     for compact in (True, False) if order < 40 else (True,):
         start, cpu = time.perf_counter(), time.process_time()
-        run = composing.train_seeds(
-            addition(order), weight_decay=DECAY, seeds=range(1, seeds + 1), steps=RUN, compact=compact
+        run = train_pairs(
+            addition(order),
+            fractions=[0.9],
+            seeds=range(1, seeds + 1),
+            learning_rates=[RATE],
+            weight_decays=[DECAY],
+            nodes=NODES,
+            steps=RUN,
+            compact=compact,
         )
         jax.block_until_ready(run.model.a)
         wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-        accuracy = (float(run.train_accuracy[:, -1].min()), float(run.test_accuracy[:, -1].min()))
+        accuracy = (float(run.train_accuracy[..., -1].min()), float(run.test_accuracy[..., -1].min()))
         kind = f"order {order}, {seeds} seed(s), {'compacting' if compact else 'all nodes'}"
         cost = f"{wall:.1f} s, {cpu:.1f} s of CPU, {1e3 * wall / RUN / seeds:.3g} ms a step"
-        print(f"  {kind}: {cost}; {run.model.a.shape[2]} nodes left; least accuracy {accuracy}", flush=True)
+        print(f"  {kind}: {cost}; {run.model.a.shape[-1]} nodes left; least accuracy {accuracy}", flush=True)
 
 
 def main() -> None:

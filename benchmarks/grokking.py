@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from timing import interleaved, print_header, product_floor, table
 
-from traindyn.nets import grokking, pairs, train
+from traindyn.nets import pair_optimisers, pairs, train
+from traindyn.nets.pair_runs import train_pairs
 
 RATE, DECAY = 1e-3, 2e-4
 OURS = "traindyn: gather, hidden layer formed anew"
@@ -23,10 +24,10 @@ def addition(order: int) -> np.ndarray:
 
 
 def ours(model: Any, data: Any, loss: Any, steps: int) -> Any:
-    """`steps` updates in one compiled scan; rate and decay are arguments, as in `train_runs`."""
+    """`steps` updates in one compiled scan; rate and decay are arguments, as in `train_pairs`."""
     kept = model.trainable()
     run = lambda model, data, rate, decay: (
-        train(model, loss, data, grokking.coupled_adam(rate, decay), steps, trainable=kept).model
+        train(model, loss, data, pair_optimisers.coupled_adam(rate, decay), steps, trainable=kept).model
     )
     compiled, rates = jax.jit(run), (jnp.float32(RATE), jnp.float32(DECAY))
     return lambda: compiled(model, data, *rates)
@@ -44,7 +45,7 @@ def other(form: str) -> Any:
                 return jax.lax.stop_gradient(w)[g] + _no_value(hot, w)
             return w[g]
 
-        out = jnp.square(rows(model.a, sample.g1) + rows(model.b, sample.g2)) @ model.c.T
+        out = jnp.square(rows(model.a, sample.first) + rows(model.b, sample.second)) @ model.c.T
         out = out - jnp.mean(out, axis=1, keepdims=True)
         return jnp.mean(jnp.sum(out * out, axis=1)) - 2 * jnp.mean(out[jnp.arange(len(sample.label)), sample.label])
 
@@ -60,7 +61,7 @@ def _no_value(hot: jax.Array, w: jax.Array) -> jax.Array:
 _no_value.defvjp(lambda hot, w: (_no_value(hot, w), hot), lambda hot, slope: (None, hot.T @ slope))
 
 
-def torch_loop(model: Any, sample: grokking.Sample, steps: int, threads: int) -> Any:
+def torch_loop(model: Any, sample: pairs.Pairs, steps: int, threads: int) -> Any:
     """The same full-batch steps in PyTorch, with the loss as the authors' code writes it."""
     g1, g2, label = (torch.tensor(np.asarray(x), dtype=torch.int64) for x in sample[:3])
 
@@ -80,23 +81,21 @@ def torch_loop(model: Any, sample: grokking.Sample, steps: int, threads: int) ->
     return run
 
 
-def start(order: int, fraction: float, nodes: int, seed: int) -> tuple[Any, grokking.Sample]:
-    """The weights and the sample that seed `seed` of `train_runs` has."""
+def start(order: int, fraction: float, nodes: int, seed: int) -> tuple[Any, pairs.Pairs]:
+    """The weights and the sample that seed `seed` of `train_pairs` has."""
     model = pairs.initial(order, nodes, fan_in=2 * order, dtype=jnp.float32, key=jax.random.key(seed))
-    return model, grokking.samples(addition(order), fraction, seed)[0]
+    return model, pairs.split_pairs(addition(order), fraction=fraction, seed=seed)[0]
 
 
 def steps_of(order: int, fraction: float, nodes: int, steps: int) -> None:
     """A step of one run, against its peers."""
     model, sample = start(order, fraction, nodes, 0)
     n = len(sample.label)
-    whole = pairs.pairs(addition(order), pairs.split(order, train=fraction, seed=0))
     calls = {
-        OURS: ours(model, sample, grokking.loss, steps),
+        OURS: ours(model, sample, pairs.loss, steps),
         "JAX: gather": ours(model, sample, other("gather"), steps),
         "JAX: gather, one-hot product for its gradient": ours(model, sample, other("one-hot backward"), steps),
         "JAX: one-hot products": ours(model, sample, other("one-hot"), steps),
-        "traindyn: all pairs, masked": ours(model, whole, pairs.training_loss, steps),
         "torch: gather, 1 thread": torch_loop(model, sample, steps, 1),
         "torch: gather, 2 threads": torch_loop(model, sample, steps, 2),
     }
@@ -116,9 +115,9 @@ def runs_of(order: int, fraction: float, nodes: int, steps: int, seeds: int) -> 
     """Many seeds, whole calls: samples and weights are made in each of ours, and before those of PyTorch."""
 
     def together(batch_size):
-        return lambda: grokking.train_runs(
+        return lambda: train_pairs(
             addition(order), fractions=[fraction], seeds=range(seeds), learning_rates=[RATE], weight_decays=[DECAY],
-            nodes=nodes, steps=steps, batch_size=batch_size,
+            nodes=nodes, fan_in=2 * order, steps=steps, batch_size=batch_size,
         ).model.a[0, 0, 0]  # fmt: skip
 
     loops = [torch_loop(*start(order, fraction, nodes, seed), steps, 1) for seed in range(seeds)]

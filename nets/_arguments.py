@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from .._checks import concrete, describe, indices, integer, real
-from .._checks import mask as truth
+
+AnyKey = Key[Array, ""] | UInt32[Array, "2"]
 
 
 def floating(dtype: Any) -> Any:
@@ -52,17 +53,6 @@ def seed_numbers(seeds: Sequence[int]) -> list[int]:
     return [integer("seeds", seed, least=0, most=2**32 - 1) for seed in seeds]
 
 
-def elements_of(table: Any, least: int = 1) -> Int[np.ndarray, "order order"]:
-    """A group's table. **Raises** `ValueError` unless it is square and holds elements, of which there are `least`."""
-    if not concrete(table):
-        raise ValueError("table must be known outside jit and vmap, got a traced value.")
-    order = np.shape(table)[0] if np.ndim(table) else 0
-    label = np.asarray(indices("table", table, order, ("order", "order"), {"order": order}))
-    if order < least:
-        raise ValueError(f"table must be that of at least {least} elements, got {order}.")
-    return label
-
-
 def inside(label: Int[Array, "*batch"], classes: int) -> Int[Array, "*batch"]:
     """Labels for a look-up in `classes` columns, which gives NaN beyond the last: negative ones are put there too, for
     JAX would count them from the end."""
@@ -75,21 +65,6 @@ def check_contexts(x: Any, query: Any, z: Float[Array, "queries tokens"], *, cou
     indices(f"{of}query", query, z.shape[0])
     if counts and concrete(x) and not np.all(np.asarray(x) >= 0):
         raise ValueError(f"{of}x must be frequencies, none negative or NaN, got {describe(x)}.")
-
-
-def chosen(mask: Any, order: int) -> Bool[np.ndarray, "order order"]:
-    """A mask of pairs of elements as truth values, by default all true.
-
-    **Raises** `ValueError` for numbers other than 0 and 1, another shape, and a mask that leaves nothing.
-    """
-    if mask is None:
-        return np.ones((order, order), bool)
-    if not concrete(mask):
-        raise ValueError("mask must be known outside jit and vmap, got a traced value.")
-    used = np.asarray(truth("mask", mask, ("order", "order"), {"order": order}))
-    if not used.any():
-        raise ValueError("mask must leave at least one pair, got none.")
-    return used
 
 
 def check_activation(activation: Callable, shape: tuple[int, ...], dtype: Any) -> None:
@@ -112,12 +87,6 @@ def check_some(name: str, number: int) -> None:
     """**Raises** `ValueError` for a mean over nothing."""
     if number < 1:
         raise ValueError(f"{name} must hold at least one sample, got none.")
-
-
-def check_used(name: str, used: Any) -> None:
-    """**Raises** `ValueError` for a mask, where known, that leaves nothing."""
-    if concrete(used) and not np.any(np.asarray(used)):
-        raise ValueError(f"{name} must leave at least one pair, got none.")
 
 
 def check_fields(params: Any, names: Sequence[str], of: str) -> None:

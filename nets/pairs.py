@@ -1,30 +1,31 @@
-"""The two-layer network on pairs of group elements, its data, its loss in two forms, and Adam as its papers have it.
+"""The two-layer network on pairs of group elements, which pairs it is trained on, and its loss in two forms.
 
 Sources: Composing Global Optimizers (Tian, arXiv 2410.01779), sections 3 and 6 and the settings of its experiments;
 Li2 (Tian, arXiv 2509.21519), section 4.2.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Real
 
 from .._checked import checked
-from .._checks import check_shape, concrete, indices, integer, real
+from .._checks import concrete, describe, indices, integer, real
+from .._pairs import Pairs as Pairs
+from .._pairs import is_latin
+from .._pairs import pairs as pairs
 from ._accuracy import right
-from ._arguments import check_activation, check_rates, check_sizes, check_used, chosen, elements_of, floating
-from ._loop import AnyKey
-from ._pair_outputs import centred, mean_square, outputs
+from ._arguments import AnyKey, check_activation, check_sizes, floating
+from ._pair_outputs import centred, check_pairs, of_all, one_hot, outputs
 
 
 @checked
 class TwoLayer(eqx.Module):
-    """`o_g(g1, g2) = scale Σ_j c_gj σ(a_g1j + b_g2j)`, for two elements g1, g2 of a group of some order.
+    """`o_g(g1, g2) = scale Σ_j c_gj σ(a_g1j + b_g2j)`, for the first and second of two elements of a group.
 
     **Trained:** `a`, `b`, `c`, each of shape `(order, nodes)`. **Fixed:** `scale`, 1/2d for constructed solutions, the
     papers' code's 1 for training; the mask `trainable()` keeps it from both updates and decay. `activation`: σ, by
@@ -61,14 +62,14 @@ class TwoLayer(eqx.Module):
         return self.a.shape[1]
 
     @checked
-    def __call__(self, g1: Int[ArrayLike, ""], g2: Int[ArrayLike, ""]) -> Float[Array, " order"]:
+    def __call__(self, first: Int[ArrayLike, ""], second: Int[ArrayLike, ""]) -> Float[Array, " order"]:
         """The outputs for one pair. Inside `jit` an element beyond the last is taken for it."""
-        indices("g1", g1, self.order), indices("g2", g2, self.order)
-        return self.scale * (self.c @ self.activation(self.a[g1] + self.b[g2]))
+        indices("first", first, self.order), indices("second", second, self.order)
+        return self.scale * (self.c @ self.activation(self.a[first] + self.b[second]))
 
     def outputs(self) -> Float[Array, "order order order"]:
-        """The outputs for all pairs: axes g1, g2, g."""
-        return outputs(self, self.scale * self.c)
+        """The outputs for all pairs: axes first, second, g."""
+        return of_all(self, self.scale * self.c)
 
     def trainable(self) -> "TwoLayer":
         """The same module with `True` at the leaves that are trained and `False` elsewhere: a mask for optax."""
@@ -104,137 +105,137 @@ def initial(
     return TwoLayer(a / fan_in**0.5, b / fan_in**0.5, c, scale, activation)
 
 
-# Data: the table of the group, and which of its pairs are used
-
-
-class Pairs(NamedTuple):
-    """All pairs of elements: `label`, the number of each product (the group's table), and `mask`, the pairs used.
-
-    `unused`: the numbers `g1·order + g2` of the pairs that are not, as `pairs` finds them. With them the loss may
-    take its fast form, which needs each row and column of the table to have every element once.
-    """
-
-    label: Int[Array, "order order"]
-    mask: Bool[Array, "order order"]
-    unused: Int[Array, " left_out"] | None = None
+# Data: which pairs are used
 
 
 @checked
-def pairs(
-    table: Int[ArrayLike, "order order"],
-    mask: Bool[ArrayLike, "order order"] | None = None,
-) -> Pairs:
-    """The pairs of a group's table where `mask` is true, or 1; by default all of them.
-
-    **Raises** `ValueError` for other shapes, labels that are no elements, a mask of other numbers than 0 and 1, and one
-    that leaves nothing.
-    """
-    label = elements_of(table)
-    used = chosen(mask, len(label))
-    unused = jnp.asarray(np.flatnonzero(~used), int) if _is_latin(label) else None
-    return Pairs(jnp.asarray(label, int), jnp.asarray(used), unused)
-
-
-def _is_latin(label: Int[np.ndarray, "order order"]) -> bool:
-    """Whether each row and each column has every element once."""
-    counts = np.arange(len(label))
-    return bool((np.sort(label, axis=0) == counts[:, None]).all() and (np.sort(label, axis=1) == counts).all())
-
-
-@checked
-def split(order: int, *, train: float = 0.9, seed: int) -> Bool[np.ndarray, "order order"]:
-    """The training pairs, as the papers' code splits them: left out are the first `⌈(1 − train) order²⌉` entries of
-    `RandomState(seed).permutation(order²)`. **Raises** `ValueError` unless `train` lies between 0 and 1."""
+def split(order: int, *, fraction: float = 0.9, seed: int) -> Bool[np.ndarray, "order order"]:
+    """Which pairs are trained on, as the papers' code splits them: held out are the first `⌈(1 − fraction) order²⌉`
+    entries of `RandomState(seed).permutation(order²)`. **Raises** `ValueError` for a fraction that leaves no pair on
+    one side."""
     check_sizes(order=order)
     integer("seed", seed, least=0, most=2**32 - 1)
-    real("train", train, (), above=0, below=1)
-    left_out = int(np.ceil(round((1 - train) * order**2, 9)))  # 1 − 0.9 is a little more than 0.1
-    if left_out == order**2:
-        raise ValueError(f"train must leave at least one of {order**2} pairs, got {train}.")
-    mask = np.ones(order**2, bool)
-    mask[np.random.RandomState(seed).permutation(order**2)[:left_out]] = False
-    return mask.reshape(order, order)
+    real("fraction", fraction, (), above=0, below=1)
+    held_out = int(np.ceil(round((1 - fraction) * order**2, 9)))  # 1 − 0.9 is a little more than 0.1
+    if not 1 <= held_out < order**2:
+        raise ValueError(f"fraction must leave one of {order**2} pairs at least on each side, got {fraction}.")
+    used = np.ones(order**2, bool)
+    used[np.random.RandomState(seed).permutation(order**2)[:held_out]] = False
+    return used.reshape(order, order)
+
+
+@checked
+def split_pairs(table: Int[ArrayLike, "order order"], *, fraction: float = 0.9, seed: int) -> tuple[Pairs, Pairs]:
+    """The pairs trained on, by `split`, and those held out. **Raises** `ValueError` as `pairs` and `split` do."""
+    used = split(len(pairs(table).table), fraction=fraction, seed=seed)
+    return pairs(table, used), pairs(table, ~used)
+
+
+@checked
+def stacked(samples: Sequence[Pairs]) -> Pairs:
+    """Samples of one group, padded to the largest and stacked: each field has a leading axis. **Raises** `ValueError`
+    for no sample, and for samples of groups of different orders."""
+    if not isinstance(samples, Sequence) or not samples or not all(isinstance(one, Pairs) for one in samples):
+        raise ValueError(f"samples must be a sequence of at least one Pairs, got {describe(samples)}.")
+    order = samples[0].table.shape[0]
+    if any(one.table.shape[0] != order for one in samples):
+        raise ValueError(f"samples must be of groups of one order, got {[one.table.shape[0] for one in samples]}.")
+
+    def joined(name: str, fill: int = 0) -> Array:
+        rows = [getattr(one, name) for one in samples]
+        most = max(map(len, rows))
+        return jnp.stack([jnp.pad(row, (0, most - len(row)), constant_values=fill) for row in rows])
+
+    latin = all(one.held_out is not None for one in samples)
+    first, second, label, used = map(joined, ("first", "second", "label", "used"))
+    tables = jnp.stack([one.table for one in samples])
+    return Pairs(first, second, label, used, tables, joined("held_out", order**2) if latin else None)
 
 
 # Loss
 
 
 @checked
-def masked_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
-    """The mean over the pairs used of `‖P(o − onehot)‖²`: `P = I − 11ᵀ/order` takes the mean over outputs away.
+def loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
+    """The mean over the pairs of `‖P(o − onehot)‖²`: `P = I − 11ᵀ/order` takes the mean over outputs away.
 
-    **Raises** `ValueError` where no pair is used; inside `jit` it is NaN."""
-    _check_pairs(model, pairs)
-    return mean_square(outputs(model, centred(model)), pairs)
+    **Raises** `ValueError` for pairs of another group or none; where no pair is used, inside `jit`, it is NaN."""
+    check_pairs(model, pairs)
+    return _mean_square(model, pairs)
+
+
+def _mean_square(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
+    gap = jnp.where(pairs.used[:, None], outputs(model, pairs) - (one_hot(model, pairs) - 1 / model.order), 0)
+    return jnp.vdot(gap, gap) / jnp.sum(pairs.used, dtype=gap.dtype)
 
 
 @checked
 def training_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
-    """`masked_loss` in the form with fewer operations, for its gradient.
+    """`loss` in the form with fewer operations, for its gradient.
 
-    For many pairs and few nodes that is, where the activation is `jnp.square`, the sum over the whole table in closed
-    form, less the pairs left out. Its rounding is that of numbers of the size of one: nothing to the gradient, but no
-    loss of 1e-9 shows in float32.
+    For nearly all pairs and few nodes that is, where the activation is `jnp.square`, the sum over the whole table in
+    closed form, less the pairs held out. Its rounding is that of numbers of the size of one: nothing to the gradient,
+    but no loss of 1e-9 shows in float32.
 
-    **Raises** `ValueError`, where values are known, for an `unused` that is not that of the mask and the table.
+    **Raises** `ValueError` as `loss` does, and, where values are known, for fields that contradict each other.
     """
-    _check_pairs(model, pairs)
-    _check_unused(pairs)
-    # Six products of order·nodes² against three of order³·nodes; the rows of labels take as long as 15 order²·nodes.
-    dear = 2 * model.nodes + 15 * model.order > model.order**2
-    if model.activation is not jnp.square or pairs.unused is None or dear:
-        return masked_loss(model, pairs)
-    return _closed_loss(model, pairs)
+    check_pairs(model, pairs)
+    _check_held_out(pairs)
+    if pairs.held_out is None or model.activation is not jnp.square:
+        return _mean_square(model, pairs)
+    # Six products of order·nodes² against three of pairs·order·nodes; the rows of labels take as long as 15·order
+    # pairs.
+    rows = 2 * model.nodes + 15 * model.order + pairs.held_out.shape[0]
+    return _mean_square(model, pairs) if rows > pairs.first.shape[0] else _closed_loss(model, pairs)
 
 
 @checked
 def accuracy(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
-    """The part of the pairs used of which the largest output is that of the label; NaN where an output is.
-    **Raises** `ValueError` where no pair is used; inside `jit` it is NaN."""
-    _check_pairs(model, pairs)
-    return right(model.outputs(), pairs.label, pairs.mask)
+    """The fraction of the pairs of which the largest output is that of the label; NaN where an output is. **Raises**
+    `ValueError` as `loss` does."""
+    check_pairs(model, pairs)
+    return right(outputs(model, pairs), pairs.label, pairs.used)
 
 
-def _check_pairs(model: TwoLayer, pairs: Pairs) -> None:
-    check_shape("pairs.label", pairs.label, (model.order, model.order))
-    indices("pairs.label", pairs.label, model.order)
-    check_used("pairs.mask", pairs.mask)
-    if pairs.unused is not None:
-        indices("pairs.unused", pairs.unused, model.order**2)
-
-
-def _check_unused(pairs: Pairs) -> None:
-    """The closed form goes by `unused`, which `_replace(mask=…)` and `_replace(label=…)` leave as it was."""
-    if pairs.unused is None or not concrete(pairs):
+def _check_held_out(pairs: Pairs) -> None:
+    """The closed form goes by `table` and `held_out`, which `_replace(used=…)` and `_replace(label=…)` leave as they
+    were."""
+    if pairs.held_out is None or not concrete(pairs):
         return
-    label, mask, unused = (np.asarray(x) for x in pairs)
-    if not np.array_equal(np.sort(unused), np.flatnonzero(~mask.astype(bool))) or not _is_latin(label):
+    first, second, label, used, table, held_out = (np.asarray(x) for x in pairs)
+    order, mask = len(table), np.zeros(table.shape, bool)
+    mask[first[used], second[used]] = True
+    others = np.sort(held_out[held_out < order**2])
+    same = np.array_equal(others, np.flatnonzero(~mask)) and np.array_equal(label, table[first, second])
+    if not same or not is_latin(table):
         raise ValueError(
-            "pairs.unused must be the pairs that the mask leaves out, and None for a table whose rows or columns have "
-            "an element twice, as pairs(table, mask) gives it, got others."
+            "pairs.held_out must be the table's pairs that are not used, and None for a table whose rows or columns "
+            "have an element twice, as pairs(table, used) gives it, got others."
         )
 
 
 def _closed_loss(model: TwoLayer, pairs: Pairs) -> Float[Array, ""]:
-    """The loss from sums over the whole table: with `u = a² cᵀ`, `v = b² cᵀ` (c centred) and `t = Σ_j a_j b_j c_j`,
-    the output is `u_g1 + v_g2 + 2 t_g1g2`, so that each sum over pairs of its square but that of t is one of matrices
-    of order × order, and that of t is `Σ (aᵀa) ∘ (bᵀb) ∘ (cᵀc)`. Of what the labels take, `Σ c_label a²` is zero, for
-    c is centred and each row of the table a permutation."""
-    assert pairs.unused is not None
-    order, left_out = model.order, pairs.unused.shape[0]
+    """The loss from sums over the whole table. With `u = a² cᵀ`, `v = b² cᵀ` (c centred) and `t = Σ_j a_j b_j c_j`, the
+    output is `u_g1 + v_g2 + 2 t_g1g2`. Squared and summed over pairs, every term is a sum over an order × order matrix
+    except Σ t², which is `Σ (aᵀa) ∘ (bᵀb) ∘ (cᵀc)`. In the label term `Σ c_label a²` vanishes: c is centred, and each
+    row of the table a permutation."""
+    assert pairs.held_out is not None
+    order, table = model.order, pairs.table
     a, b, c = model.a, model.b, centred(model)
     u, v = jnp.square(a) @ c.T, jnp.square(b) @ c.T
     u_t = u * ((a * jnp.sum(b, axis=0, keepdims=True)) @ c.T)
     v_t = v * ((b * jnp.sum(a, axis=0, keepdims=True)) @ c.T)
     squares = order * jnp.sum(u * u + v * v) + 2 * jnp.sum(jnp.sum(u, axis=0) * jnp.sum(v, axis=0))
     squares = squares + 4 * jnp.sum(u_t + v_t) + 4 * _gram(a, b, c)
-    total = squares - 4 * _on_labels(a, b, c, pairs.label) + (order**2 - order)
-    if left_out:
-        g1, g2 = jnp.divmod(pairs.unused, order)
-        hot = pairs.label[g1, g2][:, None] == jnp.arange(order, dtype=pairs.label.dtype)[None]
-        gap = jnp.square(a[g1] + b[g2]) @ c.T - (hot.astype(c.dtype) - 1 / order)
+    total = squares - 4 * _on_labels(a, b, c, table) + (order**2 - order)
+    if pairs.held_out.shape[0]:
+        real = pairs.held_out < order**2  # the rest is padding
+        first, second = jnp.divmod(jnp.where(real, pairs.held_out, 0), order)
+        hot = table[first, second][:, None] == jnp.arange(order, dtype=table.dtype)[None]
+        gap = jnp.square(a[first] + b[second]) @ c.T - (hot.astype(c.dtype) - 1 / order)
+        gap = jnp.where(real[:, None], gap, 0)
         total = total - jnp.vdot(gap, gap)
-    return total / (order**2 - left_out)
+    return total / jnp.sum(pairs.used, dtype=total.dtype)
 
 
 @jax.custom_jvp
@@ -276,18 +277,3 @@ def _(primals, tangents):
 
 def _inner(first: Sequence[Array], second: Sequence[Array]) -> Array:
     return jnp.stack([jnp.sum(x * y) for x, y in zip(first, second, strict=True)]).sum()
-
-
-# Optimiser
-
-
-@checked
-def coupled_adam(
-    learning_rate: float | Float[Array, ""], weight_decay: float | Float[Array, ""]
-) -> optax.GradientTransformation:
-    """Adam on the gradient of loss plus `weight_decay/2 ‖w‖²`, as `torch.optim.Adam(weight_decay=…)` has it: the decay
-    goes through the moments. Not AdamW. Both numbers may be traced."""
-    check_rates(learning_rate, weight_decay)
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.scale_by_adam(), optax.scale_by_learning_rate(learning_rate)
-    )

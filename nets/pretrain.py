@@ -15,7 +15,7 @@ from .._checked import checked
 from .._checks import choice, describe, integer, real
 from ._arguments import check_sizes, one_number
 from ._precision import at_least_float32
-from ._update import update
+from .engine import State, measured_step
 from .galore import clip_by_previous_norm, galore, galore_labels
 from .quantise import quantize_state
 
@@ -28,18 +28,20 @@ class Step(eqx.Module):
     """One update of a model, compiled once: the loss on a batch, its gradient, and the optimiser's update.
 
         step = Step(next_token_loss, optimiser)
-        state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
-        model, state, metrics = step(model, state, batch)
+        state = init(model, optimiser)
+        state, metrics = step(state, batch)
+
+    It is `engine.measured_step`, compiled, with the state's buffers donated.
 
     - `loss`: `(model, batch) -> scalar`. The floating-point arrays of the model are trained, complex ones too.
     - `optimiser`: from optax or like it: line searches and others that need the loss itself get it.
     - `gradient_norm`: whether to measure the norm of the whole gradient. Off, because nothing can be donated before all
       gradients are there if their norm is asked for.
-    - `shardings`: of the model's trained arrays and of the state (see `shardings_of`), which the new ones get too;
-      `None` leaves them to the compiler.
+    - `shardings`: of the state's `params` and of its `optimiser_state` (see `shardings_of`), which the new ones get
+      too; `None` leaves them to the compiler.
 
-    **Raises** `ValueError` for `shardings` that are no such pair, a model or a state that a step has used up, and a
-    state of another optimiser or model.
+    **Raises** `ValueError` for `shardings` that are no such pair, for a state that a step has used up, and for one of
+    another optimiser or model.
     """
 
     loss: Callable[[Any, Any], Float[Array, ""]]
@@ -57,26 +59,23 @@ class Step(eqx.Module):
                 f"shardings must be a pair of trees of shardings, or None, got {describe(self.shardings)}."
             )
 
-    def __call__(self, model: Any, state: PyTree, batch: PyTree) -> tuple[Any, PyTree, dict[str, Float[Array, ""]]]:
-        """The new model and state, and what was measured on the old model: `loss`, and `gradient_norm` if asked for.
+    def __call__(self, state: State, batch: PyTree) -> tuple[State, dict[str, Float[Array, ""]]]:
+        """The new state, and what was measured on the model before: `loss`, and `gradient_norm` if asked for.
 
-        The model and the state given are used up: their buffers are donated.
+        The state given is used up: its buffers are donated.
         """
-        return _update((self, batch), *_apart((model, state)))
+        return _update((self, batch), _apart(state))
 
-    def update(self, batch: PyTree, model: Any, state: PyTree) -> tuple[Any, PyTree, dict[str, Float[Array, ""]]]:
-        params, static = eqx.partition(model, eqx.is_inexact_array)
-        if not jax.tree.leaves(params):
-            raise ValueError(f"model must hold at least one floating-point array, got {describe(model)}.")
-        _check_state(state, jax.eval_shape(self.optimiser.init, params))
-        objective = lambda p: self.loss(eqx.combine(p, static), batch)
-        loss, grads, params, state = update(self.optimiser, objective, params, state)
-        metrics = {"loss": loss}
+    def update(self, state: State, batch: PyTree) -> tuple[State, dict[str, Float[Array, ""]]]:
+        """The same, neither compiled nor donating."""
+        state, measured = measured_step(state, self.loss, batch, self.optimiser)
+        metrics = {"loss": measured.loss}
         if self.gradient_norm:
-            metrics["gradient_norm"] = _norm(grads)
+            metrics["gradient_norm"] = _norm(measured.gradient)
         if self.shardings is not None:
-            params, state = jax.lax.with_sharding_constraint((params, state), self.shardings)
-        return eqx.combine(params, static), state, metrics
+            placed = jax.lax.with_sharding_constraint((state.params, state.optimiser_state), self.shardings)
+            state = state._replace(params=placed[0], optimiser_state=placed[1])
+        return state, metrics
 
 
 def _apart(tree: PyTree) -> PyTree:
@@ -85,7 +84,7 @@ def _apart(tree: PyTree) -> PyTree:
 
     def once(x: Any) -> Any:
         if isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted():
-            raise ValueError("model and state must be what the last step returned, got some that a step has used up.")
+            raise ValueError("state must be what the last step returned, got one that a step has used up.")
         if isinstance(x, jax.Array) and id(x) in seen:
             return jnp.array(x, copy=True)
         seen.add(id(x))
@@ -100,17 +99,7 @@ def _norm(grads: PyTree) -> Float[Array, ""]:
         return optax.tree.norm(jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads))
 
 
-def _check_state(state: PyTree, wanted: PyTree) -> None:
-    """**Raises** `ValueError` unless a state is like that of this optimiser and these parameters."""
-    needed = "state must be what optimiser.init gives for this model"
-    if jax.tree.structure(state) != jax.tree.structure(wanted):
-        raise ValueError(f"{needed}, got another tree: {describe(state)}.")
-    for (path, x), y in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(wanted), strict=True):
-        if jnp.shape(x) != y.shape:
-            raise ValueError(f"{needed}, got shape {jnp.shape(x)} at {jax.tree_util.keystr(path)}, not {y.shape}.")
-
-
-_update = eqx.filter_jit(lambda given, model, state: given[0].update(given[1], model, state), donate="all-except-first")
+_update = eqx.filter_jit(lambda given, state: given[0].update(state, given[1]), donate="all-except-first")
 
 
 @checked

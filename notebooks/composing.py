@@ -31,7 +31,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from traindyn.dynamics import composing as cg
-from traindyn.nets import composing as nets
+from traindyn.nets import pair_runs
+from traindyn.nets import pairs as nets
 from traindyn.validate.composing import factorise
 
 jax.config.update("jax_enable_x64", True)  # a loss of 1e-30 is zero, one of 1e-8 is not
@@ -96,7 +97,7 @@ for name, s in {
 # %%
 model = nets.TwoLayer(*product.to_weights(), scale=1 / 14)
 pairs = nets.pairs(group.table)
-print("loss", nets.masked_loss(model, pairs), "accuracy", nets.accuracy(model, pairs))
+print("loss", nets.loss(model, pairs), "accuracy", nets.accuracy(model, pairs))
 answers = jnp.argmax(model.outputs(), axis=2)
 
 fig, axes = plt.subplots(1, 4, figsize=(13, 2.8), layout="constrained")
@@ -143,14 +144,17 @@ axes[1].legend()
 
 # %%
 group = cg.cyclic(11)
-run = nets.train_seeds(group.table, nodes=128, weight_decay=5e-4, steps=4000, seeds=[1], every=100, compact=True)
-trained = jax.tree.map(lambda x: x[0], run.model)
-print("accuracy, trained on and left out:", run.train_accuracy[0, -1], run.test_accuracy[0, -1])
+rates = {"learning_rates": [0.01], "weight_decays": [5e-4]}
+options = {"nodes": 128, "steps": 4000, "every": 100, "compact": True}
+runs = pair_runs.train_pairs(group.table, fractions=[0.9], seeds=[1], **rates, **options)
+run = jax.tree.map(lambda x: x[0, 0, 0, 0], runs._replace(steps=None))  # of one fraction, rate, decay and seed
+trained = run.model
+print("accuracy, trained on and held out:", run.train_accuracy[-1], run.test_accuracy[-1])
 code = np.asarray(cg.from_weights(trained.a, trained.b, trained.c, group).z)
 
 fig, axes = plt.subplots(1, 3, figsize=(13, 2.8), layout="constrained")
-axes[0].plot(run.steps, run.train_accuracy[0], label="trained on")
-axes[0].plot(run.steps, run.test_accuracy[0], label="left out")
+axes[0].plot(runs.steps, run.train_accuracy, label="trained on")
+axes[0].plot(runs.steps, run.test_accuracy, label="held out")
 axes[0].set(xlabel="step", ylabel="accuracy")
 axes[0].legend()
 alive = np.max(np.abs(code[0]), axis=0) > 0.05

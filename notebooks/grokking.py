@@ -35,6 +35,7 @@ from traindyn.dynamics import grokking as gk
 from traindyn.dynamics import groups, solve
 from traindyn.dynamics.representations import irreps
 from traindyn.nets import grokking as nets
+from traindyn.nets.pair_runs import train_pairs
 
 jax.config.update("jax_enable_x64", True)  # for the theory; training below is in float32
 plt.rcParams.update({"figure.dpi": 75, "legend.fontsize": 8.5})
@@ -49,13 +50,14 @@ plt.rcParams.update({"figure.dpi": 75, "legend.fontsize": 8.5})
 # %%
 z23 = groups.cyclic(23)
 others = irreps(z23)[1:]  # without the trivial one
-run = nets.train_runs(
+run = train_pairs(
     z23.table,
     fractions=[0.45],
     seeds=[0],
     learning_rates=[2e-3],
     weight_decays=[1e-3, 0.0],
     nodes=256,
+    fan_in=2 * z23.order,
     steps=500,
     every=5,
     observe=nets.stages(np.stack([r.projector for r in others])),
@@ -65,8 +67,8 @@ stage = run.observed
 
 fig, axes = plt.subplots(1, 3, figsize=(13, 3), layout="constrained")
 axes[0].plot(run.steps, pick(run.train_accuracy), label="trained on")
-axes[0].plot(run.steps, pick(run.test_accuracy), label="left out")
-axes[0].plot(run.steps, pick(run.test_accuracy, 1), ":", label="left out, no decay")
+axes[0].plot(run.steps, pick(run.test_accuracy), label="held out")
+axes[0].plot(run.steps, pick(run.test_accuracy, 1), ":", label="held out, no decay")
 axes[0].set(xlabel="step", ylabel="accuracy", xscale="symlog")
 axes[1].plot(run.steps, pick(stage.gradient_norm) / pick(stage.gradient_norm).max(), label="$|G_F|$ over its peak")
 axes[1].plot(run.steps, pick(stage.alignment), label="cosine with $ỸỸ^T F$")
@@ -74,7 +76,7 @@ axes[1].set(xlabel="step", xscale="symlog")
 content = pick(stage.content)[-1]
 order = np.lexsort((-content.max(1), content.argmax(1)))
 axes[2].imshow(content[order].T, aspect="auto", vmin=0, vmax=1)
-axes[2].set(title="share of each frequency at the end", xlabel="node", ylabel="frequency − 1")
+axes[2].set(title="fraction of each frequency at the end", xlabel="node", ylabel="frequency − 1")
 for axis in axes[:2]:
     axis.legend()
 
@@ -89,7 +91,7 @@ for axis in axes[:2]:
 # $\tilde Y \tilde Y^\top F$. That takes many more nodes than pairs:
 
 # %%
-pairs = gk.task(groups.cyclic(7))
+pairs = gk.pairs(groups.cyclic(7).table)
 labels = jnp.eye(7)[pairs.label]
 measure = jax.jit(lambda layer: (layer.limit_gradient(), layer.wide_gradient()))
 for nodes in (48, 768, 12_288):
@@ -129,10 +131,10 @@ for r in all_[1:]:
     axes[0].axhline(gk.peak(r) / 4, color="tab:red", linestyle=":")
 axes[0].set(title="ascents on $A_4$; dotted: the printed values", xlabel="t", ylabel="E")
 axes[0].legend()
-axes[1].imshow(contents.share[jnp.argsort(contents.share.argmax(1))].T, aspect="auto", vmin=0, vmax=1)
-axes[1].set(title="share of each representation at the end", xlabel="start", yticks=range(3),
+axes[1].imshow(contents.fraction[jnp.argsort(contents.fraction.argmax(1))].T, aspect="auto", vmin=0, vmax=1)
+axes[1].set(title="fraction of each representation at the end", xlabel="start", yticks=range(3),
             yticklabels=["trivial", "complex", "real, D = 3"])  # fmt: skip
-print("largest second singular value:", float(contents.rank[jnp.arange(30), contents.share.argmax(1)].max()))
+print("largest second singular value:", float(contents.rank[jnp.arange(30), contents.fraction.argmax(1)].max()))
 
 # %% [markdown]
 # Maxima can be built by hand, $u(h) = a^\top R(h)\, x$ and $w_2(h) = x^\top R(h)\, b$ for any $a$, $x$, $b$. These are
@@ -167,30 +169,31 @@ for group in (groups.cyclic(7), groups.symmetric(3), groups.dicyclic(2), a4):
 
 # %%
 left = gk.left_over(gk.real_nodes(all_[:2]), a4)  # the complex pair is known
-print("left over − Π_missing:", np.abs(left - gk.missing(all_, [1])[gk.task(a4).label]).max())
+print("left over − Π_missing:", np.abs(left - gk.missing(all_, [1])[gk.pairs(a4.table).label]).max())
 unaware, aware = energy, lambda w: gk.remaining_energy(w, all_, [1])
-print("a node at the known maximum:", float(unaware(paths[int(contents.share[:, 1].argmax()), -1])), "→",
-      float(aware(paths[int(contents.share[:, 1].argmax()), -1])))  # fmt: skip
+print("a node at the known maximum:", float(unaware(paths[int(contents.fraction[:, 1].argmax()), -1])), "→",
+      float(aware(paths[int(contents.fraction[:, 1].argmax()), -1])))  # fmt: skip
 
 # %% [markdown]
 # ## 5. How many pairs?
 #
-# Theory asks for about $M \log M$ pairs. Measured: accuracy on the pairs left out, over the share of pairs $p$ in units
+# Theory asks for about $M \log M$ pairs. Measured: accuracy on held-out pairs, over the fraction of pairs $p$ in units
 # of $\ln M/M$, for an Abelian and a dihedral group (`traindyn verify grokking.scaling` has more).
 
 # %%
 fig, axis = plt.subplots(figsize=(5, 3), layout="constrained")
 for group in (groups.cyclic(11), groups.dihedral(5)):
     c = np.linspace(1.7, 3.2, 6)
-    table = nets.train_runs(
+    table = train_pairs(
         group.table,
         fractions=c * np.log(group.order) / group.order,
         seeds=[0, 1],
         learning_rates=[3e-3],
         weight_decays=[1e-3],
         nodes=128,
+        fan_in=2 * group.order,
         steps=800,
     )
     axis.plot(c, np.asarray(table.test_accuracy)[:, 0, 0, :, -1].mean(1), "o-", label=group.name)
-axis.set(xlabel="c, in p = c ln M/M", ylabel="accuracy, left out")
+axis.set(xlabel="c, in p = c ln M/M", ylabel="accuracy, held out")
 axis.legend()

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from ..dynamics import Flow
-from ..nets import train
+from ..nets import init, step, train
 
 
 def halving_rates(smallest: float, number: int) -> np.ndarray:
@@ -64,24 +64,13 @@ def descend(
     """The model after `steps` updates on all of `data`. Unlike with `train` the number of steps may be traced, so that
     one compilation serves all learning rates up to a common time. A loss that is not finite ends the run there and
     leaves a model of NaN."""
-    params, static = eqx.partition(model, eqx.is_inexact_array)
-    slope = jax.value_and_grad(lambda p: loss(eqx.combine(p, static), data))
-
-    def unfinished(carry):
-        *_, step, finite = carry
-        return finite & (step < steps)
-
-    def update(carry):
-        params, state, step, _ = carry
-        value, grads = slope(params)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes inside, whatever the caller's mode
-            updates, state = optimiser.update(grads, state, params)
-            params = optax.apply_updates(params, updates)
-        return params, state, step + 1, jnp.isfinite(value)
-
-    start = params, optimiser.init(params), jnp.zeros((), int), jnp.ones((), bool)
-    params, _, _, finite = jax.lax.while_loop(unfinished, update, start)
-    return eqx.combine(jax.tree.map(lambda p: jnp.where(finite, p, jnp.nan), params), static)
+    unfinished = lambda state: (state.diverged_at < 0) & (state.step < steps)
+    # The model's other leaves stay outside the loop, which carries arrays alone.
+    start = init(model, optimiser)
+    update = lambda state: step(state._replace(kept=start.kept), loss, data, optimiser)._replace(kept=None)
+    end = jax.lax.while_loop(unfinished, update, start._replace(kept=None))
+    params = jax.tree.map(lambda p: jnp.where(end.diverged_at < 0, p, jnp.nan), end.params)
+    return eqx.combine(params, start.kept)
 
 
 def end_of(flow: Flow, y0: PyTree, time: Float[ArrayLike, ""], steps: int = 32) -> PyTree:

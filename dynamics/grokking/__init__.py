@@ -1,13 +1,13 @@
 """Li2 (Tian, arXiv 2509.21519): three stages of feature learning on group tasks, from memorising to generalising."""
 
+from ..._pairs import Pairs as Pairs
+from ..._pairs import pairs as pairs
 from .energy import Energy as Energy
 from .energy import ScaledAscent as ScaledAscent
 from .energy import SphereAscent as SphereAscent
-from .energy import Task as Task
 from .energy import convolution as convolution
 from .energy import convolution_energy as convolution_energy
 from .energy import plancherel_energy as plancherel_energy
-from .energy import task as task
 from .interaction import inverse_gram as inverse_gram
 from .interaction import missing as missing
 from .interaction import remaining_energy as remaining_energy

@@ -7,7 +7,7 @@ representations: the published one has the trace where the Frobenius norm belong
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,41 +16,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from ..._checked import checked
-from ..._checks import check_shape, concrete, describe
+from ..._checks import check_shape, describe
+from ..._pairs import used_pairs
 from ..flow import Conserving, Example, Flow, Number
 from ..groups import Group, symmetric
 from ..representations import Irrep, fourier, quotients
-
-
-class Task(NamedTuple):
-    """The pairs that are learned from, one an entry, and what each two elements make."""
-
-    first: Int[np.ndarray, " pairs"]
-    second: Int[np.ndarray, " pairs"]
-    label: Int[np.ndarray, " pairs"]
-
-
-@checked
-def task(group: Group, used: Bool[ArrayLike, "order order"] | None = None) -> Task:
-    """The pairs (h₁, h₂) of a group, by default all M². **Raises** `ValueError` for a group of order below three, a
-    mask of another shape, or one that leaves nothing."""
-    used = _check_used(group, used)
-    first, second = np.nonzero(used)
-    return Task(first, second, group.table[first, second])
-
-
-def _check_used(group: Group, used: Bool[ArrayLike, "order order"] | None) -> Bool[np.ndarray, "order order"]:
-    if group.order < 3:
-        raise ValueError(f"group must have order 3 or more for its labels to differ, got {group.name}.")
-    if used is None:
-        return np.ones((group.order,) * 2, bool)
-    if not concrete(used):
-        raise ValueError(f"used must be known outside jit and vmap, got {describe(used)}.")
-    check_shape("used", used, (group.order,) * 2)
-    used = np.asarray(used, bool)
-    if not used.any():
-        raise ValueError("used must leave at least one pair.")
-    return used
 
 
 @checked
@@ -60,13 +30,13 @@ class Energy(eqx.Module):
     With `z_h = Σ_{ab=h} σ(u_a + w₂_b)` over the n_h pairs of label h, `E = ½ Σ_h (z_h − n_h z̄)²`, z̄ the mean of σ.
 
     **Arguments:** `group`; `used`, which pairs, shape `(order, order)`, by default all; `activation` σ, any function of
-    one number, by default x²; `interaction`: only `σ(u+w₂) − σ(u) − σ(w₂)`, what needs both halves, is counted. On all
-    pairs of a group that changes nothing for x²; on a part of them the squares of the halves no longer cancel, and
-    reward nodes that know single elements.
+    one number, by default x²; `interaction`: only `σ(u+w₂) − σ(u) − σ(w₂)`, what needs both halves, is counted. With x²
+    and all pairs this changes nothing. On a subset the terms σ(u) and σ(w₂) no longer cancel, and favour nodes that
+    respond to a single element.
 
     Homogeneous of degree 4 for x², so that `w·∇E = 4E`; `σ = ax + bx²` has b² times as much on all pairs, and a linear
-    σ none. Source: Li2, Theorem 1. **Raises** `ValueError` as `task` does, and when called for a σ whose value has
-    another shape than its argument.
+    σ none. Source: Li2, Theorem 1. **Raises** `ValueError` for a group of order below three, for a `used` of another
+    shape or that leaves nothing, and when called for a σ whose value has another shape than its argument.
     """
 
     quotient: Int[Array, "order order"]  # g⁻¹h at [g, h]
@@ -82,8 +52,10 @@ class Energy(eqx.Module):
         activation: Callable[[Array], Array] = jnp.square,
         interaction: bool = False,
     ):
+        if group.order < 3:
+            raise ValueError(f"group must have order 3 or more for its labels to differ, got {group.name}.")
         quotient = quotients(group)
-        mask = np.take_along_axis(_check_used(group, used), quotient, axis=1)
+        mask = np.take_along_axis(used_pairs(used, group.order), quotient, axis=1)
         self.quotient, self.used = jnp.asarray(quotient), jnp.asarray(mask, jnp.result_type(float))
         self.activation, self.interaction = activation, interaction
 

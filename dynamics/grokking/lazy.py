@@ -18,9 +18,9 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from ..._checked import checked
 from ..._checks import as_float, or_nan, real
+from ..._pairs import Pairs, pairs
 from ..flow import ClosedForm, Example, Number, Times, at_each
 from ..groups import cyclic
-from .energy import Task, task
 from .spectral import evolve, ridge
 
 
@@ -65,9 +65,9 @@ class OutputLayer(ClosedForm):
     @checked
     def example(cls, key: Key[Array, ""], *, decay: Number = 1.0, time: Number = 0.1) -> Example:
         """Eight nodes with x² and random weights on all pairs of Z5, from zero."""
-        pairs, w = task(cyclic(5)), jax.random.normal(key, (2, 5, 8))
-        features = (w[0][pairs.first] + w[1][pairs.second]) ** 2
-        return cls(features, jnp.eye(5)[pairs.label], decay), jnp.zeros((8, 5)), jnp.linspace(0.0, time, 9)
+        all_pairs, w = pairs(cyclic(5).table), jax.random.normal(key, (2, 5, 8))
+        features = (w[0][all_pairs.first] + w[1][all_pairs.second]) ** 2
+        return cls(features, jnp.eye(5)[all_pairs.label], decay), jnp.zeros((8, 5)), jnp.linspace(0.0, time, 9)
 
     @checked
     def __call__(
@@ -117,8 +117,8 @@ class OutputLayer(ClosedForm):
 
 
 @checked
-def wide_kernel(pairs: Task) -> Float[np.ndarray, "pairs pairs"]:
+def wide_kernel(pairs: Pairs) -> Float[np.ndarray, "pairs pairs"]:
     """`F Fᵀ/K` for K → ∞, x² and normal weights of variance one: `4·11ᵀ + 4I + 2(B₁B₁ᵀ + B₂B₂ᵀ)`, with B the one-hot
     rows of each element. Lemma 1 of the paper needs a multiple of the identity, which this is not."""
-    same = [(x[:, None] == x[None]).astype(float) for x in (pairs.first, pairs.second)]
+    same = [(x[:, None] == x[None]).astype(float) for x in map(np.asarray, (pairs.first, pairs.second))]
     return 4.0 + 4 * same[0] * same[1] + 2 * (same[0] + same[1])

@@ -17,9 +17,10 @@ from jaxtyping import Array, Complex, Float, Inexact
 
 from ..._checked import checked
 from ..._checks import check_precision, check_shape, concrete, describe, integer
+from ..._pairs import pairs
 from ..groups import Group
 from ..representations import Irrep, fourier
-from .energy import check_irreps, check_real, task
+from .energy import check_irreps, check_real
 
 
 def _check_climbed(irrep: Irrep) -> None:
@@ -102,18 +103,18 @@ def curvatures(energy: Callable[[Array], Array], w: Float[Array, "2 order"]) -> 
 class Content(NamedTuple):
     """What a node holds of each representation.
 
-    - `share`, shape `(irreps,)`: of ‖w‖², both halves.
+    - `fraction`, shape `(irreps,)`: of ‖w‖², both halves.
     - `rank`, shape `(irreps, 2)`: for each half the largest singular value beyond rank one (over the numbers of its
       kind), over the first. NaN where a half holds nothing of a representation but rounding, `order eps` of itself.
     """
 
-    share: Float[Array, " irreps"]
+    fraction: Float[Array, " irreps"]
     rank: Float[Array, "irreps 2"]
 
 
 @checked
 def content(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Content:
-    """The content of a node by real representations. Shares sum to one over all of them. **Raises** `ValueError` for
+    """The content of a node by real representations. Fractions sum to one over all of them. **Raises** `ValueError` for
     complex ones, none, one given twice, those of another group, and a node of zeros."""
     _check_some(irreps)
     check_shape("w", w, (2, irreps[0].group.order))
@@ -122,14 +123,14 @@ def content(w: Float[Array, "2 order"], irreps: Sequence[Irrep]) -> Content:
     check_precision("w", w)
     w = _scaled(w)
     rounding = w.shape[1] * jnp.finfo(w.dtype).eps * jnp.linalg.norm(jax.lax.stop_gradient(w), axis=1)
-    shares, ranks = [], []
+    fractions, ranks = [], []
     for r in irreps:
         values = jnp.linalg.svd(fourier(w, r), compute_uv=False)  # each as often as there are units
-        shares.append(r.multiplicity / w.shape[1] * jnp.sum(values**2) / jnp.sum(w**2))
+        fractions.append(r.multiplicity / w.shape[1] * jnp.sum(values**2) / jnp.sum(w**2))
         beyond = values[:, r.units] if r.multiplicity > 1 else jnp.zeros(2, w.dtype)
         some = values[:, 0] > rounding
         ranks.append(jnp.where(some, beyond / jnp.where(some, values[:, 0], 1.0), jnp.nan))
-    return Content(jnp.stack(shares), jnp.stack(ranks))
+    return Content(jnp.stack(fractions), jnp.stack(ranks))
 
 
 # Theorem 3: nodes that reconstruct all labels
@@ -196,10 +197,10 @@ def left_over(nodes: Inexact[np.ndarray, "2 order nodes"], group: Group) -> Inex
     check_shape("nodes", nodes, (2, group.order, "nodes"))
     if not nodes.size or not np.isfinite(nodes).all():
         raise ValueError(f"nodes must be at least one, and finite, got {describe(nodes)}.")
-    pairs = task(group)
-    features = (nodes[0][pairs.first] + nodes[1][pairs.second]) ** 2
+    first, second, label = map(np.asarray, pairs(group.table)[:3])
+    features = (nodes[0][first] + nodes[1][second]) ** 2
     features = features - features.mean(axis=0)
-    labels = np.eye(group.order)[pairs.label] - 1 / group.order
+    labels = np.eye(group.order)[label] - 1 / group.order
     basis, values, _ = np.linalg.svd(features, full_matrices=False)
     basis = basis[:, values > 1e-10 * values[0]]
     return labels - basis @ (basis.conj().T @ labels)

@@ -23,7 +23,7 @@ LAYER, V = gk.OutputLayer(FEATURES, LABELS, 0.5), jnp.ones((2, 3))
 P = jnp.array([0.2, 0.5, 0.3])
 TARGET, RACE = gk.SingleTarget(Z3, 1, P, "relu"), gk.ModeRace(jnp.array([1.0, 2.0]))
 NODES = gk.real_nodes(REAL)
-PAIRS = gk.task(Z3)
+PAIRS = gk.pairs(Z3.table)
 TIMES = {"t": ("text", "nothing", "NaN", "complex")}  # the flow does not depend on time
 # Only whether numbers are alike counts, not which they are.
 ALIKE = ("leaf 0 NaN", "leaf 1 NaN", "leaf 2 NaN")
@@ -54,8 +54,10 @@ CALLS = {
         accepts=OTHERS,
         bad={"irreps": [irreps(Z4), (*REAL, *irreps(Z4)), REAL[0]]},
     ),
-    "dynamics.grokking.task": Call(
-        gk.task, {"group": Z3, "used": USED}, bad={"group": [Z2], "used": [0 * USED, USED / 2, USED[:2]]}
+    "dynamics.grokking.pairs": Call(
+        gk.pairs,
+        {"table": Z3.table, "used": USED},
+        bad={"table": [Z2.table, Z3.table + 1, "x"], "used": [0 * USED, USED / 2, USED[:2]]},
     ),
     "dynamics.grokking.inverse_gram": Call(
         gk.inverse_gram, {"features": FEATURES, "decay": 0.5}, bad={"decay": [-1.0]}

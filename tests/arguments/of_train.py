@@ -34,15 +34,23 @@ def watch(model: dict) -> jax.Array:
 STEP = pretrain.Step(loss, SGD)
 
 
-def _stepped(model, state, batch):
+def _stepped(state, batch):
     """A step uses up what it is given."""
-    return STEP(jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, model), state, batch)
+    return STEP(jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state), batch)
 
 
-UPDATED = {"batch": jnp.array([0.1, 0.2]), "model": MODEL, "state": SGD.init(MODEL)}
+BATCH, ADAM = jnp.array([0.1, 0.2]), optax.adam(0.1)
+STATE = nets.init(MODEL, SGD)
+UPDATED = {"state": STATE, "batch": BATCH}
+ENGINE = {"state": nets.init(MODEL, ADAM), "loss": loss, "batch": BATCH, "optimiser": ADAM}
 # A model may be complex. Which shapes of model and data go together is the caller's loss's own affair.
 OF_LOSS = {"model": ("leaf 0 complex", "leaf 0 longer"), "data": ("integers", "longer", "nothing", "rank")}
-OF_STEP = {"model": OF_LOSS["model"], "batch": ("text", "complex", *OF_LOSS["data"])}
+OF_STATE = ("leaf 0 complex", "leaf 0 longer")
+OF_STEP = {"state": OF_STATE, "batch": ("text", "complex", *OF_LOSS["data"])}
+BAD_STATES = [None, MODEL, nets.init(MODEL, optax.lbfgs())]
+BAD_STATES.append(STATE._replace(params=None))
+BAD_LOSSES = [lambda m, b: m["w"], lambda m, b: None, lambda m, b: 1]
+
 # Parts of a layer are checked where it is built, and their numbers where it is called.
 PARTS = {name: getattr(LAYER, name) for name in ("query", "key", "value", "output", "gate", "up", "down")}
 NORMS = {"attention_norm": LAYER.attention_norm, "hidden_norm": LAYER.hidden_norm}
@@ -70,14 +78,34 @@ CALLS = {
             "trainable": ["yes", None, False, {"v": True}, 1.0],
             "data": [["a"]],
             "observe": [None],
-            "loss": [lambda m, b: m["w"], lambda m, b: None, lambda m, b: 1],
+            "loss": BAD_LOSSES,
+            "state": [STATE],  # with a model
         },
+    ),
+    "nets.init": Call(
+        nets.init,
+        {"model": MODEL, "optimiser": SGD, "trainable": True},
+        accepts={"model": ("leaf 0 complex", "leaf 0 longer", "leaf 0 NaN")},
+        bad={"optimiser": [0.1, optax.sgd], "trainable": ["yes", None, False, {"v": True}, 1.0]},
+    ),
+    # A loss that is NaN is data: the state says at which step.
+    "nets.step": Call(
+        nets.step,
+        ENGINE,
+        accepts=OF_STEP | {"batch": ("NaN", *OF_STEP["batch"])},
+        bad={"state": BAD_STATES, "loss": BAD_LOSSES, "optimiser": [0.1, SGD]},
+    ),
+    "nets.measured_step": Call(
+        nets.measured_step,
+        ENGINE,
+        accepts=OF_STEP,
+        bad={"state": BAD_STATES, "loss": BAD_LOSSES, "optimiser": [0.1, SGD]},
     ),
     "nets.pretrain.Step": Call(
         pretrain.Step, {"loss": loss, "optimiser": SGD, "gradient_norm": True}, bad={"optimiser": [0.1, optax.sgd]}
     ),
-    "nets.pretrain.Step.__call__": Call(_stepped, UPDATED, accepts=OF_STEP, bad={"state": [{}, ()]}),
-    "nets.pretrain.Step.update": Call(STEP.update, UPDATED, accepts=OF_STEP, bad={"state": [{}, ()]}),
+    "nets.pretrain.Step.__call__": Call(_stepped, UPDATED, accepts=OF_STEP, bad={"state": [{}, (), ENGINE["state"]]}),
+    "nets.pretrain.Step.update": Call(STEP.update, UPDATED, accepts=OF_STEP, bad={"state": [{}, (), ENGINE["state"]]}),
     "nets.pretrain.warmup_cosine": Call(
         pretrain.warmup_cosine, {"learning_rate": 0.1, "steps": 10, "warmup": 2}, bad={"warmup": [10], "steps": [0, 2]}
     ),

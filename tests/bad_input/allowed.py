@@ -90,7 +90,7 @@ REASONS: dict[str, dict[str, str]] = {
     },
     "0 and 1 are truth values, whatever their type": {
         "grokking: task used complex": "int64[25][0 0 0 0]",
-        "pairs: pairs mask ints 0/1 (~mask!)": "int64[20][1 2 3 4]",
+        "pairs: pairs used ints 0/1 (~used!)": "int64[20][1 2 3 4]",
     },
     "refused since: a key that would be ignored": {
         "train: key None for data that is no sampler, given key": "ValueError: key would be ignored: data is fixe",
@@ -137,7 +137,7 @@ REASONS: dict[str, dict[str, str]] = {
         "verify(): claims []: summary/html": "[]",
     },
     "any table of labels can be learnt": {
-        "nets.composing: train_seeds({'table': [0, 0]})": "float32[2, 2][0.6364 0.4515 1.1169 0.8224]",
+        "nets.pair_runs: train_pairs({'table': [0, 0]})": "float32[1, 1, 1, 1, 2][0.6047 0.4232]",
     },
     "a value may come twice: one lane each": {
         "sweep: axis with the same value twice": "float64[2][2. 2.]",

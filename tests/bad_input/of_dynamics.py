@@ -719,7 +719,7 @@ C(
     "convolution_energy w of another order",
     lambda: grokking.convolution_energy(jnp.ones((2, 5)) * jnp.arange(5.0), groups.cyclic(7)),
 )
-C(G, "task used complex", lambda: grokking.task(Z5, np.ones((5, 5), complex)))
+C(G, "pairs used complex", lambda: grokking.pairs(Z5.table, np.ones((5, 5), complex)))
 C(G, "wide_kernel of a tuple", lambda: grokking.wide_kernel((1, 2, 3)))
 C(
     G,

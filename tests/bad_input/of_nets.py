@@ -12,13 +12,14 @@ from traindyn.dynamics import groups
 from traindyn.dynamics import joma as dj
 from traindyn.dynamics import representations as drep
 from traindyn.nets import (
-    composing,
     eviction,
     galore,
     grokking,
     joma,
     llama,
     low_rank,
+    pair_optimisers,
+    pair_runs,
     pairs,
     pretrain,
     quantise,
@@ -589,9 +590,9 @@ C(G, "initial order 2.5", lambda: pairs.initial(2.5, 3, key=k))
 C(G, "pairs table not square", lambda: pairs.pairs(np.ones((5, 4), int)))
 C(G, "pairs labels out of range", lambda: pairs.pairs(tb + 1))
 C(G, "pairs labels negative", lambda: pairs.pairs(tb - 1))
-C(G, "pairs mask floats", lambda: pairs.masked_loss(pairs.initial(5, 4, key=k), pairs.pairs(tb, np.full((5, 5), 0.5))))
-C(G, "pairs mask ints 0/1 (~mask!)", lambda: pairs.pairs(tb, np.eye(5, dtype=int)).unused)
-C(G, "pairs mask none", lambda: pairs.pairs(tb, np.zeros((5, 5), bool)))
+C(G, "pairs used floats", lambda: pairs.loss(pairs.initial(5, 4, key=k), pairs.pairs(tb, np.full((5, 5), 0.5))))
+C(G, "pairs used ints 0/1 (~used!)", lambda: pairs.pairs(tb, np.eye(5, dtype=int)).held_out)
+C(G, "pairs used none", lambda: pairs.pairs(tb, np.zeros((5, 5), bool)))
 C(G, "pairs table floats", lambda: pairs.pairs(tb + 0.4).label)
 C(
     G,
@@ -599,52 +600,18 @@ C(
     lambda: pairs.training_loss(pairs.initial(5, 4, key=k), pairs.pairs(np.zeros((5, 5), int))),
     "ok",
 )
-C(G, "loss with a model of another order", lambda: pairs.masked_loss(pairs.initial(7, 4, key=k), pairs.pairs(tb)))
-C(G, "loss with a model of smaller order", lambda: pairs.masked_loss(pairs.initial(3, 4, key=k), pairs.pairs(tb)))
-C(G, "split train 0", lambda: pairs.split(5, train=0, seed=0))
-C(G, "split train 1.5", lambda: pairs.split(5, train=1.5, seed=0))
-C(G, "split train NaN", lambda: pairs.split(5, train=nan, seed=0))
+C(G, "loss with a model of another order", lambda: pairs.loss(pairs.initial(7, 4, key=k), pairs.pairs(tb)))
+C(G, "loss with a model of smaller order", lambda: pairs.loss(pairs.initial(3, 4, key=k), pairs.pairs(tb)))
+C(G, "split fraction 0", lambda: pairs.split(5, fraction=0, seed=0))
+C(G, "split fraction 1.5", lambda: pairs.split(5, fraction=1.5, seed=0))
+C(G, "split fraction NaN", lambda: pairs.split(5, fraction=nan, seed=0))
 C(G, "split seed -1", lambda: pairs.split(5, seed=-1))
 C(G, "split seed 1.5", lambda: pairs.split(5, seed=1.5))
 C(G, "split order 0", lambda: pairs.split(0, seed=0))
-C(G, "coupled_adam decay NaN", lambda: pairs.coupled_adam(0.1, nan))
-G = "nets.composing"
-ts = lambda **kw: (
-    composing.train_seeds(
-        kw.pop("table", tb), **{**dict(nodes=8, weight_decay=1e-4, steps=4, seeds=[0, 1]), **kw}
-    ).train_loss
-)
-for kw in (
-    {"seeds": []},
-    {"seeds": [-1]},
-    {"seeds": [1.5]},
-    {"seeds": 3},
-    {"seeds": [2**40]},
-    {"steps": -1},
-    {"every": 0},
-    {"threshold": -1.0, "compact": True},
-    {"threshold": nan, "compact": True},
-    {"nodes": 0},
-    {"train": 0.0},
-    {"train": 1.0},
-    {"weight_decay": nan},
-    {"weight_decay": -1.0},
-    {"learning_rate": nan},
-    {"learning_rate": [0.1, 0.2]},
-    {"table": tb + 1},
-    {"table": tb[:4]},
-    {"table": "x"},
-    {"dtype": int},
-    {"table": np.zeros((5, 5), int)},
-):
-    C(
-        G,
-        f"train_seeds({ {a: (b if a != 'table' else np.ravel(b)[:2].tolist()) for a, b in kw.items()} })",
-        lambda kw=kw: ts(**dict(kw)),
-    )
-G = "nets.grokking"
+C(G, "coupled_adam decay NaN", lambda: pair_optimisers.coupled_adam(0.1, nan))
+G = "nets.pair_runs"
 tr = lambda **kw: (
-    grokking.train_runs(
+    pair_runs.train_pairs(
         kw.pop("table", tb),
         **{**dict(nodes=8, fractions=[0.5], seeds=[0], learning_rates=[0.01], weight_decays=[1e-3], steps=4), **kw},
     ).train_loss
@@ -675,17 +642,24 @@ for kw in (
     {"activation": "relu"},
     {"dtype": int},
     {"observe": "x"},
+    {"fan_in": 0},
+    {"threshold": -1.0, "compact": True},
+    {"threshold": nan, "compact": True},
+    {"threshold": 0.02},
+    {"seeds": [2**40]},
+    {"weight_decays": [nan]},
+    {"table": "x"},
+    {"table": np.zeros((5, 5), int)},
 ):
     C(
         G,
-        f"train_runs({ {a: (b if a != 'table' else np.ravel(b)[:2].tolist()) for a, b in kw.items()} })",
+        f"train_pairs({ {a: (b if a != 'table' else np.ravel(b)[:2].tolist()) for a, b in kw.items()} })",
         lambda kw=kw: tr(**dict(kw)),
     )
-C(G, "sample mask of other shape", lambda: grokking.sample(tb, np.ones((4, 4), bool)))
-C(G, "sample capacity too small", lambda: grokking.sample(tb, np.ones((5, 5), bool), 3))
-C(G, "sample capacity 2.5", lambda: grokking.sample(tb, np.eye(5, dtype=bool), 6.5))
-C(G, "sample mask NaN", lambda: grokking.sample(tb, np.full((5, 5), nan)).label)
-C(G, "samples fraction 2", lambda: grokking.samples(tb, 2.0, 0))
+G = "nets.grokking"
+C(G, "pairs used of other shape", lambda: pairs.pairs(tb, np.ones((4, 4), bool)))
+C(G, "pairs used NaN", lambda: pairs.pairs(tb, np.full((5, 5), nan)).label)
+C(G, "split_pairs fraction 2", lambda: pairs.split_pairs(tb, fraction=2.0, seed=0))
 C(G, "contents projectors shape", lambda: grokking.contents(pairs.initial(5, 3, key=k), jnp.ones((2, 4, 4))))
 C(
     G,
@@ -695,17 +669,17 @@ C(
 C(
     G,
     "muon without params",
-    lambda: (lambda tx, m: tx.update(m, tx.init(m)))(grokking.muon(0.1, 0.0), pairs.initial(5, 3, key=k)),
+    lambda: (lambda tx, m: tx.update(m, tx.init(m)))(pair_optimisers.muon(0.1, 0.0), pairs.initial(5, 3, key=k)),
 )
 C(
     G,
-    "loss model of other order",
-    lambda: grokking.loss(pairs.initial(7, 3, key=k), grokking.sample(tb, np.ones((5, 5), bool))),
+    "energies, model of other order",
+    lambda: grokking.energies(pairs.initial(7, 3, key=k), pairs.pairs(tb)),
 )
 C(
     G,
-    "loss model of smaller order (clamped rows)",
-    lambda: grokking.loss(pairs.initial(3, 3, key=k), grokking.sample(tb, np.ones((5, 5), bool))),
+    "energies, model of smaller order (clamped rows)",
+    lambda: grokking.energies(pairs.initial(3, 3, key=k), pairs.pairs(tb)),
 )
 # ---- theory given integers, and corrected cases
 G = "dynamics, integer or narrow states"

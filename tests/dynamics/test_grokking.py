@@ -80,9 +80,9 @@ def test_ascent_ends_at_a_maximum_of_one_representation():
     energy, all_ = gk.Energy(S3), irreps(S3)
     end = solve(gk.ScaledAscent(energy), _normal(2, 6), [60.0], rtol=1e-6, atol=1e-8).ys[-1]
     found = gk.content(end, all_)
-    winner = int(jnp.argmax(found.share))
-    np.testing.assert_allclose(found.share.sum(), 1, rtol=1e-9)
-    assert float(found.share[winner]) > 1 - 1e-9 and float(found.rank[winner].max()) < 1e-4
+    winner = int(jnp.argmax(found.fraction))
+    np.testing.assert_allclose(found.fraction.sum(), 1, rtol=1e-9)
+    assert float(found.fraction[winner]) > 1 - 1e-9 and float(found.rank[winner].max()) < 1e-4
     np.testing.assert_allclose(energy(end / jnp.linalg.norm(end)), gk.peak(all_[winner]), rtol=1e-8)
     np.testing.assert_allclose(jnp.linalg.norm(end), 1, rtol=1e-5)  # the tolerance of a step
 
@@ -126,7 +126,7 @@ def test_what_is_left_over_is_the_projector_on_what_is_missing():
     all_ = irreps(S3)
     left = gk.left_over(gk.real_nodes(all_[:2]), S3)
     projector = gk.missing(all_, [1])
-    np.testing.assert_allclose(left, projector[gk.task(S3).label], atol=1e-13)
+    np.testing.assert_allclose(left, projector[gk.pairs(S3.table).label], atol=1e-13)
     np.testing.assert_allclose(projector, all_[2].projector, atol=1e-13)
     w = _normal(2, 6)
     z = 2 * gk.convolution(w[0], w[1], S3)
@@ -137,7 +137,7 @@ def test_what_is_left_over_is_the_projector_on_what_is_missing():
 
 
 def _layer(decay=0.3, nodes=4, group=Z5):
-    pairs = gk.task(group)
+    pairs = gk.pairs(group.table)
     w = _normal(2, group.order, nodes)
     return gk.OutputLayer((w[0][pairs.first] + w[1][pairs.second]) ** 2, jnp.eye(group.order)[pairs.label], decay)
 
@@ -306,7 +306,7 @@ def test_integers_are_the_numbers_that_they_stand_for():
 
 
 def test_wide_kernel_is_the_mean_over_normal_weights():
-    pairs = gk.task(S3, _half(S3))
+    pairs = gk.pairs(S3.table, _half(S3))
     w = np.random.default_rng(2).normal(size=(2, 6, 200_000))
     features = (w[0][pairs.first] + w[1][pairs.second]) ** 2
     sampled, law = features @ features.T / w.shape[2], gk.wide_kernel(pairs)
@@ -332,8 +332,8 @@ def test_repulsion_is_the_entry_of_the_inverse():
     ("call", "message"),
     (
         (lambda: gk.Energy(groups.cyclic(2)), "order 3 or more for its labels to differ, got Z2"),
-        (lambda: gk.task(Z5, np.ones((3, 3), bool)), r"used must have shape \(5, 5\), got \(3, 3\)"),
-        (lambda: gk.task(Z5, np.zeros((5, 5), bool)), "used must leave at least one pair"),
+        (lambda: gk.pairs(Z5.table, np.ones((3, 3), bool)), r"used must have shape \(5, 5\), got \(3, 3\)"),
+        (lambda: gk.pairs(Z5.table, np.zeros((5, 5), bool)), "used must leave at least one pair"),
         (lambda: gk.Energy(Z5)(jnp.ones((2, 4))), r"w must have shape \(2, 5\), got \(2, 4\)"),
         (lambda: gk.maximum(irreps(Z5)[1], *jnp.ones((3, 3))), r"a must have shape \(2,\), got \(3,\)"),
         (lambda: gk.OutputLayer(jnp.ones((4, 2)), jnp.ones((3, 5)), 1.0), r"labels must have shape \(4, classes\)"),
@@ -395,15 +395,15 @@ def test_maximum_and_content_know_no_size(dtype, size):
     node = gk.maximum(irrep, a, x, b)
     rtol = 50 * float(jnp.finfo(dtype).eps)
     np.testing.assert_allclose(gk.maximum(irrep, size * a, size * x, size * b), node, rtol=rtol, atol=rtol)
-    np.testing.assert_allclose(gk.content(size * node, [irrep]).share, [1.0], rtol=rtol)
+    np.testing.assert_allclose(gk.content(size * node, [irrep]).fraction, [1.0], rtol=rtol)
     entry = lambda a: gk.maximum(irrep, a, x, b)[0, 1]
     slope, step = jax.jit(jax.vmap(jax.grad(entry)))(a[None])[0], jnp.array([1e-3, 0], dtype)
     np.testing.assert_allclose(slope[0], (entry(a + step) - entry(a - step)) / 2e-3, rtol=1e-3)
 
 
 def test_rounding_of_a_representation_has_no_rank():
-    share, rank = gk.content(jnp.ones((2, 6)), irreps(S3))
-    np.testing.assert_allclose(share, [1, 0, 0], atol=1e-15)
+    fraction, rank = gk.content(jnp.ones((2, 6)), irreps(S3))
+    np.testing.assert_allclose(fraction, [1, 0, 0], atol=1e-15)
     np.testing.assert_array_equal(rank, [[0, 0], [np.nan, np.nan], [np.nan, np.nan]])
 
 

@@ -3,11 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from traindyn import nets
-from traindyn.nets import pairs
+from traindyn.nets import pair_optimisers, pairs
 
 
 def _cyclic(order):
@@ -51,11 +50,11 @@ def test_each_form_of_the_loss_has_value_and_gradient_of_the_definition(name, ma
     table = TABLES[name]
     order = len(table)
     model = _model(order)
-    mask = pairs.split(order, train=0.7, seed=3) if masked else np.ones((order, order), bool)
+    mask = pairs.split(order, fraction=0.7, seed=3) if masked else np.ones((order, order), bool)
     data = pairs.pairs(table, mask)
     expected = jax.jit(lambda model: jax.value_and_grad(_direct)(model, table, mask))(model)
-    forms = [pairs.masked_loss, pairs.training_loss if data.unused is None else pairs._closed_loss]
-    assert (data.unused is None) == (table is _LARGER)  # the closed form needs permutations
+    forms = [pairs.loss, pairs.training_loss if data.held_out is None else pairs._closed_loss]
+    assert (data.held_out is None) == (table is _LARGER)  # the closed form needs permutations
     for form in forms:
         found = jax.jit(jax.value_and_grad(form))(model, data)
         for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -64,10 +63,10 @@ def test_each_form_of_the_loss_has_value_and_gradient_of_the_definition(name, ma
 
 def test_closed_form_has_the_second_derivatives_of_the_definition():
     # Its slopes are written by hand: forward over reverse goes through them twice.
-    model, data = _model(4, nodes=2), pairs.pairs(_cyclic(4), pairs.split(4, train=0.8, seed=0))
+    model, data = _model(4, nodes=2), pairs.pairs(_cyclic(4), pairs.split(4, fraction=0.8, seed=0))
     along = _model(4, nodes=2, scale=0.3)
     push = lambda form: jax.jit(lambda m, v: jax.jvp(jax.grad(form), (m,), (v,))[1])(model, along)
-    found, expected = (push(lambda m, f=f: f(m, data)) for f in (pairs._closed_loss, pairs.masked_loss))
+    found, expected = (push(lambda m, f=f: f(m, data)) for f in (pairs._closed_loss, pairs.loss))
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-14)
 
@@ -82,7 +81,7 @@ def test_training_loss_takes_the_closed_form_for_squares_of_many_pairs_and_few_n
 
 @pytest.mark.parametrize("activation", (jax.nn.relu, jnp.tanh))
 def test_another_activation_has_outputs_loss_and_gradient_of_the_definition(activation):
-    model, mask = _model(7, activation=activation), pairs.split(7, train=0.7, seed=3)
+    model, mask = _model(7, activation=activation), pairs.split(7, fraction=0.7, seed=3)
     hidden = np.asarray(activation(np.asarray(model.a)[2] + np.asarray(model.b)[3]))
     expected = 0.7 * np.asarray(model.c) @ hidden
     np.testing.assert_allclose(model(2, 3), expected, rtol=1e-13)
@@ -94,7 +93,7 @@ def test_another_activation_has_outputs_loss_and_gradient_of_the_definition(acti
 
 def test_no_output_costs_one_less_one_over_order():
     model = jax.tree.map(jnp.zeros_like, _model(6))
-    for form in (pairs.masked_loss, pairs._closed_loss):
+    for form in (pairs.loss, pairs._closed_loss):
         assert float(form(model, pairs.pairs(_TRIANGLE))) == pytest.approx(5 / 6, rel=1e-14)
 
 
@@ -108,14 +107,14 @@ def test_perfect_memorisation_is_exact_inside_the_network():
     b = np.concatenate([single, -single], axis=1)
     c = np.concatenate([hot[:, (m + n) % order], -hot[:, (m + n) % order]], axis=1) / 4
     model, data = pairs.TwoLayer(a, b, c), pairs.pairs(_cyclic(order))
-    assert float(pairs.masked_loss(model, data)) < 1e-30
+    assert float(pairs.loss(model, data)) < 1e-30
     assert float(pairs.accuracy(model, data)) == 1
 
 
 def test_accuracy_counts_the_pairs_used():
     model, table = _model(7), _cyclic(7)
     right = np.argmax(np.asarray(model.outputs()), axis=2) == table
-    mask = pairs.split(7, train=0.6, seed=2)
+    mask = pairs.split(7, fraction=0.6, seed=2)
     assert float(pairs.accuracy(model, pairs.pairs(table))) == pytest.approx(right.mean())
     assert float(pairs.accuracy(model, pairs.pairs(table, mask))) == pytest.approx(right[mask].mean())
 
@@ -142,28 +141,12 @@ def test_fan_in_and_output_scale_change_their_layer_only():
     assert not np.any(_model(5, output_scale=0.0).c)
 
 
-def test_decay_goes_through_the_moments_of_adam():
-    # By hand, two steps at decay 0.5, as torch.optim.Adam(weight_decay=0.5) takes them.
-    w, gradient, rate, decay, m, v = 2.0, 0.3, 0.1, 0.5, 0.0, 0.0
-    optimiser = pairs.coupled_adam(jnp.asarray(rate), jnp.asarray(decay))
-    x = jnp.asarray(w)
-    state = optimiser.init(x)
-    for step in (1, 2):
-        g = gradient + decay * w
-        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-        w -= rate * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)) ** 0.5 + 1e-8)
-        with jax.numpy_dtype_promotion("standard"):
-            update, state = optimiser.update(jnp.asarray(gradient), state, x)
-            x = optax.apply_updates(x, update)
-        assert float(x) == pytest.approx(w, rel=1e-12)
-
-
 def test_a_node_of_zero_weights_and_moments_stays_as_it_is():
     # Its slope is a product with its own weights; decay and Adam add nothing to zero.
     model = _model(5, nodes=6)
     dead = jax.tree.map(lambda x: x.at[:, 2].set(0.0) if x.ndim == 2 else x, model)
     data = pairs.pairs(_cyclic(5))
-    optimiser = pairs.coupled_adam(0.01, 1e-3)
+    optimiser = pair_optimisers.coupled_adam(0.01, 1e-3)
     run = nets.train(dead, pairs._closed_loss, data, optimiser, 5, trainable=dead.trainable())
     for x, at_first in ((run.model.a, dead.a), (run.model.b, dead.b), (run.model.c, dead.c)):
         np.testing.assert_array_equal(x[:, 2], 0)
@@ -176,23 +159,60 @@ def _stale(change):
 
 
 def _empty():
-    return pairs.pairs(_cyclic(5))._replace(mask=jnp.zeros((5, 5), bool))
+    return pairs.pairs(_cyclic(5))._replace(used=jnp.zeros(25, bool))
 
 
-def test_loss_of_the_pairs_left_out_is_by_the_mask():
-    mask = pairs.split(23, seed=0)
-    data, rest = pairs.pairs(_cyclic(23), mask), pairs.pairs(_cyclic(23), ~mask)
-    model = _model(23)
-    left_out = pairs.masked_loss(model, data._replace(mask=~data.mask))
-    assert float(left_out) == pytest.approx(float(pairs.training_loss(model, rest)), rel=1e-12)
+# Samples
+
+
+def test_pairs_are_those_used_row_by_row():
+    used = pairs.split(6, fraction=0.6, seed=2)
+    data = pairs.pairs(_TRIANGLE, used)
+    np.testing.assert_array_equal(np.stack([data.first, data.second]), np.nonzero(used))
+    np.testing.assert_array_equal(data.label, _TRIANGLE[used])
+    np.testing.assert_array_equal(data.held_out, np.flatnonzero(~used))
+    assert data.used.all() and data.used.shape == (used.sum(),)
+    trained, rest = pairs.split_pairs(_TRIANGLE, fraction=0.6, seed=2)
+    for x, y in zip((*trained, *rest), (*data, *pairs.pairs(_TRIANGLE, ~used)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("order", (5, 23))
+@pytest.mark.parametrize("fraction", (0.5, 0.9))
+def test_padding_changes_neither_loss_nor_its_gradient(order, fraction):
+    model = _model(order)
+    alone = [pairs.split_pairs(_cyclic(order), fraction=p, seed=1)[0] for p in (fraction, 0.95)]
+    together = pairs.stacked(alone)
+    assert together.first.shape == (2, len(alone[1].first)) and together.held_out.shape == (2, len(alone[0].held_out))
+    for i in range(2):
+        padded = jax.tree.map(lambda x, i=i: x[i], together)
+        assert float(pairs.accuracy(model, padded)) == float(pairs.accuracy(model, alone[i]))
+        for form in (pairs.loss, pairs.training_loss, pairs._closed_loss):
+            slopes = [jax.value_and_grad(form)(model, data) for data in (padded, alone[i])]
+            for x, y in zip(*map(jax.tree.leaves, slopes), strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-11, atol=1e-14)
+
+
+def test_samples_of_a_table_that_is_no_group_stack_without_their_other_pairs():
+    assert pairs.stacked([pairs.pairs(_LARGER)]).held_out is None
+
+
+def test_loss_of_labels_that_are_not_the_tables_is_by_the_labels():
+    # Wrong labels of all pairs, for which the outputs are formed for the whole table.
+    model, data = _model(5), pairs.pairs(_cyclic(5))
+    shifted = pairs.pairs((_cyclic(5) + 1) % 5)
+    assert float(pairs.loss(model, data._replace(label=shifted.label))) == float(pairs.loss(model, shifted))
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     (
-        (lambda: pairs.split(5, train=1.0, seed=0), "train must be above 0 and below 1, got 1.0"),
-        (lambda: pairs.split(5, train=0.0, seed=0), "train must be above 0 and below 1, got 0.0"),
-        (lambda: pairs.split(2, train=0.1, seed=0), "train must leave at least one of 4 pairs"),
+        (lambda: pairs.split(5, fraction=1.0, seed=0), "fraction must be above 0 and below 1, got 1.0"),
+        (lambda: pairs.split(5, fraction=0.0, seed=0), "fraction must be above 0 and below 1, got 0.0"),
+        (
+            lambda: pairs.split(2, fraction=0.1, seed=0),
+            "fraction must leave one of 4 pairs at least on each side",
+        ),
         (lambda: pairs.initial(0, 4, key=jax.random.key(0)), "order must be an integer of at least 1, got 0"),
         (lambda: pairs.initial(4, 0, key=jax.random.key(0)), "nodes must be an integer of at least 1, got 0"),
         (
@@ -200,30 +220,35 @@ def test_loss_of_the_pairs_left_out_is_by_the_mask():
             "fan_in must be an integer of at least 1, got 0",
         ),
         (lambda: pairs.pairs(np.zeros((2, 3), int)), r"must have shape \(order, order\), got \(2, 3\)"),
-        (lambda: pairs.pairs(np.full((2, 2), 2)), "table must lie from 0 to 1, got 2"),
-        (lambda: pairs.pairs(_cyclic(2), np.zeros((2, 2), bool)), "mask must leave at least one pair"),
+        (lambda: pairs.pairs(np.full((3, 3), 3)), "table must lie from 0 to 2, got 3"),
+        (lambda: pairs.pairs(_cyclic(2)), "table must be that of at least 3 elements, got 2"),
+        (lambda: pairs.pairs(_cyclic(5), np.zeros((5, 5), bool)), "used must leave at least one pair"),
         (lambda: pairs.TwoLayer(np.ones((2, 3)), np.ones((2, 3)), np.ones((3, 3))), "must have shape"),
         (lambda: pairs.pairs(_cyclic(5) + 0.4), "table must be integers"),
-        (lambda: pairs.pairs(_cyclic(5), np.full((5, 5), 2)), "mask must be boolean, or 0 and 1"),
-        (lambda: pairs.pairs(_cyclic(5), np.full((5, 5), 0.5)), "mask must be boolean, or 0 and 1"),
-        (lambda: pairs.masked_loss(_model(7), pairs.pairs(_cyclic(5))), r"pairs.label must have shape \(7, 7\)"),
-        (lambda: pairs.masked_loss(_model(3), pairs.pairs(_cyclic(5))), r"pairs.label must have shape \(3, 3\)"),
+        (lambda: pairs.pairs(_cyclic(5), np.full((5, 5), 2)), "used must be boolean, or 0 and 1"),
+        (lambda: pairs.pairs(_cyclic(5), np.full((5, 5), 0.5)), "used must be boolean, or 0 and 1"),
+        (lambda: pairs.loss(_model(7), pairs.pairs(_cyclic(5))), r"pairs.table must have shape \(7, 7\)"),
+        (lambda: pairs.loss(_model(3), pairs.pairs(_cyclic(5))), r"pairs.table must have shape \(3, 3\)"),
         *(
-            (lambda change=change: pairs.training_loss(_model(23), _stale(change)), "pairs.unused must be the pairs")
+            (
+                lambda change=change: pairs.training_loss(_model(23), _stale(change)),
+                "held_out must be the table's pairs",
+            )
             for change in (
-                lambda p: {"mask": ~p.mask},
-                lambda p: {"unused": jnp.tile(p.unused, 2)},
+                lambda p: {"used": p.used.at[0].set(False)},
+                lambda p: {"held_out": jnp.tile(p.held_out, 2)},
                 lambda p: {"label": jnp.zeros_like(p.label)},
             )
         ),
-        (lambda: pairs.masked_loss(_model(5), _empty()), "pairs.mask must leave at least one pair, got none"),
-        (lambda: pairs.accuracy(_model(5), _empty()), "pairs.mask must leave at least one pair, got none"),
+        (lambda: pairs.loss(_model(5), _empty()), "pairs.used must leave at least one pair, got none"),
+        (lambda: pairs.accuracy(_model(5), _empty()), "pairs.used must leave at least one pair, got none"),
+        (lambda: pairs.stacked([]), r"samples must be a sequence of at least one Pairs, got"),
+        (lambda: pairs.stacked([pairs.pairs(_cyclic(5)), pairs.pairs(_cyclic(3))]), r"of one order, got \[5, 3\]"),
         (lambda: _model(5, activation=jnp.sum), r"activation must keep the shape \(5, 4\)"),
-        (lambda: _model(5)(9, 0), "g1 must lie from 0 to 4, got 9"),
-        (lambda: _model(5)(0, -1), "g2 must lie from 0 to 4, got -1"),
+        (lambda: _model(5)(9, 0), "first must lie from 0 to 4, got 9"),
+        (lambda: _model(5)(0, -1), "second must lie from 0 to 4, got -1"),
         (lambda: pairs.split(5, seed=-1), "seed must be an integer of at least 0 and at most 4294967295"),
-        (lambda: pairs.split(5, train=float("nan"), seed=0), "train must be above 0 and below 1, got nan"),
-        (lambda: pairs.coupled_adam(0.1, float("nan")), "weight_decay must be at least 0, got nan"),
+        (lambda: pairs.split(5, fraction=float("nan"), seed=0), "fraction must be above 0 and below 1, got nan"),
     ),
 )
 def test_bad_arguments_are_named(as_users, call, message):
@@ -232,17 +257,15 @@ def test_bad_arguments_are_named(as_users, call, message):
 
 
 @pytest.mark.parametrize("order", (5, 23))
-def test_mask_of_zeros_and_ones_is_the_mask_of_truth_values(order):
-    model, used = _model(order, nodes=6), pairs.split(order, train=0.7, seed=3)
+def test_zeros_and_ones_are_truth_values(order):
+    model, used = _model(order, nodes=6), pairs.split(order, fraction=0.7, seed=3)
     expected = pairs.pairs(_cyclic(order), used)
-    for mask in (used.astype(int), jnp.asarray(used, jnp.int32), used.tolist()):
-        found = pairs.pairs(_cyclic(order), mask)
-        np.testing.assert_array_equal(found.mask, expected.mask)
-        np.testing.assert_array_equal(found.unused, expected.unused)
-        for loss in (pairs.training_loss, pairs.masked_loss, pairs.accuracy):
-            assert float(loss(model, found)) == float(loss(model, expected))
-    numbers = expected._replace(mask=jnp.asarray(used, int))  # made by hand
-    assert float(pairs.masked_loss(model, numbers)) == float(pairs.masked_loss(model, expected))
+    for numbers in (used.astype(int), jnp.asarray(used, jnp.int32), used.tolist()):
+        found = pairs.pairs(_cyclic(order), numbers)
+        for x, y in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(x, y)
+    by_hand = expected._replace(used=jnp.asarray(expected.used, int))
+    assert float(pairs.loss(model, by_hand)) == float(pairs.loss(model, expected))
 
 
 def test_integer_weights_are_floats():

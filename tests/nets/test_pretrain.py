@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
+from traindyn.nets import init
 from traindyn.nets.pretrain import OPTIMISERS, Step, make_mesh, make_optimiser, shardings, shardings_of, warmup_cosine
 
 
@@ -42,9 +43,9 @@ def test_a_step_is_that_of_optax_and_compiles_once():
     step = Step(loss, optimiser, gradient_norm=True)
     params = [np.asarray(model.weight), np.asarray(model.offset)]
     moments = [[np.zeros_like(p), np.zeros_like(p)] for p in params]
-    state, (x, y) = optimiser.init(eqx.filter(model, eqx.is_inexact_array)), map(np.asarray, batch)
+    state, (x, y) = init(model, optimiser), map(np.asarray, batch)
     for n in range(1, 4):
-        model, state, metrics = step(model, state, batch)
+        state, metrics = step(state, batch)
         error = x @ params[0].T + params[1] - y
         grads = 2 * error.T @ x / error.size, 2 * error.sum(0) / error.size
         np.testing.assert_allclose(metrics["loss"], (error**2).mean(), rtol=1e-12)
@@ -54,21 +55,21 @@ def test_a_step_is_that_of_optax_and_compiles_once():
             moments[i] = [0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2]
             m, v = moments[i][0] / (1 - 0.9**n), moments[i][1] / (1 - 0.999**n)
             params[i] = params[i] - 0.1 * m / (np.sqrt(v) + 1e-8)
-        np.testing.assert_allclose(model.weight, params[0], rtol=1e-9)
-        np.testing.assert_allclose(model.offset, params[1], rtol=1e-9)
-    assert model.steps == 7 and model.name == "toy"
+        np.testing.assert_allclose(state.model.weight, params[0], rtol=1e-9)
+        np.testing.assert_allclose(state.model.offset, params[1], rtol=1e-9)
+    assert state.model.steps == 7 and state.model.name == "toy" and state.step == 3
     assert len(calls) == 1
-    assert set(Step(_loss, optimiser)(model, state, batch)[2]) == {"loss"}
+    assert set(Step(_loss, optimiser)(state, batch)[1]) == {"loss"}
 
 
 def test_a_step_uses_up_what_it_is_given():
     model, batch = _data()
     optimiser = optax.sgd(0.1)
-    state = optimiser.init(eqx.filter(model, eqx.is_inexact_array))
-    Step(_loss, optimiser)(model, state, batch)
+    state = init(model, optimiser)
+    Step(_loss, optimiser)(state, batch)
     assert model.weight.is_deleted() and not batch[0].is_deleted()
-    with pytest.raises(ValueError, match="model and state must be what the last step returned"):
-        Step(_loss, optimiser)(model, state, batch)
+    with pytest.raises(ValueError, match="state must be what the last step returned"):
+        Step(_loss, optimiser)(state, batch)
 
 
 # Optimisers by name
@@ -202,27 +203,34 @@ def test_matrices_are_split_along_their_longer_side_where_that_divides():
 )
 def test_optimisers_that_need_more_than_gradients_train(optimiser):
     model, batch = _data()
-    first, state = _loss(model, batch), optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+    first, state = _loss(model, batch), init(model, optimiser)
     step = Step(_loss, optimiser)
     for _ in range(40):
-        model, state, _ = step(model, state, batch)
+        state, _ = step(state, batch)
     best = np.linalg.lstsq(np.column_stack([batch[0], np.ones(8)]), np.asarray(batch[1]))[1].sum() / batch[1].size
-    assert _loss(model, batch) - best < 0.15 * (first - best)
+    assert _loss(state.model, batch) - best < 0.15 * (first - best)
 
 
 def test_complex_parameters_descend_and_their_gradient_has_a_norm():
     step = Step(lambda z, _: jnp.sum(jnp.abs(z - 2j) ** 2) / 2, optax.sgd(0.5), gradient_norm=True)
-    end, _, metrics = step(jnp.zeros(3, complex), optax.sgd(0.5).init(jnp.zeros(3, complex)), None)
-    np.testing.assert_allclose(end, 1j * np.ones(3), rtol=1e-15)
+    end, metrics = step(init(jnp.zeros(3, complex), step.optimiser), None)
+    np.testing.assert_allclose(end.model, 1j * np.ones(3), rtol=1e-15)
     assert metrics["gradient_norm"] == pytest.approx(2 * 3**0.5, rel=1e-12)
 
 
 def test_norm_of_float16_gradients_does_not_overflow():
     step, w = Step(lambda w, _: jnp.sum(w * jnp.float16(6e4)), optax.sgd(0.0), gradient_norm=True), jnp.zeros(4)
     w = w.astype(jnp.float16)
-    _, _, metrics = step(w, optax.sgd(0.0).init(w), None)
+    _, metrics = step(init(w, step.optimiser), None)
     assert metrics["gradient_norm"].dtype == jnp.float32
     assert float(metrics["gradient_norm"]) == pytest.approx(2 * 6e4, rel=1e-3)
+
+
+def test_loss_that_is_not_finite_leaves_the_state_as_it_was():
+    step = Step(lambda w, batch: jnp.sum(w) * batch, optax.sgd(0.5))
+    state, metrics = step(init(jnp.ones(2), step.optimiser), jnp.nan)
+    assert np.isnan(metrics["loss"]) and state.diverged_at == 0
+    np.testing.assert_array_equal(state.model, 1)
 
 
 @pytest.mark.usefixtures("as_users")
@@ -232,8 +240,8 @@ def test_what_does_not_fit_a_step_is_named():
         Step(_loss, 0.1)
     with pytest.raises(ValueError, match="shardings must be a pair of trees of shardings, or None, got 'x'"):
         Step(_loss, optax.sgd(0.1), shardings="x")
-    with pytest.raises(ValueError, match=r"state must be what optimiser\.init gives for this model"):
-        Step(_loss, optax.adam(0.1))(model, optax.sgd(0.1).init(eqx.filter(model, eqx.is_inexact_array)), batch)
+    with pytest.raises(ValueError, match="state must be what init gives for this optimiser and model"):
+        Step(_loss, optax.adam(0.1))(init(model, optax.sgd(0.1)), batch)
 
 
 @pytest.mark.parametrize(

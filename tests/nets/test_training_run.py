@@ -20,6 +20,7 @@ from jaxtyping import config as jaxtyping_config
 from traindyn.__main__ import main
 from traindyn._files import locked
 from traindyn.nets import training_run as pretrain
+from traindyn.nets.training_plan import BadOption, _tokens
 from traindyn.nets.training_run import _evenly
 
 CACHE = (
@@ -468,3 +469,9 @@ def test_evaluation_windows_are_spread_over_the_text_without_overlap():
     (few,) = _evenly(ids[:31], 10, 8)
     np.testing.assert_array_equal(few[:, 0], [0, 10, 20])
     assert sum(map(len, _evenly(np.arange(100_000), 10, 8))) == 256
+
+
+def test_an_option_that_cannot_be_is_a_value_error_outside_the_command_line():
+    with pytest.raises(ValueError, match=r"^vocabulary is for --tokens words, got 5 with bytes") as caught:
+        _tokens("some text", "tiny", "bytes", 5)
+    assert isinstance(caught.value, BadOption) and caught.value.option == "vocabulary"

@@ -9,7 +9,7 @@ from jaxtyping import Complex, Float
 
 from ...dynamics.composing import Solution, cyclic, loss, product, to_weights
 from ...dynamics.groups import Abelian
-from ...nets import composing as nets
+from ...nets import pairs as nets
 from ..checks import rounding
 
 ALL_PAIRS = "all d² pairs of group elements, mean squared error after projection onto zero mean"
@@ -68,6 +68,6 @@ def measure(solutions: Sequence[Solution]) -> Float[np.ndarray, "solutions 3"]:
     def of(z):
         weights, pairs = to_weights(z, group), nets.pairs(group.table)
         model = nets.TwoLayer(*weights, scale=jnp.asarray(1 / (2 * group.order), weights.a.dtype))
-        return jnp.stack([loss(z, group), nets.masked_loss(model, pairs), nets.accuracy(model, pairs)])
+        return jnp.stack([loss(z, group), nets.loss(model, pairs), nets.accuracy(model, pairs)])
 
     return np.asarray(jax.jit(lambda all: jax.lax.map(of, all))(filled))

@@ -134,7 +134,7 @@ def _starts(rng: np.random.Generator, order: int, number: int) -> Float[np.ndarr
 
 def _stacked(order: int, fractions: np.ndarray, subsets: int, setting: Setting, interaction: bool = False) -> Energy:
     """Energies on random subsets of the pairs: for each fraction so many."""
-    masks = [split(order, train=p, seed=1000 * setting.seed + s) for s in range(subsets) for p in fractions]
+    masks = [split(order, fraction=p, seed=1000 * setting.seed + s) for s in range(subsets) for p in fractions]
     return jax.tree.map(lambda *x: jnp.stack(x), *(Energy(cyclic(order), m, interaction=interaction) for m in masks))
 
 

@@ -26,7 +26,7 @@ _TANH = (jnp.tanh, np.tanh, lambda x: 1 / np.cosh(x) ** 2)
 def _by_definition(w, group: Group, activation, used, mean: float) -> tuple[float, np.ndarray]:
     """`½‖Ỹᵀσ(Xw)‖²` with X and Y written out, and Theorem 1's field `Xᵀ diag σ′(Xw) Ỹ Ỹᵀ σ(Xw)`; `mean`: how often the
     mean is taken from the labels, once to centre them."""
-    pairs, eye = grokking.task(group, used), np.eye(group.order)
+    pairs, eye = grokking.pairs(group.table, used), np.eye(group.order)
     x = np.concatenate([eye[pairs.first], eye[pairs.second]], axis=1)
     y = eye[pairs.label] - mean * eye[pairs.label].mean(axis=0)
     _, value, slope = activation
@@ -222,7 +222,7 @@ def _own(rng: np.random.Generator, setting: Setting) -> np.ndarray:
         all_ = irreps(group)
         w = grokking.maximum(all_[-1], *(jnp.asarray(rng.normal(size=all_[-1].dim), setting.dtype) for _ in range(3)))
         found = jax.jit(lambda w, all_=all_: grokking.content(w, all_))(w)
-        gaps += [float(Energy(group)(w)) / grokking.peak(all_[-1]) - 1, float(found.share[-1]) - 1]
+        gaps += [float(Energy(group)(w)) / grokking.peak(all_[-1]) - 1, float(found.fraction[-1]) - 1]
         gaps += np.asarray(found.rank)[-1].tolist()
     return np.array(gaps)
 

@@ -113,7 +113,7 @@ def reconstruction(setting: Setting) -> Evidence:
     flow=grokking.OutputLayer,
 )
 def repulsion(setting: Setting) -> Evidence:
-    pairs, nodes, eta = grokking.task(cyclic(7)), 20, 0.5
+    pairs, nodes, eta = grokking.pairs(cyclic(7).table), 20, 0.5
     w = jnp.asarray(setting.rng.normal(size=(2, 7, nodes)), setting.dtype)
     features = grokking.centred(jnp.square(w[0][pairs.first] + w[1][pairs.second]))
     exact = np.asarray(grokking.inverse_gram(features, eta))
@@ -149,7 +149,7 @@ def _by_characters(group: Group, all_: Sequence[Irrep], learned: Collection[int]
 def _tiny_node(rng, group: Group, nodes: np.ndarray, laws: Sequence[np.ndarray], setting: Setting) -> np.ndarray:
     """The gradient that reaches a new small node beside these, against `(1/η) Π(h, h′) f` for some Π: for each the
     cosine and the norm over the predicted one."""
-    pairs, eta = grokking.task(group), setting.bound(1e-5, 1e-2)
+    pairs, eta = grokking.pairs(group.table), setting.bound(1e-5, 1e-2)
     both = np.concatenate([nodes, eta * rng.normal(size=(2, group.order, 1))], axis=2)
     features = (both[0][pairs.first] + both[1][pairs.second]) ** 2
     layer = grokking.OutputLayer(jnp.asarray(features), jnp.asarray(np.eye(group.order)[pairs.label]), eta)
@@ -191,7 +191,7 @@ def top_down(setting: Setting) -> Evidence:
     groups = (cyclic(7), symmetric(3), dihedral(5), alternating(4))[: setting.pick(smoke=2, laptop=4, paper=4)]
     gaps, printed, tiny, tiny_printed = [], [], [], []
     for group in groups:
-        all_, pairs = irreps(group), grokking.task(group)
+        all_, pairs = irreps(group), grokking.pairs(group.table)
         for known in range(1, len(all_) - 1):  # the first is trivial; some are missing
             learned = range(1, known + 1)
             laws = [grokking.missing(all_, learned), _by_characters(group, all_, learned)][

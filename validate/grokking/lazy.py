@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...dynamics import grokking
-from ...dynamics.grokking import OutputLayer, Task
+from ...dynamics.grokking import OutputLayer, Pairs
 from ...dynamics.groups import cyclic, symmetric
 from ...nets.pairs import split
 from ..checks import agrees, at_most, converges, evidence, norms, relative, rounding, scales, vanishes
@@ -20,11 +20,11 @@ FEATURES = "features x² of normal weights, held fixed"
 ETA, BETA = 0.7, 1.6
 
 
-def _hidden(pairs: Task, w: Float[Array, "2 order nodes"]) -> Float[Array, "pairs nodes"]:
+def _hidden(pairs: Pairs, w: Float[Array, "2 order nodes"]) -> Float[Array, "pairs nodes"]:
     return jnp.square(w[0][pairs.first] + w[1][pairs.second])
 
 
-def _layer(pairs: Task, w: Float[np.ndarray, "2 order nodes"], decay: float, setting: Setting) -> OutputLayer:
+def _layer(pairs: Pairs, w: Float[np.ndarray, "2 order nodes"], decay: float, setting: Setting) -> OutputLayer:
     weights, labels = (jnp.asarray(x, setting.dtype) for x in (w, np.eye(w.shape[1])[pairs.label]))
     return OutputLayer(_hidden(pairs, weights), labels, jnp.asarray(decay, setting.dtype))
 
@@ -70,8 +70,8 @@ def _ridge(flow: OutputLayer, start: Float[Array, "nodes classes"], late: Float[
 )
 def ridge_gradient(setting: Setting) -> Evidence:
     rng = setting.rng
-    some = split(6, train=0.5, seed=setting.seed)
-    tasks = (grokking.task(cyclic(11)), 11, 40), (grokking.task(symmetric(3), some), 6, 30)
+    some = split(6, fraction=0.5, seed=setting.seed)
+    tasks = (grokking.pairs(cyclic(11).table), 11, 40), (grokking.pairs(symmetric(3).table, some), 6, 30)
     late = np.linspace(*setting.bound((60, 90), (20, 40)), 6)  # float32 has no e⁻⁹⁰ squared
     drawn = [
         (_layer(pairs, rng.normal(size=(2, order, nodes)), ETA, setting), rng.normal(size=(nodes, order)))
@@ -142,7 +142,7 @@ def ridge_gradient(setting: Setting) -> Evidence:
     flow=OutputLayer,
 )
 def first_gradient(setting: Setting) -> Evidence:
-    pairs, rng = grokking.task(cyclic(11)), setting.rng
+    pairs, rng = grokking.pairs(cyclic(11).table), setting.rng
     w, noise = rng.normal(size=(2, 11, 40)), jnp.asarray(rng.normal(size=(40, 11)), setting.dtype)
     flow = _layer(pairs, w, ETA, setting)
     t = setting.bound(1e-9, 1e-5) / jnp.max(jnp.linalg.eigvalsh(flow.matrix()))
@@ -187,8 +187,8 @@ def _wide(layer: OutputLayer, direct: bool = False):
     flow=OutputLayer,
 )
 def wide_limit(setting: Setting) -> Evidence:
-    rng, pairs = setting.rng, grokking.task(cyclic(11))
-    some = grokking.task(cyclic(11), split(11, train=60.5 / 121, seed=setting.seed))
+    rng, pairs = setting.rng, grokking.pairs(cyclic(11).table)
+    some = grokking.pairs(cyclic(11).table, split(11, fraction=60.5 / 121, seed=setting.seed))
     powers = setting.pick(smoke=(12, 19, 2), laptop=(10, 19, 2), paper=(10, 21, 2))
     widths = 2 ** np.arange(*setting.bound(powers, (10, 15, 1)))  # float32 has too few digits for wider kernels
     draw = lambda nodes, pairs: np.asarray(_wide(_layer(pairs, rng.normal(size=(2, 11, nodes)), 1.0, setting)))
@@ -253,7 +253,7 @@ def wide_limit(setting: Setting) -> Evidence:
 )
 def regimes(setting: Setting) -> Evidence:
     order = setting.pick(smoke=11, laptop=23, paper=23)
-    pairs, rng = grokking.task(cyclic(order)), setting.rng
+    pairs, rng = grokking.pairs(cyclic(order).table), setting.rng
     widths = setting.pick(smoke=(16, 256, 4096), laptop=(64, 1024, 16384), paper=(64, 1024, 16384))
     decays = np.array([1e-3, 0.2, 10.0, 1e3, 1e5])
     layers = [_layer(pairs, rng.normal(size=(2, order, nodes)), 1.0, setting) for nodes in widths]

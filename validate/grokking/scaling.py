@@ -6,6 +6,8 @@ from jaxtyping import Float
 
 from ...dynamics.groups import Group, cyclic, dihedral, metacyclic, product
 from ...nets import grokking as nets
+from ...nets.pair_runs import train_pairs
+from ...nets.pairs import Pairs, TwoLayer
 from ..checks import agrees, at_least, at_most, evidence, mean, vanishes
 from ..claim import Evidence, Setting, claim
 from ..panels import heatmap, panel
@@ -42,7 +44,8 @@ def _accuracy(
     """Held-out accuracy at the end for each fraction of the pairs in units of `CRITICAL ln M/M`, and c: the fraction in
     units of ln M/M at which its mean passes ½, between the two that enclose it; NaN if none do."""
     fractions = CRITICAL * _law(group) * ratios
-    run = nets.train_runs(group.table, fractions=fractions[fractions < 0.97].tolist(), seeds=seeds, **options)
+    some = fractions[fractions < 0.97].tolist()
+    run = train_pairs(group.table, fractions=some, seeds=seeds, fan_in=2 * group.order, **options)
     accuracy = np.asarray(run.test_accuracy)[:, 0, 0, :, -1]
     accuracy = np.pad(accuracy, ((0, len(ratios) - len(accuracy)), (0, 0)), constant_values=np.nan)
     average = accuracy.mean(axis=1)
@@ -155,7 +158,7 @@ def learning_rate(setting: Setting) -> Evidence:
     def trained(p, rates, decays, steps):
         """Accuracies at the end, shape `(rates, decays, seeds)`: held out, and trained on."""
         options = {"learning_rates": rates, "weight_decays": decays, "steps": steps, "seeds": seeds, "nodes": nodes}
-        run = nets.train_runs(cyclic(23).table, fractions=[p], **options)
+        run = train_pairs(cyclic(23).table, fractions=[p], fan_in=46, **options)
         return [np.asarray(x)[0, ..., -1] for x in (run.test_accuracy, run.train_accuracy)]
 
     test, train = trained(near, rates, decays, long)
@@ -190,9 +193,9 @@ def learning_rate(setting: Setting) -> Evidence:
     )
 
 
-def _energies_and_sizes(model: nets.TwoLayer, sample: nets.Sample):
-    """Of each node its energy on the sample, and ‖w‖²."""
-    return nets.energies(model, sample), jnp.sum(model.a**2 + model.b**2, axis=0)
+def _energies_and_sizes(model: TwoLayer, pairs: Pairs):
+    """Of each node its energy on these pairs, and ‖w‖²."""
+    return nets.energies(model, pairs), jnp.sum(model.a**2 + model.b**2, axis=0)
 
 
 @claim(
@@ -209,11 +212,11 @@ def _energies_and_sizes(model: nets.TwoLayer, sample: nets.Sample):
 def figure_7(setting: Setting) -> Evidence:
     smoke, rates = setting.scale == "smoke", [1e-3, 2e-3, 5e-3]
     order, fraction, nodes, steps, every = (23, 0.71, 256, 800, 20) if smoke else (127, 0.2, 1024, 320, 10)
-    options = {"seeds": [setting.seed], "weight_decays": [2e-4], "nodes": nodes, "steps": steps}
+    options = {"seeds": [setting.seed], "weight_decays": [2e-4], "nodes": nodes, "steps": steps, "fan_in": 2 * order}
     group, few = cyclic(order), 0.75 * CRITICAL * _law(cyclic(order))
     observed = {"learning_rates": rates, "every": every, "observe": _energies_and_sizes}
-    run = nets.train_runs(group.table, fractions=[fraction], **options, **observed)
-    fewer = nets.train_runs(group.table, fractions=[few], learning_rates=rates[-1:], **options)
+    run = train_pairs(group.table, fractions=[fraction], **options, **observed)
+    fewer = train_pairs(group.table, fractions=[few], learning_rates=rates[-1:], **options)
     at, test = np.asarray(run.steps), np.asarray(run.test_accuracy)[0, :, 0, 0]
     energy, size = (np.asarray(x)[0, :, 0, 0, -1] for x in run.observed)  # (rates, nodes)
     bins = np.linspace(0, max(float(energy.max()), 1.0), 40)

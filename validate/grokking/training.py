@@ -9,6 +9,7 @@ from jaxtyping import Float
 from ...dynamics.groups import cyclic
 from ...dynamics.representations import irreps
 from ...nets import grokking as nets
+from ...nets.pair_runs import PairRuns, train_pairs
 from ..checks import at_least, at_most, evidence, mean
 from ..claim import Evidence, Setting, claim
 from ..panels import heatmap, panel
@@ -44,17 +45,17 @@ def three_stages(setting: Setting) -> Evidence:
     order, nodes, fraction = setting.pick(smoke=(23, 512, 0.45), laptop=(71, 2048, 0.4), paper=(71, 2048, 0.4))
     decay = setting.pick(smoke=1e-3, laptop=2e-4, paper=2e-4)
     steps, every = setting.pick(smoke=(600, 10), laptop=(210, 5), paper=(400, 2))
-    group = cyclic(order)
-    run = nets.train_runs(
-        group.table,
+    run = train_pairs(
+        cyclic(order).table,
         fractions=[fraction],
         seeds=[setting.seed],
         learning_rates=[1e-3],
         weight_decays=[decay, 0.0],
         nodes=nodes,
+        fan_in=2 * order,
         steps=steps,
         every=every,
-        observe=nets.stages(np.stack([r.projector for r in nontrivial(irreps(group))])),
+        observe=nets.stages(np.stack([r.projector for r in nontrivial(irreps(cyclic(order)))])),
     )
     (train, train_without), (test, without) = (
         np.asarray(x)[0, 0, :, 0] for x in (run.train_accuracy, run.test_accuracy)
@@ -102,18 +103,19 @@ def three_stages(setting: Setting) -> Evidence:
     )
 
 
-def _small(setting: Setting, decays: list[float], seeds: list[int], steps: int, every: int, **options) -> nets.Runs:
+def _small(setting: Setting, decays: list[float], seeds: list[int], steps: int, every: int, **options) -> PairRuns:
     """Z_23 with 238 pairs and 512 nodes; at smoke Z_11 with 85 pairs and 128 nodes."""
     order, fraction, nodes, rate = setting.pick(
         smoke=(11, 0.7, 128, 2e-3), laptop=(23, 0.45, 512, 1e-3), paper=(23, 0.45, 512, 1e-3)
     )
-    return nets.train_runs(
+    return train_pairs(
         cyclic(order).table,
         fractions=[fraction],
         seeds=seeds,
         learning_rates=[rate],
         weight_decays=decays,
         nodes=nodes,
+        fan_in=2 * order,
         steps=steps,
         every=every,
         **options,

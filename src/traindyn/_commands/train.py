@@ -9,7 +9,8 @@ import jax
 
 from .._signals import interruptible
 from ..nets.pretrain import OPTIMISERS
-from ..nets.training_run import SIZES, pretrain
+from ..nets.training_plan import SIZES, BadOption
+from ..nets.training_run import pretrain
 from ._jax import backend, keep_compiled
 
 
@@ -78,6 +79,8 @@ def command(out, resume, corpus, **options) -> None:
         jax.config.update("jax_enable_x64", options["dtype"] == "float64")
         try:
             finite = pretrain(out, resume, corpus, **options)
+        except BadOption as error:
+            raise click.BadParameter(error.reason, param_hint=f"--{error.option.replace('_', '-')}") from error
         finally:
             jax.config.update("jax_enable_x64", before)
         sys.exit(0 if finite else 1)
