@@ -1,5 +1,5 @@
-"""How long a process takes to its first result, cold and with a cache, and what compiles anew.
-`python benchmarks/startup.py`. See README.md for what each row means.
+"""How long a process takes to its first result, cold and with a cache, what compiles anew, and what a first solve costs
+beside Diffrax's. `python benchmarks/startup.py [a] [b] [c]`. See README.md for what each row means.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import optax
@@ -56,11 +57,57 @@ def first_results() -> None:
 
 def _seconds(command: list[str], environment: dict[str, str]) -> float:
     start = time.perf_counter()
+    _run(command, environment)
+    return time.perf_counter() - start
+
+
+def _run(command: list[str], environment: dict[str, str]) -> str:
     ended = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
     if ended.returncode:
         raise SystemExit(f"{' '.join(command)[:200]} ended with {ended.returncode}:\n{ended.stderr[-2000:]}")
-    return seconds
+    return ended.stdout
+
+
+FLOWS = {  # a flow, as what it does to solve: blows up, is stiff, is an autodiff gradient
+    "LinearActivation": lambda x: LinearActivation(x),
+    "NonlinearActivation": lambda x: NonlinearActivation(x),
+    "GradientFlow of cosh": lambda x: GradientFlow(lambda y: jnp.sum(jnp.cosh(y))),
+}
+
+
+def first_solves() -> None:
+    """(c) CPU seconds of the first `solve` of a process, traced and compiled, beside `diffeqsolve` as one writes it."""
+    for name in FLOWS:
+        for dtype in ("float64", "float32"):
+            seconds = {"diffeqsolve": [], "solve": []}
+            for _ in range(PAIRS):
+                for kind, found in seconds.items():
+                    command = [sys.executable, __file__, "--first", kind, name, dtype]
+                    found.append(float(_run(command, {"JAX_ENABLE_COMPILATION_CACHE": "false"})))
+            timings = {kind: Timing(found[0], tuple(found)) for kind, found in seconds.items()}
+            table(f"(c) {name}, {dtype}: CPU time of a first solve, {PAIRS} pairs", timings, "diffeqsolve")
+            figure = ratio(timings, "solve", "diffeqsolve")
+            check(f"7, a first solve, {name}, {dtype}", figure.median <= 1.25, figure, "≤ 1.25×")
+
+
+def first_solve(kind: str, name: str, dtype: str) -> None:
+    """Prints the CPU seconds of one of them, in this process."""
+    flow = FLOWS[name](jnp.array([0.5, 1.0, -0.9], dtype))
+    y0, ts = jnp.array([0.1, 0.2, 0.3], dtype), jnp.array([0.1, 0.25, 0.5], dtype)
+    rtol, atol = (1e-10, 1e-12) if dtype == "float64" else (1e-5, 1e-7)
+    controller, solver = dfx.PIDController(rtol, atol), dfx.Tsit5()
+    if flow.stiff:
+        controller = dfx.ClipStepSizeController(controller, step_ts=ts)
+        solver = dfx.Kvaerno5() if dtype == "float64" else dfx.Kvaerno3()
+    jax.block_until_ready((y0, ts))
+    start = time.process_time()
+    if kind == "solve":
+        solution = solve(flow, y0, ts)
+    else:
+        options = {"saveat": dfx.SaveAt(ts=ts), "stepsize_controller": controller, "max_steps": 2**16}
+        solution = dfx.diffeqsolve(dfx.ODETerm(flow), solver, 0.0, 0.5, None, y0, **options)
+    jax.block_until_ready(solution.ys)
+    print(time.process_time() - start)
 
 
 def compilations() -> None:
@@ -107,12 +154,19 @@ def compilations() -> None:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", choices=["a", "b", "c", []], help="all by default")
+    parser.add_argument("--first", nargs=3, metavar=("KIND", "FLOW", "DTYPE"), help="one solve of (c), in this process")
+    arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
+    if arguments.first:
+        return first_solve(*arguments.first)
     print_header()
     start = time.perf_counter()
-    compilations()
-    first_results()
+    rows = {"b": compilations, "c": first_solves, "a": first_results}
+    for row, run in rows.items():
+        if not arguments.rows or row in arguments.rows:
+            run()
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from .._checked import checked
 from .._checks import check_callable, check_range, concrete, describe, integer
 from ._compiled import bounded_jit
+from ._diffrax import Checkpointed, diffeqsolve
 from ._state import check_times, extreme, split_state
 from ._steps import (
     StepControl,
@@ -28,10 +29,10 @@ from ._steps import (
     resolution,
     tolerances,
 )
-from .flow import check_blow_up
+from .flow import BlowsUp, check_blow_up
 
 CHECKPOINTS = 128  # of a backward pass: the memory of some 400 states, and three runs forward up to 8 385 steps
-ADJOINT = dfx.RecursiveCheckpointAdjoint(checkpoints=CHECKPOINTS)
+ADJOINT = Checkpointed(checkpoints=CHECKPOINTS)
 
 
 class Solution(dfx.Solution):
@@ -141,7 +142,7 @@ def solve(
     state, static = split_state(y0)
     ts = check_times(ts, state)
     _check_steps(stepsize_controller, ts)
-    if throw:
+    if throw and not _ends_before_blow_up(flow, eqx.combine(state, static), ts):
         check_blow_up(flow, eqx.combine(state, static), ts)
     stiff = getattr(flow, "stiff", False)
     if stepsize_controller is None:
@@ -153,14 +154,18 @@ def solve(
     if solver is None:
         solver = implicit_solver(ts.dtype, *tolerances(stepsize_controller)) if stiff else dfx.Tsit5()
     if adjoint is None:
-        adjoint = ADJOINT if max_steps >= CHECKPOINTS else dfx.RecursiveCheckpointAdjoint(checkpoints=max_steps)
+        adjoint = ADJOINT if max_steps >= CHECKPOINTS else Checkpointed(checkpoints=max_steps)
     controller = controlled(stepsize_controller)
-    solution = _integrate(flow, state, static, ts, solver, controller, max_steps, adjoint, progress)
-    return _raise_if_failed(solution, flow, static, ts, solver, max_steps) if throw else solution
+    solution, failed, unresolved = _integrate(flow, state, static, ts, solver, controller, max_steps, adjoint, progress)
+    if not concrete(unresolved) or bool(unresolved):
+        t_stop, y_stop = solution.stats["t_stop"], solution.stats["y_stop"]
+        told = _blow_up_told(solution.result, flow, state, static, t_stop, y_stop)
+        solution = dataclasses.replace(solution, result=told)
+    return _raise_if_failed(solution, failed, flow, static, ts, solver, max_steps) if throw else solution
 
 
 @bounded_jit
-def _integrate(flow, state, static, ts, solver, controller, max_steps, adjoint, progress) -> Solution:
+def _integrate(flow, state, static, ts, solver, controller, max_steps, adjoint, progress) -> tuple[Solution, Any, Any]:
     leaves, structure = jax.tree.flatten(state)
 
     def as_complex(y):
@@ -175,7 +180,7 @@ def _integrate(flow, state, static, ts, solver, controller, max_steps, adjoint, 
         return _grows(y, field(t, y, args), start, resolution(t)) | jnp.isinf(max_norm(y))
 
     start = _as_real(state)
-    solution = _diffeqsolve(
+    solution = diffeqsolve(
         dfx.ODETerm(field),
         solver,
         t0=jnp.zeros((), ts.dtype),
@@ -192,20 +197,28 @@ def _integrate(flow, state, static, ts, solver, controller, max_steps, adjoint, 
     )
     (saved_ts, (t_stop,)), (ys, y_stop) = solution.ts, solution.ys  # pyright: ignore[reportGeneralTypeIssues]
     y_stop = jax.tree.map(lambda y: y[0], y_stop)
-    soon = jnp.sqrt(jnp.finfo(ts.dtype).eps) * t_stop
-    blew_up = (solution.result == dfx.RESULTS.dt_min_reached) & _grows(y_stop, field(t_stop, y_stop, None), start, soon)
     rtol, atol = tolerances(controller)
     changed = {
         "ts": saved_ts,
         "ys": eqx.combine(as_complex(ys), static),
         "stats": solution.stats | {"t_stop": t_stop, "y_stop": as_complex(y_stop)},
-        "result": dfx.RESULTS.where(blew_up, dfx.RESULTS.event_occurred, solution.result),
     }
     kept = {field.name: getattr(solution, field.name) for field in dataclasses.fields(solution)}
-    return Solution(**(kept | changed), rtol=rtol, atol=atol)
+    ended = solution.result != dfx.RESULTS.successful, solution.result == dfx.RESULTS.dt_min_reached
+    return Solution(**(kept | changed), rtol=rtol, atol=atol), *ended
 
 
-_diffeqsolve = inspect.unwrap(dfx.diffeqsolve)  # its own jit, inside another, would keep every flow alive
+@bounded_jit
+def _blow_up_told(result: Any, flow: Callable, state: PyTree, static: PyTree, t_stop: Array, y_stop: PyTree) -> Any:
+    """The result of a solve that has no steps left, which is a blow-up where the state grows by its own size soon.
+
+    A program of its own: most solves never need the derivative that it compiles.
+    """
+    soon = jnp.sqrt(jnp.finfo(t_stop.dtype).eps) * t_stop
+    slope = _derivative(flow, t_stop, y_stop, static, None)
+    grows = _grows(_as_real(y_stop), _as_real(slope), _as_real(state), soon)
+    blew_up = (result == dfx.RESULTS.dt_min_reached) & grows
+    return dfx.RESULTS.where(blew_up, dfx.RESULTS.event_occurred, result)
 
 
 def _as_real(tree: PyTree) -> PyTree:
@@ -272,6 +285,24 @@ def _check_options(
         )
 
 
+def _ends_before_blow_up(flow: Callable, y0: PyTree, ts: Array) -> bool:
+    """Whether `ts` ends before the flow's blow-up, known or not, by one compiled program: as single operations
+    `blow_up_time` would take as long as the rest of a first solve."""
+    if not isinstance(flow, BlowsUp) or not concrete((flow, y0, ts)):
+        return True
+    try:
+        times = jax.tree.leaves(_blow_up_time(flow, y0))
+    except jax.errors.JAXTypeError:  # one that computes with NumPy
+        return False
+    last = np.asarray(ts)[-1]
+    return all(np.all(last < np.asarray(x)) for x in times)
+
+
+@bounded_jit
+def _blow_up_time(flow: BlowsUp, y0: PyTree) -> PyTree:
+    return flow.blow_up_time(y0)
+
+
 def _takes_one_term(solver: dfx.AbstractSolver) -> bool:
     kind = solver.term_structure
     return isinstance(kind, type) and issubclass(kind, dfx.AbstractTerm) and not issubclass(kind, dfx.MultiTerm)
@@ -297,7 +328,7 @@ def _default_atol(state: PyTree, rtol: Any, dtype: Any) -> Float[Array, ""]:
     for leaf in jax.tree.leaves(state if known else lax.stop_gradient(state)):
         size = xp.max(xp.abs(xp.asarray(leaf)), initial=0)
         atol = xp.where(size > 0, xp.minimum(atol, rtol * size), atol)
-    return jnp.asarray(xp.maximum(atol, float(jnp.finfo(dtype).tiny)), dtype)
+    return jnp.asarray(xp.asarray(xp.maximum(atol, float(jnp.finfo(dtype).tiny)), dtype))
 
 
 def _tolerance(name: str, value: Any, dtype: Any, below: int | None = None) -> Any:
@@ -308,6 +339,7 @@ def _tolerance(name: str, value: Any, dtype: Any, below: int | None = None) -> A
 
 def _raise_if_failed(
     solution: Solution,
+    failed: Array,
     flow: Callable,
     static: PyTree,
     ts: Float[Array, " times"],
@@ -315,7 +347,6 @@ def _raise_if_failed(
     max_steps: int,
 ) -> Solution:
     result, t_stop, y_stop = solution.result, solution.stats["t_stop"], solution.stats["y_stop"]
-    failed = result != dfx.RESULTS.successful
     if not concrete((failed, solution.stats, solution.ys)):
         blew_up, unresolved = result == dfx.RESULTS.event_occurred, result == dfx.RESULTS.dt_min_reached
         hint = "Call solve with throw=False and read result and stats['t_stop']."

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from traindyn.dynamics import Flow, GradientFlow, SolveError, grokking, joma, solve
+from traindyn.dynamics import BlowsUp, Flow, GradientFlow, SolveError, _diffrax, grokking, joma, solve
 from traindyn.dynamics._compiled import bounded_jit
 
 LINEAR = joma.LinearActivation(jnp.array([0.5, 1.0, -0.9]))
@@ -500,6 +500,41 @@ def test_new_closures_keep_a_bounded_number_of_compilations():
         one = jnp.asarray(float(i))
         assert jitted(lambda x, i=i: i * x, one) == i * i and jitted(kept, one) == i + 1
     assert 20 + 20 // 4 <= len(traces) < 40  # the one that is used throughout was compiled again, but not each time
+
+
+def test_program_of_a_solve_has_the_numbers_of_diffrax_and_no_calls_back():
+    ts = jnp.array([0.1, 0.7, 1.0])
+    diffrax = dfx.RecursiveCheckpointAdjoint(checkpoints=128)  # whose loop is Diffrax's
+    for flow in (LINEAR, joma.NonlinearActivation(jnp.array([0.5, 1.0, -0.9])), GradientFlow(jnp.sum)):
+        ours, theirs = (solve(flow, ZERO + 0.1, ts, adjoint=adjoint) for adjoint in (None, diffrax))
+        np.testing.assert_array_equal(ours.ys, theirs.ys)
+        assert ours.stats["num_steps"] == theirs.stats["num_steps"]
+    program = lambda adjoint: str(jax.make_jaxpr(lambda: solve(LINEAR, ZERO, ts, adjoint=adjoint, throw=False).ys)())
+    text = {adjoint: program(adjoint) for adjoint in (None, diffrax)}
+    assert "callback" not in text[None]  # else JAX does not keep it in its compilation cache
+    assert text[None].count("nextafter") == 0 and text[diffrax].count("nextafter") >= 100
+
+
+@pytest.mark.parametrize("dtype", (jnp.float32, jnp.float64))
+def test_last_step_is_lengthened_from_the_time_that_diffrax_says(dtype):
+    for t in (1.0, 0.125, 1e-30, 1e30, 0.7, 3.3):
+        t = before = jnp.asarray(t, dtype)
+        for _ in range(_diffrax.ULPS):
+            before = jnp.nextafter(before, jnp.asarray(-jnp.inf, dtype))
+        assert _diffrax.shortly_before(t) == before
+
+
+def test_blow_up_time_of_numpy_is_heeded():
+    class Square(BlowsUp):
+        def __call__(self, t, y, args):
+            return y**2
+
+        def blow_up_time(self, y0):
+            return 1 / np.asarray(y0)
+
+    np.testing.assert_allclose(solve(Square(), jnp.ones(1), [0.5]).ys, [[2.0]], rtol=1e-8)
+    with pytest.raises(ValueError, match=r"t = 2 lies past the blow-up: component \[0\] .* t = 1\."):
+        solve(Square(), jnp.ones(1), [2.0])
 
 
 @pytest.mark.slow
