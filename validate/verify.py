@@ -216,7 +216,8 @@ def _check(claim: Claim, setting: Setting, key: str, place: Path | None) -> Reco
     except BaseException as error:  # SystemExit among them
         if isinstance(error, OSError) and place is not None and _concerns(error, place):
             raise  # a full disk is not the claim's fault
-        summary = "".join(traceback.format_exception_only(error))
+        notes = "".join(f"{note}\n" for note in getattr(error, "__notes__", ()))  # JAX's, on hidden frames
+        summary = "".join(traceback.format_exception_only(error)).removesuffix(notes)
         failure = f"{summary}{traceback.format_exc()}"
         return record_of(claim, Evidence({}, {}), setting, time.perf_counter() - start, failure)
 

@@ -513,3 +513,12 @@ def test_a_second_start_finds_what_the_first_compiled(tmp_path):
         assert b"cpu_aot_loader" not in run.stderr
         found.append({path.name for path in cache.glob("*-cache")})
     assert found[0] and found[1] == found[0]
+
+
+def test_the_reason_of_a_failure_is_the_error_and_not_jaxs_note_on_it(tmp_path):
+    @claim(name="x.inside", **HEADER)
+    def check(setting):
+        return jax.jit(lambda: joma.LinearActivation(jnp.ones(3)).exact(jnp.zeros(3), jnp.ones((2, 2))))()
+
+    results = verify([check], out=tmp_path)
+    assert str(results).endswith("x.inside: undecided: ValueError: ts must have shape (times,), got (2, 2).")

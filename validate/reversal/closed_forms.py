@@ -57,9 +57,9 @@ def _closed_forms(number: int) -> tuple[Array, ...]:
     """Probabilities in a row of the decoder at the times of `_along_flow`, each `(times, 1)`: of its only target, of
     each other token, of each of two targets, and of each other token with M for M − 1 in the equation."""
     one, two = (OneLayer(M, number, ETA_Y, targets=k) for k in (1, 2))
-    ts = jnp.asarray(UPDATES)[:, None] * number / ETA_Y
-    gap, wrong = one.exact(0.0, ts), logit_gap(M * ETA_Y * ts / number, one.outputs)
-    return one.seen(gap), one.unseen(gap), two.seen(two.exact(0.0, ts)), one.unseen(wrong)
+    ts = jnp.asarray(UPDATES) * number / ETA_Y
+    gap, wrong = one.exact(jnp.zeros(1), ts), logit_gap(M * ETA_Y * ts[:, None] / number, one.outputs)
+    return one.seen(gap), one.unseen(gap), two.seen(two.exact(jnp.zeros(1), ts)), one.unseen(wrong)
 
 
 class _Descent(NamedTuple):

@@ -13,7 +13,7 @@ from ..nets import read_corpus
 from ..validate import Setting, built_in, results
 from ..validate import verify as check_claims
 from . import others
-from ._jax import backend, keep_compiled
+from ._jax import backend, cheaply_compiling, keep_compiled
 
 
 @click.command("verify")
@@ -61,7 +61,7 @@ def command(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more
             click.echo(results.line(record))
             bar.update()
 
-        with interruptible(f"Finished claims are in {out}; --resume goes on from there."):
+        with interruptible(f"Finished claims are in {out}; --resume goes on from there."), cheaply_compiling():
             try:
                 records = check_claims(
                     [known[name] for name in chosen],
