@@ -8,12 +8,14 @@ import sys
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner
 
 from traindyn.__main__ import main
+from traindyn.dynamics import joma
 from traindyn.nets import read_corpus
 from traindyn.sweeps.flows import subjects
 from traindyn.validate import (
