@@ -4,13 +4,14 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import jax
 
 from .others import brief
 
-CHEAP = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+CHEAP: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
 def keep_compiled() -> None:
@@ -54,9 +55,9 @@ def cheaply_compiling() -> Iterator[None]:
             os.environ["XLA_FLAGS"] = given
 
 
-def _knows(options: dict[str, bool | int]) -> bool:
+def _knows(options: dict[str, Any]) -> bool:
     try:
-        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=dict(options))
+        jax.jit(lambda x: x).lower(0.0).compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:
         return False
     return True
