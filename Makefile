@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: verify test test-slow lint notebooks bench clean
+.PHONY: verify test test-optimised test-slow lint notebooks readme bench clean
 
 verify: .venv/installed
 	$(BIN)/traindyn verify --scale laptop
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The same tests compiled as users' programs are, which takes twice as long: see tests/conftest.py.
+test-optimised: .venv/installed
+	XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
@@ -21,6 +25,10 @@ lint: .venv/installed
 # Runs every notebook at the smoke scale from its script, and renders it beside.
 notebooks: .venv/installed
 	cd notebooks && ../$(BIN)/jupytext --to ipynb *.py && ../$(BIN)/jupyter execute --inplace *.ipynb
+
+# The README's table of flows, and of claims from OUT=folder, where a `traindyn verify` has been.
+readme: .venv/installed
+	$(BIN)/python docs/readme.py $(OUT)
 
 # A quarter of an hour, six minutes of it for `scan_snap.py` and `galore.py`.
 bench: .venv/bench
