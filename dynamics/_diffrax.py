@@ -17,10 +17,10 @@ from typing import Any
 import diffrax as dfx
 import equinox.internal as eqxi
 import jax.numpy as jnp
-from diffrax import _integrate
 from jax import lax
 from jaxtyping import Array, Float
 
+source: Any = inspect.getmodule(inspect.unwrap(dfx.diffeqsolve))
 ULPS = 100  # as far before t1 a step is lengthened to end there
 
 
@@ -39,7 +39,7 @@ def _once(number: int) -> range:
     return range(1 if number == ULPS else number)
 
 
-_names = vars(_integrate) | {
+_names = vars(source) | {
     "range": _once,
     "eqxi": types.SimpleNamespace(**vars(eqxi) | {"prevbefore": shortly_before, "error_if": _error_if}),
 }
@@ -54,9 +54,9 @@ def _renamed(function: Callable) -> Callable:
 diffeqsolve: Callable[..., dfx.Solution] = _renamed(inspect.unwrap(dfx.diffeqsolve))
 """Without its own jit, which inside another would keep every flow alive."""
 
-_code = _integrate.loop.__code__
+_code = source.loop.__code__
 _as_known = ULPS in _code.co_consts and {"range", "prevbefore"} <= set(_code.co_names)  # Diffrax 0.7.2's; else its own
-_loop = _renamed(_integrate.loop) if _as_known else _integrate.loop
+_loop = _renamed(source.loop) if _as_known else source.loop
 
 
 class Checkpointed(dfx.RecursiveCheckpointAdjoint):
