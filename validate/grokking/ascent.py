@@ -17,7 +17,7 @@ from ...nets.pairs import split
 from ..checks import agrees, at_least, at_most, evidence, mean, relative, rounding, solver, vanishes
 from ..claim import Evidence, Setting, claim
 from ..descent import end_of
-from ..panels import heatmap, panel
+from ..panels import panel
 from ._shared import ALL_PAIRS, SQUARE, nontrivial, random_nodes, same_shape, short, some_groups, widened
 
 # The time of an ascent: pieces after which it is recorded, by two steps each, and the rest.
@@ -75,51 +75,31 @@ def ascent(setting: Setting) -> Evidence:
     peaks = np.array([grokking.peak(r) for r in winners])
     halves = np.linalg.norm(ends, axis=3) / np.linalg.norm(ends, axis=(2, 3))[..., None]
     rises = np.diff(values, axis=2) / peaks.reshape(*values.shape[:2], 1)
-    tables = {group.name: Counter(short(r) for r in winners if r.group is group) for group in groups}
-    names = sorted({name for table in tables.values() for name in table})
     shown = next(i for i, group in enumerate(groups) if group.name in ("S4", "A4"))
-    predicted = {short(r): grokking.peak(r) for r in kinds[groups[shown].name]}
-    line = lambda value: np.full(PIECES + 1, value)
-    near = solver(100)
+    levels = {short(r): np.full(PIECES + 1, grokking.peak(r)) for r in kinds[groups[shown].name]}
+    picture = panel(
+        f"ascents on {groups[shown].name}",
+        ("time", PIECE * np.arange(PIECES + 1)),
+        y="E",
+        observed={"random starts": values[shown, :24, :-1].T},
+        predicted={f"M/(2D), {name}": level for name, level in levels.items()},
+        control={f"printed, {name}": level / 4 for name, level in levels.items()},
+    )
+    counts = sorted(Counter(f"{r.group.name} {short(r)}" for r in winners).items())
+    told = f"Ends by representation: {', '.join(f'{name} {number}' for name, number in counts)}."
+    laws, printed, near = {"M/(2D)": peaks}, {"M/(8d), M/(16d), printed": peaks / 4}, solver(100)
+    as_printed = {"w₂ less ±Pu, as printed": mirrored}
     return evidence(
-        agrees(
-            "E at the end", None, values[..., -1].ravel(), {"M/(2D)": peaks}, {"M/(8d), M/(16d), printed": peaks / 4},
-            within=near, measure=relative,
-        ),
+        agrees("E at the end", None, values[..., -1].ravel(), laws, printed, within=near, measure=relative),
         at_most("fraction of ‖w‖² outside its representation", outside, near),
         vanishes("‖u‖ and ‖w₂‖ less 1/√2", halves - np.sqrt(0.5), within=solver(1e3)),
         at_most("second over first singular value", beyond, solver(1e4)),
-        vanishes(
-            "of w₂ what is no xᵀRb with the x of u", across, {"w₂ less ±Pu, as printed": mirrored}, within=solver(1e4)
-        ),
+        vanishes("of w₂ what is no xᵀRb with the x of u", across, as_printed, within=solver(1e4)),
         at_least("change of E between records, over E*", rises, -rounding(4500)),
         vanishes("speed at the end", speeds, within=solver(1e4)),
-        panels=[
-            heatmap(
-                f"where {starts} ascents end",
-                ("representation", names),
-                ("group", list(tables)),
-                np.array([[float(table[name]) for name in names] for table in tables.values()]),
-                z_label="ends",
-            ),
-            panel(
-                f"ascents on {groups[shown].name}",
-                ("time", PIECE * np.arange(PIECES + 1)),
-                y="E",
-                observed={"random starts": values[shown, :24, :-1].T},
-                predicted={f"M/(2D), {name}": line(value) for name, value in predicted.items()},
-                control={f"printed, {name}": line(value / 4) for name, value in predicted.items()},
-            ),
-        ],
-        remarks=[
-            "Ends by representation: "
-            + "; ".join(
-                f"{group} " + ", ".join(f"{name} {n}" for name, n in sorted(table.items()))
-                for group, table in tables.items()
-            )
-            + f". The median distance of w₂ from ±Pu, over ‖w₂‖, is {np.median(mirrored):.2g}."
-        ],
-    )  # fmt: skip
+        panels=[picture],
+        remarks=[f"{told} The median distance of w₂ from ±Pu, over ‖w₂‖, is {np.median(mirrored):.2g}."],
+    )
 
 
 # A subset of the pairs
@@ -138,30 +118,23 @@ def _stacked(order: int, fractions: np.ndarray, subsets: int, setting: Setting, 
     return jax.tree.map(lambda *x: jnp.stack(x), *(Energy(cyclic(order), m, interaction=interaction) for m in masks))
 
 
-def _lasting(order: int, fractions: np.ndarray, subsets: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """Which fraction of six maxima keep 0.8 of their mass at one frequency: on x² whole, and on the interaction; shape
-    `(subsets, fractions)`."""
+def _lasting(order: int, fractions: np.ndarray, subsets: int, setting: Setting, interaction: bool) -> np.ndarray:
+    """Which fraction of six maxima keep 0.8 of their mass at one frequency, shape `(subsets, fractions)`."""
     w = jnp.asarray(_starts(np.random.default_rng([setting.seed, order]), order, 6), setting.dtype)
-    found = []
-    for interaction in (False, True):
-        energies = _stacked(order, fractions, subsets, setting, interaction)
-        ends = np.asarray(_climb(energies, jnp.broadcast_to(w, (subsets * len(fractions), *w.shape)), 120)[0])
-        power = np.sum(np.abs(np.fft.rfft(ends)) ** 2, axis=2)[..., 1:]
-        kept = power.max(axis=2) > 0.8 * power.sum(axis=2)
-        found.append(kept.mean(axis=1).reshape(subsets, len(fractions)))
-    return found[0], found[1]
+    energies = _stacked(order, fractions, subsets, setting, interaction)
+    ends = np.asarray(_climb(energies, jnp.broadcast_to(w, (subsets * len(fractions), *w.shape)), 120)[0])
+    power = np.sum(np.abs(np.fft.rfft(ends)) ** 2, axis=2)[..., 1:]
+    kept = power.max(axis=2) > 0.8 * power.sum(axis=2)
+    return kept.mean(axis=1).reshape(subsets, len(fractions))
 
 
-def _worth(order: int, fractions: np.ndarray, subsets: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """The mean energy of nodes that know one element, and of single frequencies; shape `(subsets, fractions)`."""
-    element = np.zeros((order, 2, order))
-    element[np.arange(order), 0, np.arange(order)] = 1
+def _worth(order: int, fractions: np.ndarray, subsets: int, setting: Setting) -> np.ndarray:
+    """The mean energy of nodes that know one element, and of single frequencies, shape `(2, fractions, subsets)`."""
+    element = np.stack([np.eye(order), np.zeros((order, order))], axis=1)
     waves = _starts(np.random.default_rng([setting.seed, 1]), order, order)
     nodes = jnp.asarray(np.concatenate([element, waves]), setting.dtype)
-    energies = _stacked(order, fractions, subsets, setting)
-    values = np.asarray(jax.jit(jax.vmap(lambda e: jax.vmap(e)(nodes)))(energies))
-    single, fourier = values.reshape(subsets, len(fractions), 2, order).mean(axis=3).transpose(2, 0, 1)
-    return single, fourier
+    values = jax.jit(jax.vmap(lambda e: jax.vmap(e)(nodes)))(_stacked(order, fractions, subsets, setting))
+    return np.asarray(values).reshape(subsets, len(fractions), 2, order).mean(axis=3).T
 
 
 @claim(
@@ -178,37 +151,22 @@ def partial_data(setting: Setting) -> Evidence:
     several = (0.2, 0.3, p, 0.5, 0.6, 0.7), tuple(np.arange(2, 17) / 20)
     fractions = np.array(setting.pick(smoke=(p,), laptop=several[0], paper=several[1]))
     subsets = setting.pick(smoke=6, laptop=6, paper=12)
-    last = {m: _lasting(m, fractions, subsets, setting) for m in orders}
-    whole, interaction = (x[:, int(np.argmin(np.abs(fractions - p)))] for x in last[order])
-    (single, above), (fourier, below) = (x.T for x in _worth(order, np.array([p, 0.8]), subsets, setting))
-    law = order * p * (1 - p) / 2
+    words = {"x² whole": False, "interaction": True}
+    last = {m: {word: _lasting(m, fractions, subsets, setting, on) for word, on in words.items()} for m in orders}
+    whole, alone = (lasting[:, int(np.argmin(np.abs(fractions - p)))] for lasting in last[order].values())
+    (single, above), (fourier, below) = _worth(order, np.array([p, 0.8]), subsets, setting)
+    law = {"(1−1/M)² Mp(1−p)/2": (1 - 1 / order) ** 2 * order * p * (1 - p) / 2}
+    wrong, more = {"p²M/4, of one frequency": p**2 * order / 4}, {"p = 0.8": (above - below) / order}
+    name, excess = "E of a single element less that of one frequency, over M", (single - fourier) / order
+    curves = {m: {word: lasting.mean(axis=0) for word, lasting in both.items()} for m, both in last.items()}
+    axis, y = ("fraction of the pairs p", fractions), "fraction of starts"
     half = lambda curve: float(np.interp(0.5, curve, fractions)) if curve[0] < 0.5 < curve[-1] else np.nan
-    halves = {m: [half(x.mean(axis=0)) for x in last[m]] for m in orders}
+    halves = [(m, half(both["x² whole"]), half(both["interaction"])) for m, both in curves.items()]
+    told = (f"Z{m}: x² whole {bare:.2f}, interaction {own:.2f} ({own * m / np.log(m):.1f})" for m, bare, own in halves)
     return evidence(
-        mean("fraction of maxima that last, interaction alone", interaction, {"x² whole": whole}, at_least=0.8),
-        agrees(
-            "E of a single element", None, single.mean(), {"(1−1/M)² Mp(1−p)/2": (1 - 1 / order) ** 2 * law},
-            {"p²M/4, of one frequency": p**2 * order / 4}, within=0.02,
-        ),
-        mean(
-            "E of a single element less that of one frequency, over M", (single - fourier) / order,
-            {"p = 0.8": (above - below) / order}, at_least=0,
-        ),
-        panels=[
-            panel(
-                f"maxima that last, Z{m}",
-                ("fraction of the pairs p", fractions),
-                y="fraction of starts",
-                observed={"interaction": last[m][1].mean(axis=0), "x² whole": last[m][0].mean(axis=0)},
-            )
-            for m in orders
-        ],
-        remarks=[] if len(fractions) == 1 else [
-            "p at which half last, and that over ln M/M: "
-            + "; ".join(
-                f"Z{m}: x² whole {bare:.2f}, interaction {alone:.2f} ({alone * m / np.log(m):.1f})"
-                for m, (bare, alone) in halves.items()
-            )
-            + "."
-        ],
-    )  # fmt: skip
+        mean("fraction of maxima that last, interaction alone", alone, {"x² whole": whole}, at_least=0.8),
+        agrees("E of a single element", None, single.mean(), law, wrong, within=0.02),
+        mean(name, excess, more, at_least=0),
+        panels=[panel(f"maxima that last, Z{m}", axis, y=y, observed=both) for m, both in curves.items()],
+        remarks=[f"p at which half last, and that over ln M/M: {'; '.join(told)}."] if len(fractions) > 1 else [],
+    )

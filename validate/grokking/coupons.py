@@ -84,11 +84,6 @@ def _theory(random: Float[Array, "random modes"]):
     }
 
 
-def _in_errors(name: str, samples: np.ndarray, law, wrong=None) -> Evidence:
-    measured = {"within": SIGMAS, "measure": standard_errors}
-    return agrees(f"{name}, in standard errors", None, np.asarray(samples, float), law, wrong or {}, **measured)
-
-
 @claim(
     "Of modes that grow as α̇_l = μ_l α_l² the largest μ_l α_l(0) wins: from Fréchet starts mode l with probability"
     " p_l = μ_l^a/Σμ^a. All L modes are found after T₀ = ∫ 1 − Π(1 − e^{−p_l t}) dt draws on average. It takes"
@@ -112,69 +107,41 @@ def coupons(setting: Setting) -> Evidence:
     ends, winners = map(np.asarray, _ends(starts, orthonormal(2 * MODES, MODES).reshape(2, MODES, MODES)))
     sizes = 0.2 * 0.5 ** np.arange(6)
     exact, predicted, printed = map(np.asarray, _last_columns(orthonormal(12, 5), sizes.astype(dtype)))
-    undamped, equal = theory["T₀"] + (1 - KEPT) * MODES, theory["equal"]
-    sequence, waits = np.arange(1, MODES + 1), np.sort(alone, axis=1).mean(axis=0)
-    last = lambda law: float(norms(exact, law)[-1])
-    return evidence(
-        _in_errors("T_a", after.max(axis=1), theory["T_a"], {"without 2^{−a}": undamped}),
-        _in_errors("T₀", alone.max(axis=1), theory["T₀"]),
-        _in_errors("how often each mode wins", alone == 1, theory["p"], {"p ∝ μ": theory["p ∝ μ"]}),
-        _in_errors("modes found by 6 and by 12 draws", found, theory["found"]),
-        at_most(
-            "fraction of nodes of norm one that end at another mode than the largest μ_l α_l(0)",
-            np.mean(ends != winners),
-            0.0,
-            {"than the largest α_l(0)": np.mean(ends != starts.argmax(axis=1))},
-        ),
-        at_most("max(1/min p, L·H_L) over T₀, less one", theory["bound"], tight),
-        agrees(
-            "T₀ for equal p",
-            None,
-            equal,
-            {"L·H_L": MODES * HARMONIC},
-            {"H_L": HARMONIC},
-            within=tight,
-            measure=relative,
-        ),
-        converges(
-            "Lemma 9",
-            ("‖v_∥‖", sizes),
-            exact,
-            {"v_∥/(1 + ‖v_⊥‖)": predicted},
-            {"v_∥/(1 + ‖v_⊥‖²), as printed": printed},
-            order=2,
-        ),
-        panels=[
-            panel(
-                "draws until so many modes are found",
-                ("modes found, l", sequence),
-                y="draws",
-                predicted={"2^{−a} of these and (1 − 2^{−a}) l": KEPT * waits + (1 - KEPT) * sequence},
-                observed={"independent": waits, "found modes halved": np.sort(after, axis=1).mean(axis=0)},
-                control={"without 2^{−a}": waits + (1 - KEPT) * sequence},
-            )
-        ],
-        remarks=[f"T₀ = {theory['T₀']:.3f}, T_a = {theory['T_a']:.3f}."],
-        errata=_errata(float(equal), last(predicted), last(printed), sizes[-1]),
+    in_errors = lambda name, samples, *laws: agrees(
+        f"{name}, in standard errors", None, samples.astype(float), *laws, within=SIGMAS, measure=standard_errors
     )
-
-
-def _errata(equal: float, corrected: float, printed: float, size: float) -> list[Erratum]:
-    return [
-        Erratum(
-            "Theorem 8, the lower bound of T₀ in the main text",
-            "T₀ ≥ max(1/min p, Σ 1/l)",
-            "T₀ ≥ max(1/min p, L Σ 1/l), as in the appendix; without L the second is never above the first",
-            abs(equal / (MODES * HARMONIC) - 1),
-            abs(equal / HARMONIC - 1),
-            "T₀ over the bound less one, for equal p, where it is least",
-        ),
-        Erratum(
-            "Lemma 9",
-            "v_∥/(1 + ‖v_⊥‖²)",
-            "v_∥/(1 + ‖v_⊥‖)",
-            corrected,
-            printed,
-            f"relative error of the last column at ‖v_∥‖ = {size:.2g}",
-        ),
-    ]
+    independent, equal, total = theory["T₀"], theory["equal"], MODES * HARMONIC
+    lemma, as_printed = {"v_∥/(1 + ‖v_⊥‖)": predicted}, {"v_∥/(1 + ‖v_⊥‖²), as printed": printed}
+    name = "fraction of nodes of norm one that end at another mode than the largest μ_l α_l(0)"
+    by_start = {"than the largest α_l(0)": np.mean(ends != starts.argmax(axis=1))}
+    sequence, waits = np.arange(1, MODES + 1), np.sort(alone, axis=1).mean(axis=0)
+    picture = panel(
+        "draws until so many modes are found",
+        ("modes found, l", sequence),
+        y="draws",
+        predicted={"2^{−a} of these and (1 − 2^{−a}) l": KEPT * waits + (1 - KEPT) * sequence},
+        observed={"independent": waits, "found modes halved": np.sort(after, axis=1).mean(axis=0)},
+        control={"without 2^{−a}": waits + (1 - KEPT) * sequence},
+    )
+    lower_bound = Erratum(
+        "Theorem 8, the lower bound of T₀ in the main text",
+        "T₀ ≥ max(1/min p, Σ 1/l)",
+        "T₀ ≥ max(1/min p, L Σ 1/l), as in the appendix; without L the second is never above the first",
+        *(abs(float(equal) / bound - 1) for bound in (total, HARMONIC)),
+        "T₀ over the bound less one, for equal p, where it is least",
+    )
+    measure = f"relative error of the last column at ‖v_∥‖ = {sizes[-1]:.2g}"
+    last = [float(norms(exact, column)[-1]) for column in (predicted, printed)]
+    return evidence(
+        in_errors("T_a", after.max(axis=1), theory["T_a"], {"without 2^{−a}": independent + (1 - KEPT) * MODES}),
+        in_errors("T₀", alone.max(axis=1), independent),
+        in_errors("how often each mode wins", alone == 1, theory["p"], {"p ∝ μ": theory["p ∝ μ"]}),
+        in_errors("modes found by 6 and by 12 draws", found, theory["found"]),
+        at_most(name, np.mean(ends != winners), 0.0, by_start),
+        at_most("max(1/min p, L·H_L) over T₀, less one", theory["bound"], tight),
+        agrees("T₀ for equal p", None, equal, total, {"H_L": HARMONIC}, within=tight, measure=relative),
+        converges("Lemma 9", ("‖v_∥‖", sizes), exact, lemma, as_printed, order=2),
+        panels=[picture],
+        remarks=[f"T₀ = {independent:.3f}, T_a = {theory['T_a']:.3f}."],
+        errata=[lower_bound, Erratum("Lemma 9", "v_∥/(1 + ‖v_⊥‖²)", "v_∥/(1 + ‖v_⊥‖)", *last, measure)],
+    )
