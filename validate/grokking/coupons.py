@@ -114,24 +114,16 @@ def coupons(setting: Setting) -> Evidence:
     lemma, as_printed = {"v_∥/(1 + ‖v_⊥‖)": predicted}, {"v_∥/(1 + ‖v_⊥‖²), as printed": printed}
     name = "fraction of nodes of norm one that end at another mode than the largest μ_l α_l(0)"
     by_start = {"than the largest α_l(0)": np.mean(ends != starts.argmax(axis=1))}
-    sequence, waits = np.arange(1, MODES + 1), np.sort(alone, axis=1).mean(axis=0)
-    picture = panel(
-        "draws until so many modes are found",
-        ("modes found, l", sequence),
-        y="draws",
-        predicted={"2^{−a} of these and (1 − 2^{−a}) l": KEPT * waits + (1 - KEPT) * sequence},
-        observed={"independent": waits, "found modes halved": np.sort(after, axis=1).mean(axis=0)},
-        control={"without 2^{−a}": waits + (1 - KEPT) * sequence},
-    )
-    lower_bound = Erratum(
-        "Theorem 8, the lower bound of T₀ in the main text",
-        "T₀ ≥ max(1/min p, Σ 1/l)",
-        "T₀ ≥ max(1/min p, L Σ 1/l), as in the appendix; without L the second is never above the first",
-        *(abs(float(equal) / bound - 1) for bound in (total, HARMONIC)),
-        "T₀ over the bound less one, for equal p, where it is least",
-    )
-    measure = f"relative error of the last column at ‖v_∥‖ = {sizes[-1]:.2g}"
-    last = [float(norms(exact, column)[-1]) for column in (predicted, printed)]
+    sequence, (waits, halved) = np.arange(1, MODES + 1), (np.sort(x, axis=1).mean(axis=0) for x in (alone, after))
+    damped = {"2^{−a} of these and (1 − 2^{−a}) l": KEPT * waits + (1 - KEPT) * sequence}
+    undamped, seen = waits + (1 - KEPT) * sequence, {"independent": waits, "found modes halved": halved}
+    title, axis = "draws until so many modes are found", ("modes found, l", sequence)
+    where = "Theorem 8, the lower bound of T₀ in the main text"
+    measure = "T₀ over the bound less one, for equal p, where it is least"
+    form = "T₀ ≥ max(1/min p, L Σ 1/l), as in the appendix; without L the second is never above the first"
+    off = (abs(equal / bound - 1) for bound in (total, HARMONIC))
+    of_last = f"relative error of the last column at ‖v_∥‖ = {sizes[-1]:.2g}"
+    last = (norms(exact, column)[-1] for column in (predicted, printed))
     return evidence(
         in_errors("T_a", after.max(axis=1), theory["T_a"], {"without 2^{−a}": independent + (1 - KEPT) * MODES}),
         in_errors("T₀", alone.max(axis=1), independent),
@@ -141,7 +133,10 @@ def coupons(setting: Setting) -> Evidence:
         at_most("max(1/min p, L·H_L) over T₀, less one", theory["bound"], tight),
         agrees("T₀ for equal p", None, equal, total, {"H_L": HARMONIC}, within=tight, measure=relative),
         converges("Lemma 9", ("‖v_∥‖", sizes), exact, lemma, as_printed, order=2),
-        panels=[picture],
+        panels=[panel(title, axis, y="draws", predicted=damped, observed=seen, control={"without 2^{−a}": undamped})],
         remarks=[f"T₀ = {independent:.3f}, T_a = {theory['T_a']:.3f}."],
-        errata=[lower_bound, Erratum("Lemma 9", "v_∥/(1 + ‖v_⊥‖²)", "v_∥/(1 + ‖v_⊥‖)", *last, measure)],
+        errata=[
+            Erratum(where, "T₀ ≥ max(1/min p, Σ 1/l)", form, *off, measure),
+            Erratum("Lemma 9", "v_∥/(1 + ‖v_⊥‖²)", "v_∥/(1 + ‖v_⊥‖)", *last, of_last),
+        ],
     )

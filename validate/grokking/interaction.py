@@ -1,6 +1,7 @@
 """What nodes at maxima can represent together, and how nodes interact: Theorems 3, 6 and 7."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +15,16 @@ from ..checks import absolute, agrees, at_most, evidence, scaled, solver, vanish
 from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import end_of
 from ..panels import heatmap, panel
-from ._shared import ALL_PAIRS, SQUARE, nontrivial, random_nodes, short, some_groups
+from ._shared import ALL_PAIRS, SQUARE, entries, nontrivial, random_nodes, short, some_groups
 
 EXACT = 1e-20  # of a squared residual: least squares on the host, in float64
 
 
 def _mirrored(rng: np.random.Generator, all_: Sequence[Irrep]) -> Float[np.ndarray, "2 order nodes"]:
     """Real [u; ±Pu], u random in each isotypic space: far more than the count."""
-    nodes = []
-    for r in nontrivial(all_):
-        u = r.projector @ rng.normal(size=(r.group.order, 40))
-        mirror = u[r.group.inverse]
-        nodes += [np.stack([u, mirror]), np.stack([u, -mirror])]
-    return np.concatenate(nodes, axis=2)
-
-
-def _random_maxima(rng: np.random.Generator, all_: Sequence[Irrep], number: int) -> Float[np.ndarray, "2 order nodes"]:
-    nodes = []
-    for r in nontrivial(all_):
-        a, x, b = rng.normal(size=(3, number, r.dim))
-        nodes.append(np.stack([np.einsum("ni,hij,nj->hn", p, r.matrices, q) for p, q in ((a, x), (x, b))]))
-    return np.concatenate(nodes, axis=2)
+    u = np.concatenate([r.projector @ rng.normal(size=(r.group.order, 40)) for r in nontrivial(all_)], axis=1)
+    mirror = u[all_[0].group.inverse]
+    return np.concatenate([np.stack([u, mirror]), np.stack([u, -mirror])], axis=2)
 
 
 @claim(
@@ -48,47 +38,42 @@ def reconstruction(setting: Setting) -> Evidence:
     rng, z7 = setting.rng, cyclic(7)
     groups = [g for g in some_groups(setting.scale) if g.order <= setting.pick(smoke=12, laptop=21, paper=24)]
 
-    def three(group):
-        over_r, over_c = irreps(group), irreps(group, over="complex")
-        return grokking.real_nodes(over_r), grokking.complex_nodes(over_c, setting.seed), _mirrored(rng, over_r)
-
-    nodes = [three(group) for group in groups]
+    kinds = [(irreps(group), irreps(group, over="complex")) for group in groups]
+    nodes = [
+        (grokking.real_nodes(over_r), grokking.complex_nodes(over_c, setting.seed), _mirrored(rng, over_r))
+        for over_r, over_c in kinds
+    ]
     left = [[grokking.residual(each, g) for each in own] for g, own in zip(groups, nodes, strict=True)]
     real, complex_, mirrored = np.array(left).T
     counts = np.array([[each.shape[2] for each in own[:2]] for own in nodes])
     orders, abelian = np.array([g.order for g in groups]), np.array([g.is_abelian for g in groups])
-    numbers = (
-        ("real nodes, M odd", counts[:, 0], 4 * (orders - 1), abelian & (orders % 2 == 1)),
-        ("complex nodes", counts[:, 1], 2 * (orders - 1), abelian),
-    )
-    memorising = lambda of: {"M², memorising": orders[of] ** 2}
+    memorising, exactly = lambda of: {"M², memorising": orders[of] ** 2}, {"within": 0, "measure": absolute}
+    numbers = ("real nodes, M odd", 0, 4, abelian & (orders % 2 == 1)), ("complex nodes", 1, 2, abelian)
     counted = [
-        agrees(f"{name}, Abelian", None, seen[of], law[of], memorising(of), within=0, measure=absolute)
-        for name, seen, law, of in numbers
+        agrees(f"{name}, Abelian", None, counts[of, i], times * (orders[of] - 1), memorising(of), **exactly)
+        for name, i, times, of in numbers
         if of.any()
     ]
-    draw = lambda n, i: _random_maxima(np.random.default_rng([setting.seed, i]), irreps(z7), n)
-    six, seven, eight = ([grokking.residual(draw(n, i), z7) for i in range(5)] for n in (6, 7, 8))
+
+    def of_random_maxima(number, seed):
+        drawn = np.random.default_rng([setting.seed, seed])
+        each = [(r, *drawn.normal(size=(3, number, r.dim))) for r in nontrivial(irreps(z7))]
+        nodes = [np.stack([entries(r, a, x).T, entries(r, x, b).T]) for r, a, x, b in each]
+        return grokking.residual(np.concatenate(nodes, axis=2), z7)
+
+    six, seven, eight = ([of_random_maxima(number, seed) for seed in range(5)] for number in (6, 7, 8))
     pairs = grokking.residual(_mirrored(rng, irreps(z7)), z7)
-    picture = panel(
-        "nodes that reconstruct all labels",
-        ("group, by order", np.arange(len(groups))),
-        y="nodes",
-        observed={"real maxima": counts[:, 0], "complex (Theorem 3)": counts[:, 1]},
-        predicted={"memorisation, M²": orders**2},
-        log="y",
-    )
-    several = {"real maxima": real, "complex nodes": complex_}
-    by_group = zip(groups, counts, mirrored, strict=True)
-    told, residuals = zip(
-        *((f"{g.name} {a}, {b}, {g.order**2}", f"{g.name} {off:.3f}") for g, (a, b), off in by_group), strict=True
-    )
+    seen = {"real maxima": counts[:, 0], "complex (Theorem 3)": counts[:, 1]}
+    axis, theory = ("group, by order", np.arange(len(groups))), {"memorisation, M²": orders**2}
+    title, several = "nodes that reconstruct all labels", {"real maxima": real, "complex nodes": complex_}
+    told = (f"{g.name} {a}, {b}, {g.order**2}" for g, (a, b) in zip(groups, counts, strict=True))
+    residuals = (f"{g.name} {off:.3f}" for g, off in zip(groups, mirrored, strict=True))
     return evidence(
         at_most("residual", several, EXACT, {"real [u; ±Pu], the least": mirrored[orders > 4].min()}),
         *counted,
         at_most("Z_7, 8 random real maxima a frequency: residual", eight, EXACT, {"7, the least": min(seven)}),
         agrees("Z_7, real [u; ±Pu]: residual", None, pairs, 0.5, {"0, as printed": 0.0}, within=1e-6, measure=absolute),
-        panels=[picture],
+        panels=[panel(title, axis, y="nodes", observed=seen, predicted=theory, log="y")],
         remarks=[
             f"Nodes, real and complex, and M²: {'; '.join(told)}. Where they exceed M², memorising is cheaper.",
             f"Residual of real [u; ±Pu]: {', '.join(residuals)}."
@@ -154,13 +139,11 @@ def _ends(rng, all_: Sequence[Irrep], setting: Setting) -> tuple[np.ndarray, ...
     """Ascents of E_S, with all but the last representation known, and of E: where the first end, E over that of the
     last; of both the mass outside it."""
     last, climbed = all_[-1], (range(1, len(all_) - 1), ())
-    flows = [
-        grokking.ScaledAscent(lambda w, known=known: grokking.remaining_energy(w, all_, known)) for known in climbed
-    ]
+    energies = [partial(grokking.remaining_energy, irreps=all_, learned=known) for known in climbed]
 
     def end(w):
-        aware, unaware = (end_of(flow, w, 60.0, 240) for flow in flows)
-        return aware, unaware, flows[0].energy(aware)
+        aware, unaware = (end_of(grokking.ScaledAscent(energy), w, 60.0, 240) for energy in energies)
+        return aware, unaware, energies[0](aware)
 
     starts = jnp.asarray(random_nodes(rng, 30, last.group.order), setting.dtype)
     aware, unaware, values = map(np.asarray, jax.jit(jax.vmap(end))(starts))
@@ -193,14 +176,7 @@ def top_down(setting: Setting) -> Evidence:
     title = f"residual of the labels of {groups[1].name}, the sign known"
     axes = ("column h′", elements), ("label h", elements)
     told = (f"{g.name} {', '.join(short(r) for r in nontrivial(own))}" for g, own in zip(groups, kinds, strict=True))
-    erratum = Erratum(
-        "Theorem 7",
-        "Φ_S = [√(d/M) χ_k], k missing",
-        "Π_miss, of rank Σ d²: all matrix entries as columns, not their trace alone",
-        float(max(gaps)),
-        float(max(printed)),
-        "largest error of Ỹ − Ŷ",
-    )
+    form, error = "Π_miss, of rank Σ d²: all matrix entries as columns, not their trace alone", "largest error of Ỹ − Ŷ"
     # Both are of order |f|²/η, which float32 does not have as small.
     close, size = setting.bound((1e-5, 0.01), (1e-3, 0.05))
     name = "G_F of a new node against Π_miss(h, h′)/η: 1 − cosine"
@@ -215,5 +191,5 @@ def top_down(setting: Setting) -> Evidence:
         remarks=[
             f"Known one after another: {'; '.join(told)}. Ascents of E_S with all but the last known end at the last."
         ],
-        errata=[erratum],
+        errata=[Erratum("Theorem 7", "Φ_S = [√(d/M) χ_k], k missing", form, max(gaps), max(printed), error)],
     )
