@@ -55,20 +55,6 @@ def _ends(starts: Float[Array, "nodes modes"], modes: Float[Array, "2 half modes
 
 
 @jax.jit
-def _last_columns(basis: Float[Array, "rows 5"], sizes: Float[Array, " n"]):
-    """The last column of the polar factor of [Q, v], for v with parts of these norms inside the span of Q and 0.6
-    outside; its prediction, and that prediction with ‖v_⊥‖² where it has ‖v_⊥‖."""
-    q, inside, outside = basis[:, :4], jnp.mean(basis[:, :4], axis=1) * 2, 0.6 * basis[:, 4]
-
-    def at(size):
-        v = size * inside + outside
-        printed = outside / 0.6 + size * inside / (1 + 0.6**2)
-        return race.polar(jnp.column_stack([q, v]))[:, -1], race.polar_last_column(q, v), printed
-
-    return jax.vmap(at)(sizes)
-
-
-@jax.jit
 def _theory(random: Float[Array, "random modes"]):
     """What the formulas say of the six modes, of six of equal p, and of random p."""
     mu = jnp.asarray(MU, random.dtype)
@@ -105,8 +91,12 @@ def coupons(setting: Setting) -> Evidence:
     found = np.sum(alone[:, None] <= np.array([6, 12])[:, None], axis=2)
     starts = (rng.exponential(size=(500, MODES)) ** (-1 / EXPONENT)).astype(dtype)  # Fréchet numbers too
     ends, winners = map(np.asarray, _ends(starts, orthonormal(2 * MODES, MODES).reshape(2, MODES, MODES)))
-    sizes = 0.2 * 0.5 ** np.arange(6)
-    exact, predicted, printed = map(np.asarray, _last_columns(orthonormal(12, 5), sizes.astype(dtype)))
+    # The last column of the polar factor of [Q, v], v with parts of these norms inside the span of Q and 0.6 outside.
+    sizes, basis = 0.2 * 0.5 ** np.arange(6), orthonormal(12, 5)
+    q, inside, outside = basis[:, :4], sizes.astype(dtype)[:, None] * np.mean(basis[:, :4], axis=1) * 2, basis[:, 4]
+    columns = lambda v: (race.polar(jnp.column_stack([q, v]))[:, -1], race.polar_last_column(q, v))
+    exact, predicted = map(np.asarray, jax.jit(jax.vmap(columns))(inside + 0.6 * outside))
+    printed = outside + inside / (1 + 0.6**2)  # with ‖v_⊥‖² in place of ‖v_⊥‖
     in_errors = lambda name, samples, *laws: agrees(
         f"{name}, in standard errors", None, samples.astype(float), *laws, within=SIGMAS, measure=standard_errors
     )
