@@ -70,21 +70,17 @@ def ascent(setting: Setting) -> Evidence:
     ends, values, speeds = map(np.asarray, _climb(energies, jnp.asarray(drawn, setting.dtype)))
     kinds = {group.name: nontrivial(irreps(group)) for group in groups}
     each = [_end(w[:, : g.order], kinds[g.name]) for g, own in zip(groups, ends, strict=True) for w in own]
-    winners = [r for r, _ in each]
-    outside, beyond, across, mirrored = np.array([measured for _, measured in each]).T
+    winners, measured = zip(*each, strict=True)
+    outside, beyond, across, mirrored = np.array(measured).T
     peaks = np.array([grokking.peak(r) for r in winners])
     halves = np.linalg.norm(ends, axis=3) / np.linalg.norm(ends, axis=(2, 3))[..., None]
     rises = np.diff(values, axis=2) / peaks.reshape(*values.shape[:2], 1)
     shown = next(i for i, group in enumerate(groups) if group.name in ("S4", "A4"))
     levels = {short(r): np.full(PIECES + 1, grokking.peak(r)) for r in kinds[groups[shown].name]}
-    picture = panel(
-        f"ascents on {groups[shown].name}",
-        ("time", PIECE * np.arange(PIECES + 1)),
-        y="E",
-        observed={"random starts": values[shown, :24, :-1].T},
-        predicted={f"M/(2D), {name}": level for name, level in levels.items()},
-        control={f"printed, {name}": level / 4 for name, level in levels.items()},
-    )
+    title, axis = f"ascents on {groups[shown].name}", ("time", PIECE * np.arange(PIECES + 1))
+    theory = {f"M/(2D), {name}": level for name, level in levels.items()}
+    too_low = {f"printed, {name}": level / 4 for name, level in levels.items()}
+    paths = {"random starts": values[shown, :24, :-1].T}
     counts = sorted(Counter(f"{r.group.name} {short(r)}" for r in winners).items())
     told = f"Ends by representation: {', '.join(f'{name} {number}' for name, number in counts)}."
     laws, printed, near = {"M/(2D)": peaks}, {"M/(8d), M/(16d), printed": peaks / 4}, solver(100)
@@ -97,7 +93,7 @@ def ascent(setting: Setting) -> Evidence:
         vanishes("of w₂ what is no xᵀRb with the x of u", across, as_printed, within=solver(1e4)),
         at_least("change of E between records, over E*", rises, -rounding(4500)),
         vanishes("speed at the end", speeds, within=solver(1e4)),
-        panels=[picture],
+        panels=[panel(title, axis, y="E", observed=paths, predicted=theory, control=too_low)],
         remarks=[f"{told} The median distance of w₂ from ±Pu, over ‖w₂‖, is {np.median(mirrored):.2g}."],
     )
 
@@ -112,31 +108,6 @@ def _starts(rng: np.random.Generator, order: int, number: int) -> Float[np.ndarr
     return np.cos(angle) / np.sqrt(order / 2) / np.sqrt(2)
 
 
-def _stacked(order: int, fractions: np.ndarray, subsets: int, setting: Setting, interaction: bool = False) -> Energy:
-    """Energies on random subsets of the pairs: for each fraction so many."""
-    masks = [split(order, fraction=p, seed=1000 * setting.seed + s) for s in range(subsets) for p in fractions]
-    return jax.tree.map(lambda *x: jnp.stack(x), *(Energy(cyclic(order), m, interaction=interaction) for m in masks))
-
-
-def _lasting(order: int, fractions: np.ndarray, subsets: int, setting: Setting, interaction: bool) -> np.ndarray:
-    """Which fraction of six maxima keep 0.8 of their mass at one frequency, shape `(subsets, fractions)`."""
-    w = jnp.asarray(_starts(np.random.default_rng([setting.seed, order]), order, 6), setting.dtype)
-    energies = _stacked(order, fractions, subsets, setting, interaction)
-    ends = np.asarray(_climb(energies, jnp.broadcast_to(w, (subsets * len(fractions), *w.shape)), 120)[0])
-    power = np.sum(np.abs(np.fft.rfft(ends)) ** 2, axis=2)[..., 1:]
-    kept = power.max(axis=2) > 0.8 * power.sum(axis=2)
-    return kept.mean(axis=1).reshape(subsets, len(fractions))
-
-
-def _worth(order: int, fractions: np.ndarray, subsets: int, setting: Setting) -> np.ndarray:
-    """The mean energy of nodes that know one element, and of single frequencies, shape `(2, fractions, subsets)`."""
-    element = np.stack([np.eye(order), np.zeros((order, order))], axis=1)
-    waves = _starts(np.random.default_rng([setting.seed, 1]), order, order)
-    nodes = jnp.asarray(np.concatenate([element, waves]), setting.dtype)
-    values = jax.jit(jax.vmap(lambda e: jax.vmap(e)(nodes)))(_stacked(order, fractions, subsets, setting))
-    return np.asarray(values).reshape(subsets, len(fractions), 2, order).mean(axis=3).T
-
-
 @claim(
     "On 40 % of the pairs of Z_41 maxima at one frequency last if only the interaction of both halves counts. With the"
     " squares of x² whole they do not: a single element is worth Mp(1−p)/2, more than p²M/4 if p < ⅔.",
@@ -148,17 +119,36 @@ def _worth(order: int, fractions: np.ndarray, subsets: int, setting: Setting) ->
 def partial_data(setting: Setting) -> Evidence:
     p, order = 0.4, 41
     orders = setting.pick(smoke=(order,), laptop=(11, 23, order), paper=(11, 23, order, 61, 127))
-    several = (0.2, 0.3, p, 0.5, 0.6, 0.7), tuple(np.arange(2, 17) / 20)
-    fractions = np.array(setting.pick(smoke=(p,), laptop=several[0], paper=several[1]))
+    some, many = (0.2, 0.3, p, 0.5, 0.6, 0.7), tuple(np.arange(2, 17) / 20)
+    fractions = setting.pick(smoke=(p,), laptop=some, paper=many)
     subsets = setting.pick(smoke=6, laptop=6, paper=12)
-    words = {"x² whole": False, "interaction": True}
-    last = {m: {word: _lasting(m, fractions, subsets, setting, on) for word, on in words.items()} for m in orders}
-    whole, alone = (lasting[:, int(np.argmin(np.abs(fractions - p)))] for lasting in last[order].values())
-    (single, above), (fourier, below) = _worth(order, np.array([p, 0.8]), subsets, setting)
+
+    def energies(order, fractions, interaction=False):
+        """On so many random subsets of the pairs for each fraction."""
+        masks = [split(order, fraction=p, seed=1000 * setting.seed + s) for s in range(subsets) for p in fractions]
+        each = [Energy(cyclic(order), mask, interaction=interaction) for mask in masks]
+        return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+    def lasting(order, interaction):
+        """Which fraction of six maxima keep 0.8 of their mass at one frequency, shape `(subsets, fractions)`."""
+        w = jnp.asarray(_starts(np.random.default_rng([setting.seed, order]), order, 6), setting.dtype)
+        starts = jnp.broadcast_to(w, (subsets * len(fractions), *w.shape))
+        ends = np.asarray(_climb(energies(order, fractions, interaction), starts, 120)[0])
+        power = np.sum(np.abs(np.fft.rfft(ends)) ** 2, axis=2)[..., 1:]
+        kept = power.max(axis=2) > 0.8 * power.sum(axis=2)
+        return kept.mean(axis=1).reshape(subsets, len(fractions))
+
+    last = {m: {"x² whole": lasting(m, False), "interaction": lasting(m, True)} for m in orders}
+    whole, alone = (kept[:, fractions.index(p)] for kept in last[order].values())
+    elements = np.stack([np.eye(order), np.zeros((order, order))], axis=1)
+    waves = _starts(np.random.default_rng([setting.seed, 1]), order, order)
+    nodes = jnp.asarray(np.concatenate([elements, waves]), setting.dtype)
+    worth = jax.jit(jax.vmap(lambda energy: jax.vmap(energy)(nodes)))(energies(order, (p, 0.8)))
+    (single, above), (fourier, below) = np.asarray(worth).reshape(subsets, 2, 2, order).mean(axis=3).T
     law = {"(1−1/M)² Mp(1−p)/2": (1 - 1 / order) ** 2 * order * p * (1 - p) / 2}
     wrong, more = {"p²M/4, of one frequency": p**2 * order / 4}, {"p = 0.8": (above - below) / order}
     name, excess = "E of a single element less that of one frequency, over M", (single - fourier) / order
-    curves = {m: {word: lasting.mean(axis=0) for word, lasting in both.items()} for m, both in last.items()}
+    curves = {m: {word: kept.mean(axis=0) for word, kept in both.items()} for m, both in last.items()}
     axis, y = ("fraction of the pairs p", fractions), "fraction of starts"
     half = lambda curve: float(np.interp(0.5, curve, fractions)) if curve[0] < 0.5 < curve[-1] else np.nan
     halves = [(m, half(both["x² whole"]), half(both["interaction"])) for m, both in curves.items()]

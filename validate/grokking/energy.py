@@ -1,15 +1,11 @@
 """Stage II: the energy in all its forms, its maxima as they are and as printed, and how flat they are."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from ...dynamics import grokking
 from ...dynamics.grokking import Energy, ScaledAscent
-from ...dynamics.groups import Group
 from ...dynamics.representations import Irrep, irreps
 from ..checks import absolute, agrees, evidence, relative, rounding, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
@@ -33,20 +29,6 @@ def _written_out(groups, nodes, activation, masks, mean: float = 1.0) -> tuple[n
         values.append(np.sum(told**2, axis=1) / 2)
         fields.append(widened((slope(inside) * (told @ y.T) @ x).reshape(w.shape)))
     return np.array(values), np.array(fields)
-
-
-def _closed_forms(group: Group, w: Float[Array, "draws 2 order"]) -> np.ndarray:
-    """The energy by sums, and by real and by complex representations, shape `(3, draws)`."""
-    by_irreps = [partial(grokking.plancherel_energy, irreps=irreps(group, over=over)) for over in ("reals", "complex")]
-    forms = partial(grokking.convolution_energy, group=group), *by_irreps
-    return np.array(jax.jit(jax.vmap(lambda w: [form(w) for form in forms]))(w))
-
-
-def _equation_20(group: Group, w: np.ndarray) -> np.ndarray:
-    """As printed, `(M/2) Σ (1/d) |Σ_r tr S_kr|²`, `S = u vᵀ`: in the transform used here `Σ_r S_kr` is `(d/M) û ŵ₂`."""
-    hats = [(r, np.tensordot(w, r.matrices, axes=1)) for r in nontrivial(irreps(group, over="complex"))]
-    traces = [(r.dim, np.einsum("nij,nji->n", hat[:, 0], hat[:, 1])) for r, hat in hats]
-    return sum(dim * np.abs(trace) ** 2 for dim, trace in traces) / 2 / group.order
 
 
 @claim(
@@ -75,10 +57,22 @@ def energy(setting: Setting) -> Evidence:
     some_law, some_field = _written_out(groups, nodes, _TANH, half)
     raw, raw_field = ({"Y for Ỹ": x} for x in _written_out(groups, nodes, _TANH, half, mean=0.0))
     per_node = lambda seen, law: (seen - law) / np.max(np.abs(law), axis=(2, 3), keepdims=True)
-    own = [_closed_forms(group, cast(w)) for group, w in zip(groups, nodes, strict=True)]
+
+    def closed_forms(group, w):
+        both = irreps(group), irreps(group, over="complex")
+        by_irreps = lambda w: [grokking.plancherel_energy(w, one) for one in both]
+        return np.array(jax.jit(jax.vmap(lambda w: [grokking.convolution_energy(w, group), *by_irreps(w)]))(w))
+
+    def equation_20(group, w):
+        """`(M/2) Σ (1/d) |Σ_r tr S_kr|²`, `S = u vᵀ`: in the transform used here `Σ_r S_kr` is `(d/M) û ŵ₂`."""
+        hats = [(r, np.tensordot(w, r.matrices, axes=1)) for r in nontrivial(irreps(group, over="complex"))]
+        squares = [r.dim * np.abs(np.einsum("nij,nji->n", hat[:, 0], hat[:, 1])) ** 2 for r, hat in hats]
+        return sum(squares) / 2 / group.order
+
+    own = [closed_forms(group, cast(w)) for group, w in zip(groups, nodes, strict=True)]
     labels = "2‖u∗w₂ − mean‖²", "real", "complex representations"
     closed = dict(zip(labels, np.stack(own, axis=1), strict=True))
-    printed = np.stack([_equation_20(group, w) for group, w in zip(groups, nodes, strict=True)])
+    printed = np.stack([equation_20(group, w) for group, w in zip(groups, nodes, strict=True)])
     wrong, axis = {"printed": printed, "4 × printed": 4 * printed}, ("group", np.arange(len(groups)))
     simple = lambda w: [Energy(groups[-1], activation=f)(w) for f in (lambda x: x, lambda x: 0.7 * x + 1.3 * x**2)]
     linear, mixed = map(float, jax.jit(simple)(cast(nodes[-1][0])))

@@ -20,13 +20,6 @@ from ._shared import ALL_PAIRS, SQUARE, entries, nontrivial, random_nodes, short
 EXACT = 1e-20  # of a squared residual: least squares on the host, in float64
 
 
-def _mirrored(rng: np.random.Generator, all_: Sequence[Irrep]) -> Float[np.ndarray, "2 order nodes"]:
-    """Real [u; ±Pu], u random in each isotypic space: far more than the count."""
-    u = np.concatenate([r.projector @ rng.normal(size=(r.group.order, 40)) for r in nontrivial(all_)], axis=1)
-    mirror = u[all_[0].group.inverse]
-    return np.concatenate([np.stack([u, mirror]), np.stack([u, -mirror])], axis=2)
-
-
 @claim(
     "Nodes at maxima reconstruct every label. It takes 2 Σ m²d² complex ones (2M − 2 for Abelian groups), or 2 Σ mD²"
     " real ones (4(M − 1) for Abelian groups of odd order). Real pairs [u; ±Pu], 40 for each representation, do not.",
@@ -38,9 +31,15 @@ def reconstruction(setting: Setting) -> Evidence:
     rng, z7 = setting.rng, cyclic(7)
     groups = [g for g in some_groups(setting.scale) if g.order <= setting.pick(smoke=12, laptop=21, paper=24)]
 
+    def mirrored_nodes(all_):
+        """Real [u; ±Pu], u random in each isotypic space: far more than the count."""
+        u = np.concatenate([r.projector @ rng.normal(size=(r.group.order, 40)) for r in nontrivial(all_)], axis=1)
+        mirror = u[all_[0].group.inverse]
+        return np.concatenate([np.stack([u, mirror]), np.stack([u, -mirror])], axis=2)
+
     kinds = [(irreps(group), irreps(group, over="complex")) for group in groups]
     nodes = [
-        (grokking.real_nodes(over_r), grokking.complex_nodes(over_c, setting.seed), _mirrored(rng, over_r))
+        (grokking.real_nodes(over_r), grokking.complex_nodes(over_c, setting.seed), mirrored_nodes(over_r))
         for over_r, over_c in kinds
     ]
     left = [[grokking.residual(each, g) for each in own] for g, own in zip(groups, nodes, strict=True)]
@@ -62,7 +61,7 @@ def reconstruction(setting: Setting) -> Evidence:
         return grokking.residual(np.concatenate(nodes, axis=2), z7)
 
     six, seven, eight = ([of_random_maxima(number, seed) for seed in range(5)] for number in (6, 7, 8))
-    pairs = grokking.residual(_mirrored(rng, irreps(z7)), z7)
+    pairs = grokking.residual(mirrored_nodes(irreps(z7)), z7)
     seen = {"real maxima": counts[:, 0], "complex (Theorem 3)": counts[:, 1]}
     axis, theory = ("group, by order", np.arange(len(groups))), {"memorisation, M²": orders**2}
     title, several = "nodes that reconstruct all labels", {"real maxima": real, "complex nodes": complex_}
@@ -135,22 +134,6 @@ def _beside(rng, all_: Sequence[Irrep], known: int, setting: Setting) -> list[tu
     return [against(law[pairs.label]) for law in laws[: 1 if group.is_abelian else 2]]
 
 
-def _ends(rng, all_: Sequence[Irrep], setting: Setting) -> tuple[np.ndarray, ...]:
-    """Ascents of E_S, with all but the last representation known, and of E: where the first end, E over that of the
-    last; of both the mass outside it."""
-    last, climbed = all_[-1], (range(1, len(all_) - 1), ())
-    energies = [partial(grokking.remaining_energy, irreps=all_, learned=known) for known in climbed]
-
-    def end(w):
-        aware, unaware = (end_of(grokking.ScaledAscent(energy), w, 60.0, 240) for energy in energies)
-        return aware, unaware, energies[0](aware)
-
-    starts = jnp.asarray(random_nodes(rng, 30, last.group.order), setting.dtype)
-    aware, unaware, values = map(np.asarray, jax.jit(jax.vmap(end))(starts))
-    outside = lambda w: 1 - np.sum((w @ last.projector) ** 2, axis=(1, 2)) / np.sum(w**2, axis=(1, 2))
-    return values / grokking.peak(last), outside(aware), outside(unaware)
-
-
 @claim(
     "Nodes that know the representations S leave Ỹ − Ŷ = Π_miss, row by row. A new node climbs"
     " E_S = (2/M) Σ_missing m‖û ŵ₂‖_F² and ends at a missing representation.",
@@ -167,9 +150,21 @@ def top_down(setting: Setting) -> Evidence:
     each = [_beside(rng, all_, known, setting) for all_ in kinds for known in range(1, len(all_) - 1)]
     gaps, cosine, ratio = np.array([own[0] for own in each]).T
     printed, printed_cosine, _ = np.array([own[1] for own in each if len(own) > 1]).T
+
+    def ends(all_):
+        """Ascents of E_S, with all but the last representation known, and of E: where the first end, E over that of
+        the last; of both the mass outside it."""
+        last, climbed = all_[-1], (range(1, len(all_) - 1), ())
+        energies = [partial(grokking.remaining_energy, irreps=all_, learned=known) for known in climbed]
+        end = lambda w: [end_of(grokking.ScaledAscent(energy), w, 60.0, 240) for energy in energies]
+        starts = jnp.asarray(random_nodes(rng, 30, last.group.order), setting.dtype)
+        aware, unaware = jax.jit(jax.vmap(end))(starts)
+        share = jax.jit(jax.vmap(energies[0]))(aware) / grokking.peak(last)
+        outside = lambda w: 1 - np.sum((w @ last.projector) ** 2, axis=(1, 2)) / np.sum(w**2, axis=(1, 2))
+        return share, outside(aware), outside(unaware)
+
     # each ascent is compiled for itself
-    ends = zip(*(_ends(rng, all_, setting) for all_ in kinds[:2]), strict=True)
-    energies, outside, unaware = map(np.concatenate, ends)
+    energies, outside, unaware = map(np.concatenate, zip(*map(ends, kinds[:2]), strict=True))
     by_characters, shown = "characters, as printed, groups that are not Abelian", kinds[1]
     elements = list(map(str, range(groups[1].order)))
     laws = {"Π_miss": grokking.missing(shown, [1]), "Φ_S Φ_S*, as printed": _by_characters(shown, 1)}

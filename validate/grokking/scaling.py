@@ -32,16 +32,12 @@ FAMILIES = {
 LAW_FAILS = (metacyclic(7, 3, 2), metacyclic(13, 3, 3))
 
 
-def _law(group: Group) -> float:
-    return float(np.log(group.order) / group.order)
-
-
 def _accuracy(
     group: Group, ratios: np.ndarray, seeds: list[int], options: dict
 ) -> tuple[Float[np.ndarray, "ratios seeds"], float]:
     """Held-out accuracy at the end for each fraction of the pairs in units of `CRITICAL ln M/M`, NaN for 0.97 of them
     or more, and c: the fraction in units of ln M/M at which its mean passes ½; NaN if it does not."""
-    fractions = CRITICAL * _law(group) * ratios
+    fractions = CRITICAL * np.log(group.order) / group.order * ratios
     some = fractions[fractions < 0.97].tolist()
     run = train_pairs(group.table, fractions=some, seeds=seeds, fan_in=2 * group.order, **options)
     accuracy = np.full((len(ratios), len(seeds)), np.nan)
@@ -78,14 +74,15 @@ def scaling(setting: Setting) -> Evidence:
     groups, kind = [group for group, _ in kinds], np.array([kind for _, kind in kinds])
     trained = [_accuracy(group, ratios, seeds, options) for group in groups]
     accuracy, constants = map(np.array, zip(*trained, strict=True))
-    laws, average, dihedral = np.array([_law(group) for group in groups]), constants.mean(), kind == "dihedral"
+    orders, average, dihedral = np.array([group.order for group in groups]), constants.mean(), kind == "dihedral"
+    laws = np.log(orders) / orders
     fraction, factor = constants * laws, constants[dihedral].mean() / constants[~dihedral].mean()
     beyond = np.arange(1.2, 2.5, 0.15)
     needed = {g.name: _accuracy(g, beyond, seeds, options)[1] for g in (LAW_FAILS[:1] if smoke else LAW_FAILS)}
     wrong = {f"{name}, with representations of dimension 3": c / average - 1 for name, c in needed.items()}
     if smoke:
         named, (low, *_, high) = groups[0], accuracy[0]
-    else:  # smoke has two orders only
+    else:  # there are more than two orders
         wrong["a fraction that does not depend on M"] = fraction / fraction.mean() - 1
         named = cyclic(23)
         low, high = _accuracy(named, np.array([0.75, 1.2]), seeds[:3], slow | {"nodes": 512})[0]
@@ -170,7 +167,7 @@ def figure_7(setting: Setting) -> Evidence:
     smoke, rates = setting.scale == "smoke", [1e-3, 2e-3, 5e-3]
     order, fraction, nodes, steps, every = (23, 0.71, 256, 800, 20) if smoke else (127, 0.2, 1024, 320, 10)
     options = {"seeds": [setting.seed], "weight_decays": [2e-4], "nodes": nodes, "steps": steps, "fan_in": 2 * order}
-    group, few = cyclic(order), 0.75 * CRITICAL * _law(cyclic(order))
+    group, few = cyclic(order), 0.75 * CRITICAL * float(np.log(order)) / order
     energies_and_sizes = lambda model, pairs: (nets.energies(model, pairs), jnp.sum(model.a**2 + model.b**2, axis=0))
     recorded = {"every": every, "observe": energies_and_sizes}
     run = train_pairs(group.table, fractions=[fraction], learning_rates=rates, **options, **recorded)

@@ -159,29 +159,29 @@ def trained_repulsion(setting: Setting) -> Evidence:
     decay, steps = setting.pick(smoke=(1e-3, 600), laptop=(2e-4, 1500), paper=(2e-4, 2000))
     seeds = [3 * setting.seed + s for s in range(3)]
     run = _small(setting, [decay], seeds, steps, steps // 6, observe=nets.features)
+
+    def opposed(features):
+        """Of the 200 most and of the 200 least similar pairs of nodes, which fraction has a b of opposite sign; the
+        median |cosine| of the first."""
+        centred = features - features.mean(axis=0)
+        gram = centred.T @ centred
+        inverse = np.linalg.inv(gram + len(features) * decay / 2 * np.eye(len(gram)))
+        upper, size = np.triu_indices(len(gram), 1), np.sqrt(np.diag(gram))
+        cosine = (gram / np.maximum(np.outer(size, size), 1e-300))[upper]
+        differ, order = np.sign(inverse[upper]) == -np.sign(cosine), np.argsort(np.abs(cosine))
+        most, least = order[-200:], order[:200]
+        return differ[most].mean(), differ[least].mean(), np.median(np.abs(cosine[most]))
+
     features = np.asarray(run.observed, float)[0, 0, 0, :, 1:]  # (seeds, times, pairs, nodes)
-    most, least, alike = np.moveaxis(np.array([[_opposed(one, decay) for one in own] for own in features]), 2, 0)
-    opposed, others = most.mean(axis=1), {"200 least similar": least.mean(axis=1)}
+    most, least, alike = np.moveaxis(np.array([[opposed(one) for one in own] for own in features]), 2, 0)
+    by_seed, others = most.mean(axis=1), {"200 least similar": least.mean(axis=1)}
     axis, y = ("step", np.asarray(run.steps)[1:]), "fraction of 200 pairs"
     seen, control = {"most similar": most.T}, {"least similar": least.T}
     return evidence(
-        mean("fraction of the most similar pairs with opposite sign", opposed, others, at_least=0.95),
+        mean("fraction of the most similar pairs with opposite sign", by_seed, others, at_least=0.95),
         mean("their |cosine| at the end less that at the first time", alike[:, -1] - alike[:, 0], at_least=0),
         panels=[
             panel("signs opposite to similarity", axis, y=y, observed=seen, control=control),
             panel("similarity", axis, y="median |cosine|", observed={"most similar": alike.T}),
         ],
     )
-
-
-def _opposed(features: Float[np.ndarray, "pairs nodes"], decay: float) -> tuple[float, ...]:
-    """Of the 200 most and of the 200 least similar pairs of nodes, which fraction has a b of opposite sign; the median
-    |cosine| of the first."""
-    centred = features - features.mean(axis=0)
-    gram = centred.T @ centred
-    inverse = np.linalg.inv(gram + len(features) * decay / 2 * np.eye(len(gram)))
-    upper, size = np.triu_indices(len(gram), 1), np.sqrt(np.diag(gram))
-    cosine = (gram / np.maximum(np.outer(size, size), 1e-300))[upper]
-    opposed, order = np.sign(inverse[upper]) == -np.sign(cosine), np.argsort(np.abs(cosine))
-    most, least = order[-200:], order[:200]
-    return float(opposed[most].mean()), float(opposed[least].mean()), float(np.median(np.abs(cosine[most])))
