@@ -10,7 +10,6 @@ from jaxtyping import Float
 
 from ...dynamics import groups
 from ...dynamics.grokking import Energy
-from ...dynamics.groups import Group
 from ...dynamics.representations import Irrep
 
 SIGMAS = 4.0  # which chance exceeds once in 16 000 times
@@ -27,7 +26,7 @@ GROUPS = (*_ABELIAN, *_SMALL, groups.metacyclic(7, 3, 2), groups.symmetric(4))
 LARGEST = max(group.order for group in GROUPS)
 
 
-def some_groups(scale: str) -> tuple[Group, ...]:
+def some_groups(scale: str) -> tuple[groups.Group, ...]:
     """All of them, or at the smoke scale one Abelian, one of each kind of representation."""
     few = {"Z8", "S3", "Q8", "A4"}
     return tuple(group for group in GROUPS if scale != "smoke" or group.name in few)

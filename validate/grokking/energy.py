@@ -166,10 +166,8 @@ def curvature(setting: Setting) -> Evidence:
         each = np.stack([steep, scaled.shape[1] - steep - flats, flats], axis=1)
         return np.stack([np.repeat([-2.0, -1.0, 0.0], one) for one in each])
 
-    wrong = {
-        "at least one flat direction (Corollary 1)": np.maximum(flats, 1),
-        "D − 1, those of u alone": np.array([r.dim - 1 for r in kinds]),
-    }
+    of_u = np.array([r.dim - 1 for r in kinds])
+    wrong = {"at least one flat direction (Corollary 1)": np.maximum(flats, 1), "D − 1, those of u alone": of_u}
     axis, nullity = ("representation, by flat directions", np.arange(len(kinds))), np.sum(np.abs(scaled) < 1e-3, axis=1)
     law, laws = {"0, −1, −2 as often as predicted": spectra(flats)}, {label: spectra(x) for label, x in wrong.items()}
     up_to = {"within": rounding(4500), "measure": absolute}

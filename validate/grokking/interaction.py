@@ -97,8 +97,7 @@ def repulsion(setting: Setting) -> Evidence:
     first, second = np.triu_indices(nodes, 1)
     order = np.argsort(exact[first, second])
     first, second = first[order], second[order]
-    rule = lambda at: grokking.repulsion(features, eta, *at)
-    found = np.asarray(jax.jit(lambda *at: jax.lax.map(rule, at))(first, second))
+    found = np.asarray(jax.jit(jax.vmap(partial(grokking.repulsion, features, eta)))(first, second))
     entries, alike = exact[first, second], np.asarray(features.T @ features)[first, second]
     without = entries * (1 - entries**2 / (exact[first, first] * exact[second, second]))  # −β/αγ in terms of B
     signs = lambda x: int(np.sum(np.sign(x) != np.sign(entries)))

@@ -9,9 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...dynamics import groups
-from ...dynamics.grokking.energy import ScaledAscent
-from ...dynamics.grokking.memorisation import ACTIVATIONS, SingleTarget
-from ...dynamics.groups import Group
+from ...dynamics.grokking import ACTIVATIONS, ScaledAscent, SingleTarget
 from ..checks import at_most, evidence, solver, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import end_of
@@ -23,7 +21,7 @@ RANDOM = 40  # starts, besides one near each pair
 TIME, STEPS = 200.0, 2000
 
 
-def _problem(group: Group, setting: Setting):
+def _problem(group: groups.Group, setting: Setting):
     """The target and the probabilities, for any activation; starts w ≥ 0 for all of them, and other signs of these."""
     rng, order, cast = setting.rng, group.order, lambda x: jnp.asarray(x, setting.dtype)
     target, eye = int(rng.integers(order)), np.eye(order)

@@ -3,7 +3,6 @@
 from functools import partial
 
 import numpy as np
-from jaxtyping import Float
 
 from ...dynamics.groups import cyclic
 from ...dynamics.representations import irreps
@@ -31,12 +30,9 @@ def three_stages(setting: Setting) -> Evidence:
     decay = setting.pick(smoke=1e-3, laptop=2e-4, paper=2e-4)
     steps, every = setting.pick(smoke=(600, 10), laptop=(210, 5), paper=(400, 2))
     options = {"learning_rates": [1e-3], "weight_decays": [decay, 0.0], "nodes": nodes, "steps": steps, "every": every}
-    observe = nets.stages(np.stack([r.projector for r in nontrivial(irreps(cyclic(order)))]))
-    data = {"fractions": [fraction], "seeds": [setting.seed], "fan_in": 2 * order}
-    run = train_pairs(cyclic(order).table, **data, **options, observe=observe)
-    (train, train_without), (test, without) = (
-        np.asarray(x)[0, 0, :, 0] for x in (run.train_accuracy, run.test_accuracy)
-    )
+    options["observe"] = nets.stages(np.stack([r.projector for r in nontrivial(irreps(cyclic(order)))]))
+    run = train_pairs(cyclic(order).table, fractions=[fraction], seeds=[setting.seed], fan_in=2 * order, **options)
+    (train, train_without), (test, without) = np.stack([run.train_accuracy, run.test_accuracy])[:, 0, 0, :, 0]
     at, pick = np.asarray(run.steps), lambda name: np.asarray(getattr(run.observed, name))[0, 0, 0, 0]
     size, cosine, content, energy = map(pick, ("gradient_norm", "alignment", "content", "energy"))
     top = content.max(axis=2).mean(axis=1)  # of the nodes' mass, in their largest representation
@@ -49,8 +45,8 @@ def three_stages(setting: Setting) -> Evidence:
     largest = np.lexsort((-content[-1].max(axis=1), content[-1].argmax(axis=1)))
     shown = content[-1][largest[:: max(len(largest) // 256, 1)]]  # of the nodes, by their largest representation
     axes = ("node, by frequency", np.arange(len(shown))), ("frequency", np.arange(1, shown.shape[1] + 1))
-    title, scale = f"features, Z{order}: a node has one frequency (theory)", {"limits": (0.0, 1.0)}
-    rise, mean_energy = top[at_fit] - top[0], energy.mean(axis=1)
+    rise, mean_energy, limits = top[at_fit] - top[0], energy.mean(axis=1), (0.0, 1.0)
+    title = f"features, Z{order}: a node has one frequency (theory)"
     return evidence(
         at_most("steps to accuracy 0.99, trained on over held out", fitted / general, 0.25),
         at_most("I: rise of the fraction in the largest representation", rise, 0.02),
@@ -63,7 +59,7 @@ def three_stages(setting: Setting) -> Evidence:
         panels=[
             draw(delayed, y="accuracy", observed=known, control=never),
             draw("the gradient that the output layer sends back", observed=sent, predicted=lemma),
-            heatmap(title, *axes, shown.T, z_label="fraction of ‖w‖²", **scale),
+            heatmap(title, *axes, shown.T, z_label="fraction of ‖w‖²", limits=limits),
         ],
         remarks=[
             f"Accuracy 0.99 at step {fitted:.0f} (trained on) and {general:.0f} (held out; ½ at {half:.0f}), to {every}"
@@ -114,9 +110,11 @@ def weight_decay(setting: Setting) -> Evidence:
     slower = "step of accuracy ½, held out: each decay over the next larger"
     never, unfit = {"no decay": test[none, :, -1]}, {too_much: train[most, :, -1]}
     curves = lambda which: {f"decay {decays[i]:g}": test[i].mean(axis=0) for i in which}
+    learned = {"observed": curves(used), "control": curves((none, most))}
     inverse = {"1/η": of_half[0].mean() * by_decay[0] / by_decay}
-    ranges = (", ".join(map(_range, own)) for own in zip(fitted, half, general, strict=True))
-    told = "; ".join(f"decay {d:g}: {own}" for d, own in zip(decays, ranges, strict=True))
+    times = np.nan_to_num(np.stack([fitted, half, general], axis=1), nan=np.inf)
+    ends = (", ".join(f"{own.min():.0f}–{own.max():.0f}" for own in three) for three in times)
+    told = "; ".join(f"decay {d:g}: {three}" for d, three in zip(decays, ends, strict=True))
     axis, y = ("weight decay", by_decay), "step of accuracy ½"
     return evidence(
         mean(f"{named}, from below", general[0], at_least=low),
@@ -126,26 +124,16 @@ def weight_decay(setting: Setting) -> Evidence:
         mean("accuracy at the end, held out", test[used, :, -1], never, at_least=0.95),
         mean("accuracy at the end, trained on", train[used, :, -1], unfit, at_least=0.95),
         panels=[
-            panel(
-                "held-out pairs", ("step", at), y="accuracy, seed-averaged", observed=curves(used),
-                control=curves((none, most)), log="x",
-            ),
+            panel("held-out pairs", ("step", at), y="accuracy, seed-averaged", **learned, log="x"),
             panel("when they are learned", axis, y=y, observed={"seeds": of_half}, control=inverse, log="xy"),
         ],
         remarks=[
-            "Steps of accuracy 0.99 (trained on), ½ and 0.99 (held out), least to largest of seeds: "
-            f"{told}. Accuracy ½ comes at decay^−{exponent:.2f}, not as 1/η.",
+            f"Steps of accuracy 0.99 (trained on), ½ and 0.99 (held out), least to largest of seeds (inf: never):"
+            f" {told}. Accuracy ½ comes at decay^−{exponent:.2f}, not as 1/η.",
             f"At the end, no decay: {test[none, :, -1].max():.3f} of the held-out pairs at most; {too_much}:"
             f" {train[most, :, -1].max():.2f} of those trained on.",
         ],
-    )  # fmt: skip
-
-
-def _range(values: Float[np.ndarray, " seeds"]) -> str:
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return "never"
-    return f"{known.min():.0f}–{known.max():.0f}" + (" (not all)" if len(known) < len(values) else "")
+    )
 
 
 @claim(
