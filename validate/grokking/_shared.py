@@ -1,4 +1,4 @@
-"""What the claims of Li2 share: the paper's name, the twelve groups, energies of one shape for all of them."""
+"""What the claims of Li2 share: the twelve groups, energies and nodes of one shape for all of them."""
 
 from collections.abc import Sequence
 

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...dynamics import grokking
-from ...dynamics.grokking import Energy, ScaledAscent
+from ...dynamics.grokking import Energy, ScaledAscent, peak
 from ...dynamics.groups import cyclic
 from ...dynamics.representations import Irrep, irreps
 from ...nets.pairs import split
@@ -26,8 +25,7 @@ PIECES, PIECE, REST = 24, 0.5, 60.0
 
 @partial(jax.jit, static_argnums=2)
 def _climb(energies: Energy, starts: Float[Array, "groups starts 2 order"], steps: int = 240):
-    """The ends, by that many steps in the rest of the time; the energy after each piece and at the end, with the start;
-    the speed at the end."""
+    """The ends, by so many steps in the rest; the energy at the start, after each piece, at the end; the last speed."""
 
     def lane(energy, w):
         flow = ScaledAscent(energy)
@@ -72,11 +70,11 @@ def ascent(setting: Setting) -> Evidence:
     each = [_end(w[:, : g.order], kinds[g.name]) for g, own in zip(groups, ends, strict=True) for w in own]
     winners, measured = zip(*each, strict=True)
     outside, beyond, across, mirrored = np.array(measured).T
-    peaks = np.array([grokking.peak(r) for r in winners])
+    peaks = np.array([peak(r) for r in winners])
     halves = np.linalg.norm(ends, axis=3) / np.linalg.norm(ends, axis=(2, 3))[..., None]
     rises = np.diff(values, axis=2) / peaks.reshape(*values.shape[:2], 1)
     shown = next(i for i, group in enumerate(groups) if group.name in ("S4", "A4"))
-    levels = {short(r): np.full(PIECES + 1, grokking.peak(r)) for r in kinds[groups[shown].name]}
+    levels = {short(r): np.full(PIECES + 1, peak(r)) for r in kinds[groups[shown].name]}
     title, axis = f"ascents on {groups[shown].name}", ("time", PIECE * np.arange(PIECES + 1))
     theory = {f"M/(2D), {name}": level for name, level in levels.items()}
     too_low = {f"printed, {name}": level / 4 for name, level in levels.items()}

@@ -157,8 +157,7 @@ def _train(w: Float[Array, "runs nodes 2 order"], steps: int, muon: bool) -> Flo
 
 
 def _learned(w: Float[Array, "runs nodes 2 order"]) -> tuple[np.ndarray, np.ndarray]:
-    """How many frequencies the nodes up to each have, shape `(runs, nodes)`; of a node in its frequency which fraction,
-    the mean, shape `(runs,)`."""
+    """By run, how many frequencies the nodes up to each have, and the mean fraction of a node in its frequency."""
     power = np.sum(np.abs(np.fft.rfft(np.asarray(w))) ** 2, axis=2)[..., 1:]
     new = [[k not in run[:j] for j, k in enumerate(run)] for run in power.argmax(axis=2).tolist()]
     return np.cumsum(new, axis=1), np.mean(power.max(axis=2) / power.sum(axis=2), axis=1)
@@ -191,10 +190,8 @@ def muon(setting: Setting) -> Evidence:
         wrong = {"by gradient from other starts": by_gradient[2 * runs :] - by_gradient[: 2 * runs]}
         off, wrong_off = (standard_errors(found, drawn[-1:]) for found in (by_gradient, by_muon))
         less, name = by_muon - by_gradient[:runs], "by gradient, less independent draws, in standard errors"
-        parts += [
-            mean(f"{nodes} nodes: frequencies by Muon, less by gradient", less, wrong, at_least=gap),
-            vanishes(f"{nodes} nodes: {name}", off, {"Muon": wrong_off}, within=SIGMAS),
-        ]
+        parts.append(mean(f"{nodes} nodes: frequencies by Muon, less by gradient", less, wrong, at_least=gap))
+        parts.append(vanishes(f"{nodes} nodes: {name}", off, {"Muon": wrong_off}, within=SIGMAS))
         title, law = f"{nodes} nodes: what the first so many have learned", {"independent draws": drawn}
         seen, y = {"gradient": alone.mean(axis=0), "Muon": joint.mean(axis=0)}, "distinct frequencies"
         panels.append(panel(title, ("nodes", count), y=y, predicted=law, observed=seen))

@@ -58,21 +58,20 @@ def energy(setting: Setting) -> Evidence:
     raw, raw_field = ({"Y for Ỹ": x} for x in _written_out(groups, nodes, _TANH, half, mean=0.0))
     per_node = lambda seen, law: (seen - law) / np.max(np.abs(law), axis=(2, 3), keepdims=True)
 
-    def closed_forms(group, w):
-        both = irreps(group), irreps(group, over="complex")
-        by_irreps = lambda w: [grokking.plancherel_energy(w, one) for one in both]
-        return np.array(jax.jit(jax.vmap(lambda w: [grokking.convolution_energy(w, group), *by_irreps(w)]))(w))
+    def forms(group, w):
+        """By sums, by real and by complex representations, and equation 20 as printed, `(M/2) Σ (1/d) |Σ_r tr S_kr|²`,
+        `S = u vᵀ`: in the transform used here `Σ_r S_kr` is `(d/M) û ŵ₂`."""
+        order, sums = group.order, np.einsum("nh,nhg->ng", w[:, 0], w[:, 1][:, group.table[group.inverse]])
+        hat = lambda half, r: np.tensordot(w[:, half], r.matrices, axes=1)
+        products = lambda all_: [(r, hat(0, r) @ hat(1, r)) for r in nontrivial(all_)]
+        real, complex_ = products(irreps(group)), products(irreps(group, over="complex"))
+        norms = lambda own: sum(r.multiplicity * np.sum(np.abs(x) ** 2, axis=(1, 2)) for r, x in own)
+        traces = sum(r.dim * np.abs(np.trace(x, axis1=1, axis2=2)) ** 2 for r, x in complex_)
+        by_irreps = (2 / order * norms(own) for own in (real, complex_))
+        return 2 * order * np.var(sums, axis=1), *by_irreps, traces / 2 / order
 
-    def equation_20(group, w):
-        """`(M/2) Σ (1/d) |Σ_r tr S_kr|²`, `S = u vᵀ`: in the transform used here `Σ_r S_kr` is `(d/M) û ŵ₂`."""
-        hats = [(r, np.tensordot(w, r.matrices, axes=1)) for r in nontrivial(irreps(group, over="complex"))]
-        squares = [r.dim * np.abs(np.einsum("nij,nji->n", hat[:, 0], hat[:, 1])) ** 2 for r, hat in hats]
-        return sum(squares) / 2 / group.order
-
-    own = [closed_forms(group, cast(w)) for group, w in zip(groups, nodes, strict=True)]
-    labels = "2‖u∗w₂ − mean‖²", "real", "complex representations"
-    closed = dict(zip(labels, np.stack(own, axis=1), strict=True))
-    printed = np.stack([equation_20(group, w) for group, w in zip(groups, nodes, strict=True)])
+    *right, printed = np.stack([forms(group, w) for group, w in zip(groups, nodes, strict=True)], axis=1)
+    closed = dict(zip(("2‖u∗w₂ − mean‖²", "real", "complex representations"), right, strict=True))
     wrong, axis = {"printed": printed, "4 × printed": 4 * printed}, ("group", np.arange(len(groups)))
     simple = lambda w: [Energy(groups[-1], activation=f)(w) for f in (lambda x: x, lambda x: 0.7 * x + 1.3 * x**2)]
     linear, mixed = map(float, jax.jit(simple)(cast(nodes[-1][0])))
@@ -97,11 +96,8 @@ def _nodes(rng: np.random.Generator, r: Irrep, draws: int) -> tuple[np.ndarray, 
     w₂ = Pu. Of the last Σσ⁴/(Σσ²)², σ the singular values of û."""
     a, x, b = (rng.normal(size=(draws, r.dim)) for _ in range(3))
     loose = rng.normal(size=(draws, r.group.order)) @ r.projector
-    halves = [
-        (entries(r, a, x), entries(r, x, b)),
-        (entries(r, a, x), entries(r, x, a)),
-        (loose, loose[:, r.group.inverse]),
-    ]
+    u = entries(r, a, x)
+    halves = [(u, entries(r, x, b)), (u, entries(r, x, a)), (loose, loose[:, r.group.inverse])]
     unit = lambda f: f / np.linalg.norm(f, axis=1, keepdims=True) / np.sqrt(2)
     squares = np.linalg.svd(np.tensordot(loose, r.matrices, axes=1), compute_uv=False) ** 2  # each as often as units
     spread = r.units * np.sum(squares**2, axis=1) / np.sum(squares, axis=1) ** 2
@@ -128,7 +124,8 @@ def maxima(setting: Setting) -> Evidence:
     printed = np.array([[r.group.order / (8 * r.dim)] for r in kinds])
     generic = np.array([r.multiplicity > 1 for r in kinds])
     share, fraction = values[generic, 2] / law[generic], {"Σσ⁴/(Σσ²)²": spread[generic]}
-    axis, some = ("representation, by E*", np.arange(len(law))), ("the same, with m ≥ 2", np.arange(len(share)))
+    axis = ("representation, by E*", np.arange(len(law)))
+    some = ("representation with m ≥ 2, by E*", np.arange(len(share)))
     theorem, wrong = {"M/(2D)": law}, {"M/(8d), M/(16d), as printed": printed}
     off = lambda law: np.max(np.abs(values[:, 0] / law - 1))
     printed_form = "E* = M/(8d), M/(16d); w = [u; ±Pu], u anything in the isotypic space"

@@ -151,8 +151,7 @@ def top_down(setting: Setting) -> Evidence:
     printed, printed_cosine, _ = np.array([own[1] for own in each if len(own) > 1]).T
 
     def ends(all_):
-        """Ascents of E_S, with all but the last representation known, and of E: where the first end, E over that of
-        the last; of both the mass outside it."""
+        """Of ascents of E_S, all but the last known, E over that of the last; the mass outside it, and that of E's."""
         last, climbed = all_[-1], (range(1, len(all_) - 1), ())
         energies = [partial(grokking.remaining_energy, irreps=all_, learned=known) for known in climbed]
         end = lambda w: [end_of(grokking.ScaledAscent(energy), w, 60.0, 240) for energy in energies]
