@@ -1,4 +1,4 @@
-"""What the claims of Li2 share: the paper's name, the twelve groups, energies of one shape for all of them."""
+"""What the claims of Li2 share: the twelve groups, energies and nodes of one shape for all of them."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,6 @@ from jaxtyping import Float
 
 from ...dynamics import groups
 from ...dynamics.grokking import Energy
-from ...dynamics.groups import Group
 from ...dynamics.representations import Irrep
 
 SIGMAS = 4.0  # which chance exceeds once in 16 000 times
@@ -21,24 +20,13 @@ RECIPE = (
     " layers, float32"
 )
 
-GROUPS = (
-    groups.cyclic(7),
-    groups.cyclic(23),
-    groups.product(3, 5),
-    groups.cyclic(8),
-    groups.product(2, 4),
-    groups.symmetric(3),
-    groups.dihedral(5),
-    groups.dicyclic(2),
-    groups.dicyclic(3),
-    groups.alternating(4),
-    groups.metacyclic(7, 3, 2),
-    groups.symmetric(4),
-)
+_ABELIAN = groups.cyclic(7), groups.cyclic(23), groups.product(3, 5), groups.cyclic(8), groups.product(2, 4)
+_SMALL = groups.symmetric(3), groups.dihedral(5), groups.dicyclic(2), groups.dicyclic(3), groups.alternating(4)
+GROUPS = (*_ABELIAN, *_SMALL, groups.metacyclic(7, 3, 2), groups.symmetric(4))
 LARGEST = max(group.order for group in GROUPS)
 
 
-def some_groups(scale: str) -> tuple[Group, ...]:
+def some_groups(scale: str) -> tuple[groups.Group, ...]:
     """All of them, or at the smoke scale one Abelian, one of each kind of representation."""
     few = {"Z8", "S3", "Q8", "A4"}
     return tuple(group for group in GROUPS if scale != "smoke" or group.name in few)
@@ -59,6 +47,11 @@ def same_shape(energies: Sequence[Energy]) -> Energy:
     return jax.tree.map(lambda *x: jnp.stack(x), *map(wide, energies))
 
 
+def entries(r: Irrep, a: Float[np.ndarray, "n dim"], x: Float[np.ndarray, "n dim"]) -> Float[np.ndarray, "n order"]:
+    """`aᵀ R(h) x`."""
+    return np.einsum("ni,hij,nj->nh", a, r.matrices, x)
+
+
 def random_nodes(rng: np.random.Generator, number: int, order: int) -> Float[np.ndarray, "number 2 order"]:
     """Normal directions, of norm one."""
     w = rng.normal(size=(number, 2, order))
@@ -67,8 +60,7 @@ def random_nodes(rng: np.random.Generator, number: int, order: int) -> Float[np.
 
 def standard_errors(samples: np.ndarray, law: np.ndarray) -> np.ndarray:
     """By how many standard errors the mean of the samples, along the first axis, is off."""
-    error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
-    return (samples.mean(axis=0) - law.mean(axis=0)) / error
+    return (samples.mean(axis=0) - law.mean(axis=0)) / (samples.std(axis=0, ddof=1) / np.sqrt(len(samples)))
 
 
 def first(steps: np.ndarray, curve: Float[np.ndarray, "*batch records"], level: float) -> Float[np.ndarray, "*batch"]:

@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...dynamics import grokking
-from ...dynamics.grokking import Energy, ScaledAscent
+from ...dynamics.grokking import Energy, ScaledAscent, peak
 from ...dynamics.groups import cyclic
 from ...dynamics.representations import Irrep, irreps
 from ...nets.pairs import split
 from ..checks import agrees, at_least, at_most, evidence, mean, relative, rounding, solver, vanishes
 from ..claim import Evidence, Setting, claim
 from ..descent import end_of
-from ..panels import heatmap, panel
+from ..panels import panel
 from ._shared import ALL_PAIRS, SQUARE, nontrivial, random_nodes, same_shape, short, some_groups, widened
 
 # The time of an ascent: pieces after which it is recorded, by two steps each, and the rest.
@@ -26,8 +25,7 @@ PIECES, PIECE, REST = 24, 0.5, 60.0
 
 @partial(jax.jit, static_argnums=2)
 def _climb(energies: Energy, starts: Float[Array, "groups starts 2 order"], steps: int = 240):
-    """The ends, by that many steps in the rest of the time; the energy after each piece and at the end, with the start;
-    the speed at the end."""
+    """The ends, by so many steps in the rest; the energy at the start, after each piece, at the end; the last speed."""
 
     def lane(energy, w):
         flow = ScaledAscent(energy)
@@ -70,56 +68,32 @@ def ascent(setting: Setting) -> Evidence:
     ends, values, speeds = map(np.asarray, _climb(energies, jnp.asarray(drawn, setting.dtype)))
     kinds = {group.name: nontrivial(irreps(group)) for group in groups}
     each = [_end(w[:, : g.order], kinds[g.name]) for g, own in zip(groups, ends, strict=True) for w in own]
-    winners = [r for r, _ in each]
-    outside, beyond, across, mirrored = np.array([measured for _, measured in each]).T
-    peaks = np.array([grokking.peak(r) for r in winners])
+    winners, measured = zip(*each, strict=True)
+    outside, beyond, across, mirrored = np.array(measured).T
+    peaks = np.array([peak(r) for r in winners])
     halves = np.linalg.norm(ends, axis=3) / np.linalg.norm(ends, axis=(2, 3))[..., None]
     rises = np.diff(values, axis=2) / peaks.reshape(*values.shape[:2], 1)
-    tables = {group.name: Counter(short(r) for r in winners if r.group is group) for group in groups}
-    names = sorted({name for table in tables.values() for name in table})
     shown = next(i for i, group in enumerate(groups) if group.name in ("S4", "A4"))
-    predicted = {short(r): grokking.peak(r) for r in kinds[groups[shown].name]}
-    line = lambda value: np.full(PIECES + 1, value)
-    near = solver(100)
+    levels = {short(r): np.full(PIECES + 1, peak(r)) for r in kinds[groups[shown].name]}
+    title, axis = f"ascents on {groups[shown].name}", ("time", PIECE * np.arange(PIECES + 1))
+    theory = {f"M/(2D), {name}": level for name, level in levels.items()}
+    too_low = {f"printed, {name}": level / 4 for name, level in levels.items()}
+    paths = {"random starts": values[shown, :24, :-1].T}
+    counts = sorted(Counter(f"{r.group.name} {short(r)}" for r in winners).items())
+    told = f"Ends by representation: {', '.join(f'{name} {number}' for name, number in counts)}."
+    laws, printed, near = {"M/(2D)": peaks}, {"M/(8d), M/(16d), printed": peaks / 4}, solver(100)
+    as_printed = {"w₂ less ±Pu, as printed": mirrored}
     return evidence(
-        agrees(
-            "E at the end", None, values[..., -1].ravel(), {"M/(2D)": peaks}, {"M/(8d), M/(16d), printed": peaks / 4},
-            within=near, measure=relative,
-        ),
+        agrees("E at the end", None, values[..., -1].ravel(), laws, printed, within=near, measure=relative),
         at_most("fraction of ‖w‖² outside its representation", outside, near),
         vanishes("‖u‖ and ‖w₂‖ less 1/√2", halves - np.sqrt(0.5), within=solver(1e3)),
         at_most("second over first singular value", beyond, solver(1e4)),
-        vanishes(
-            "of w₂ what is no xᵀRb with the x of u", across, {"w₂ less ±Pu, as printed": mirrored}, within=solver(1e4)
-        ),
+        vanishes("of w₂ what is no xᵀRb with the x of u", across, as_printed, within=solver(1e4)),
         at_least("change of E between records, over E*", rises, -rounding(4500)),
         vanishes("speed at the end", speeds, within=solver(1e4)),
-        panels=[
-            heatmap(
-                f"where {starts} ascents end",
-                ("representation", names),
-                ("group", list(tables)),
-                np.array([[float(table[name]) for name in names] for table in tables.values()]),
-                z_label="ends",
-            ),
-            panel(
-                f"ascents on {groups[shown].name}",
-                ("time", PIECE * np.arange(PIECES + 1)),
-                y="E",
-                observed={"random starts": values[shown, :24, :-1].T},
-                predicted={f"M/(2D), {name}": line(value) for name, value in predicted.items()},
-                control={f"printed, {name}": line(value / 4) for name, value in predicted.items()},
-            ),
-        ],
-        remarks=[
-            "Ends by representation: "
-            + "; ".join(
-                f"{group} " + ", ".join(f"{name} {n}" for name, n in sorted(table.items()))
-                for group, table in tables.items()
-            )
-            + f". The median distance of w₂ from ±Pu, over ‖w₂‖, is {np.median(mirrored):.2g}."
-        ],
-    )  # fmt: skip
+        panels=[panel(title, axis, y="E", observed=paths, predicted=theory, control=too_low)],
+        remarks=[f"{told} The median distance of w₂ from ±Pu, over ‖w₂‖, is {np.median(mirrored):.2g}."],
+    )
 
 
 # A subset of the pairs
@@ -130,38 +104,6 @@ def _starts(rng: np.random.Generator, order: int, number: int) -> Float[np.ndarr
     k = rng.integers(1, (order + 1) // 2, size=(number, 1, 1))
     angle = 2 * np.pi * (k * np.arange(order) / order + rng.random((number, 2, 1)))
     return np.cos(angle) / np.sqrt(order / 2) / np.sqrt(2)
-
-
-def _stacked(order: int, fractions: np.ndarray, subsets: int, setting: Setting, interaction: bool = False) -> Energy:
-    """Energies on random subsets of the pairs: for each fraction so many."""
-    masks = [split(order, fraction=p, seed=1000 * setting.seed + s) for s in range(subsets) for p in fractions]
-    return jax.tree.map(lambda *x: jnp.stack(x), *(Energy(cyclic(order), m, interaction=interaction) for m in masks))
-
-
-def _lasting(order: int, fractions: np.ndarray, subsets: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """Which fraction of six maxima keep 0.8 of their mass at one frequency: on x² whole, and on the interaction; shape
-    `(subsets, fractions)`."""
-    w = jnp.asarray(_starts(np.random.default_rng([setting.seed, order]), order, 6), setting.dtype)
-    found = []
-    for interaction in (False, True):
-        energies = _stacked(order, fractions, subsets, setting, interaction)
-        ends = np.asarray(_climb(energies, jnp.broadcast_to(w, (subsets * len(fractions), *w.shape)), 120)[0])
-        power = np.sum(np.abs(np.fft.rfft(ends)) ** 2, axis=2)[..., 1:]
-        kept = power.max(axis=2) > 0.8 * power.sum(axis=2)
-        found.append(kept.mean(axis=1).reshape(subsets, len(fractions)))
-    return found[0], found[1]
-
-
-def _worth(order: int, fractions: np.ndarray, subsets: int, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
-    """The mean energy of nodes that know one element, and of single frequencies; shape `(subsets, fractions)`."""
-    element = np.zeros((order, 2, order))
-    element[np.arange(order), 0, np.arange(order)] = 1
-    waves = _starts(np.random.default_rng([setting.seed, 1]), order, order)
-    nodes = jnp.asarray(np.concatenate([element, waves]), setting.dtype)
-    energies = _stacked(order, fractions, subsets, setting)
-    values = np.asarray(jax.jit(jax.vmap(lambda e: jax.vmap(e)(nodes)))(energies))
-    single, fourier = values.reshape(subsets, len(fractions), 2, order).mean(axis=3).transpose(2, 0, 1)
-    return single, fourier
 
 
 @claim(
@@ -175,40 +117,44 @@ def _worth(order: int, fractions: np.ndarray, subsets: int, setting: Setting) ->
 def partial_data(setting: Setting) -> Evidence:
     p, order = 0.4, 41
     orders = setting.pick(smoke=(order,), laptop=(11, 23, order), paper=(11, 23, order, 61, 127))
-    several = (0.2, 0.3, p, 0.5, 0.6, 0.7), tuple(np.arange(2, 17) / 20)
-    fractions = np.array(setting.pick(smoke=(p,), laptop=several[0], paper=several[1]))
+    some, many = (0.2, 0.3, p, 0.5, 0.6, 0.7), tuple(np.arange(2, 17) / 20)
+    fractions = setting.pick(smoke=(p,), laptop=some, paper=many)
     subsets = setting.pick(smoke=6, laptop=6, paper=12)
-    last = {m: _lasting(m, fractions, subsets, setting) for m in orders}
-    whole, interaction = (x[:, int(np.argmin(np.abs(fractions - p)))] for x in last[order])
-    (single, above), (fourier, below) = (x.T for x in _worth(order, np.array([p, 0.8]), subsets, setting))
-    law = order * p * (1 - p) / 2
+
+    def energies(order, fractions, interaction=False):
+        """On so many random subsets of the pairs for each fraction."""
+        masks = [split(order, fraction=p, seed=1000 * setting.seed + s) for s in range(subsets) for p in fractions]
+        each = [Energy(cyclic(order), mask, interaction=interaction) for mask in masks]
+        return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+    def lasting(order, interaction):
+        """Which fraction of six maxima keep 0.8 of their mass at one frequency, shape `(subsets, fractions)`."""
+        w = jnp.asarray(_starts(np.random.default_rng([setting.seed, order]), order, 6), setting.dtype)
+        starts = jnp.broadcast_to(w, (subsets * len(fractions), *w.shape))
+        ends = np.asarray(_climb(energies(order, fractions, interaction), starts, 120)[0])
+        power = np.sum(np.abs(np.fft.rfft(ends)) ** 2, axis=2)[..., 1:]
+        kept = power.max(axis=2) > 0.8 * power.sum(axis=2)
+        return kept.mean(axis=1).reshape(subsets, len(fractions))
+
+    last = {m: {"x² whole": lasting(m, False), "interaction": lasting(m, True)} for m in orders}
+    whole, alone = (kept[:, fractions.index(p)] for kept in last[order].values())
+    elements = np.stack([np.eye(order), np.zeros((order, order))], axis=1)
+    waves = _starts(np.random.default_rng([setting.seed, 1]), order, order)
+    nodes = jnp.asarray(np.concatenate([elements, waves]), setting.dtype)
+    worth = jax.jit(jax.vmap(lambda energy: jax.vmap(energy)(nodes)))(energies(order, (p, 0.8)))
+    (single, above), (fourier, below) = np.asarray(worth).reshape(subsets, 2, 2, order).mean(axis=3).T
+    law = {"(1−1/M)² Mp(1−p)/2": (1 - 1 / order) ** 2 * order * p * (1 - p) / 2}
+    wrong, more = {"p²M/4, of one frequency": p**2 * order / 4}, {"p = 0.8": (above - below) / order}
+    name, excess = "E of a single element less that of one frequency, over M", (single - fourier) / order
+    curves = {m: {word: kept.mean(axis=0) for word, kept in both.items()} for m, both in last.items()}
+    axis, y = ("fraction of the pairs p", fractions), "fraction of starts"
     half = lambda curve: float(np.interp(0.5, curve, fractions)) if curve[0] < 0.5 < curve[-1] else np.nan
-    halves = {m: [half(x.mean(axis=0)) for x in last[m]] for m in orders}
+    halves = [(m, half(both["x² whole"]), half(both["interaction"])) for m, both in curves.items()]
+    told = (f"Z{m}: x² whole {bare:.2f}, interaction {own:.2f} ({own * m / np.log(m):.1f})" for m, bare, own in halves)
     return evidence(
-        mean("fraction of maxima that last, interaction alone", interaction, {"x² whole": whole}, at_least=0.8),
-        agrees(
-            "E of a single element", None, single.mean(), {"(1−1/M)² Mp(1−p)/2": (1 - 1 / order) ** 2 * law},
-            {"p²M/4, of one frequency": p**2 * order / 4}, within=0.02,
-        ),
-        mean(
-            "E of a single element less that of one frequency, over M", (single - fourier) / order,
-            {"p = 0.8": (above - below) / order}, at_least=0,
-        ),
-        panels=[
-            panel(
-                f"maxima that last, Z{m}",
-                ("fraction of the pairs p", fractions),
-                y="fraction of starts",
-                observed={"interaction": last[m][1].mean(axis=0), "x² whole": last[m][0].mean(axis=0)},
-            )
-            for m in orders
-        ],
-        remarks=[] if len(fractions) == 1 else [
-            "p at which half last, and that over ln M/M: "
-            + "; ".join(
-                f"Z{m}: x² whole {bare:.2f}, interaction {alone:.2f} ({alone * m / np.log(m):.1f})"
-                for m, (bare, alone) in halves.items()
-            )
-            + "."
-        ],
-    )  # fmt: skip
+        mean("fraction of maxima that last, interaction alone", alone, {"x² whole": whole}, at_least=0.8),
+        agrees("E of a single element", None, single.mean(), law, wrong, within=0.02),
+        mean(name, excess, more, at_least=0),
+        panels=[panel(f"maxima that last, Z{m}", axis, y=y, observed=both) for m, both in curves.items()],
+        remarks=[f"p at which half last, and that over ln M/M: {'; '.join(told)}."] if len(fractions) > 1 else [],
+    )

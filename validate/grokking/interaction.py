@@ -1,6 +1,7 @@
 """What nodes at maxima can represent together, and how nodes interact: Theorems 3, 6 and 7."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,33 +9,15 @@ import numpy as np
 from jaxtyping import Float
 
 from ...dynamics import grokking
-from ...dynamics.groups import Group, alternating, cyclic, dihedral, symmetric
+from ...dynamics.groups import alternating, cyclic, dihedral, symmetric
 from ...dynamics.representations import Irrep, irreps
 from ..checks import absolute, agrees, at_most, evidence, scaled, solver, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import end_of
 from ..panels import heatmap, panel
-from ._shared import ALL_PAIRS, SQUARE, nontrivial, random_nodes, short, some_groups
+from ._shared import ALL_PAIRS, SQUARE, entries, nontrivial, random_nodes, short, some_groups
 
 EXACT = 1e-20  # of a squared residual: least squares on the host, in float64
-
-
-def _mirrored(rng: np.random.Generator, all_: Sequence[Irrep]) -> Float[np.ndarray, "2 order nodes"]:
-    """Real [u; ±Pu], u random in each isotypic space: far more than the count."""
-    nodes = []
-    for r in nontrivial(all_):
-        u = r.projector @ rng.normal(size=(r.group.order, 40))
-        mirror = u[r.group.inverse]
-        nodes += [np.stack([u, mirror]), np.stack([u, -mirror])]
-    return np.concatenate(nodes, axis=2)
-
-
-def _random_maxima(rng: np.random.Generator, all_: Sequence[Irrep], number: int) -> Float[np.ndarray, "2 order nodes"]:
-    nodes = []
-    for r in nontrivial(all_):
-        a, x, b = rng.normal(size=(3, number, r.dim))
-        nodes.append(np.stack([np.einsum("ni,hij,nj->hn", p, r.matrices, q) for p, q in ((a, x), (x, b))]))
-    return np.concatenate(nodes, axis=2)
 
 
 @claim(
@@ -47,58 +30,52 @@ def _random_maxima(rng: np.random.Generator, all_: Sequence[Irrep], number: int)
 def reconstruction(setting: Setting) -> Evidence:
     rng, z7 = setting.rng, cyclic(7)
     groups = [g for g in some_groups(setting.scale) if g.order <= setting.pick(smoke=12, laptop=21, paper=24)]
+
+    def mirrored_nodes(all_):
+        """Real [u; ±Pu], u random in each isotypic space: far more than the count."""
+        u = np.concatenate([r.projector @ rng.normal(size=(r.group.order, 40)) for r in nontrivial(all_)], axis=1)
+        mirror = u[all_[0].group.inverse]
+        return np.concatenate([np.stack([u, mirror]), np.stack([u, -mirror])], axis=2)
+
     kinds = [(irreps(group), irreps(group, over="complex")) for group in groups]
     nodes = [
-        (grokking.real_nodes(real), grokking.complex_nodes(over_c, setting.seed), _mirrored(rng, real))
-        for real, over_c in kinds
+        (grokking.real_nodes(over_r), grokking.complex_nodes(over_c, setting.seed), mirrored_nodes(over_r))
+        for over_r, over_c in kinds
     ]
-    left = [[grokking.residual(each, g) for each in three] for g, three in zip(groups, nodes, strict=True)]
+    left = [[grokking.residual(each, g) for each in own] for g, own in zip(groups, nodes, strict=True)]
     real, complex_, mirrored = np.array(left).T
-    counts = np.array([[each.shape[2] for each in three[:2]] for three in nodes])
-    orders, names = np.array([g.order for g in groups]), [g.name for g in groups]
-    abelian = np.array([g.is_abelian for g in groups])
-    draw = lambda n, i: _random_maxima(np.random.default_rng([setting.seed, i]), irreps(z7), n)
-    six, seven, eight = ([grokking.residual(draw(n, i), z7) for i in range(5)] for n in (6, 7, 8))
-    pairs = grokking.residual(_mirrored(rng, irreps(z7)), z7)
-    wrong = {"real [u; ±Pu], the least": min(mirrored[orders > 4])}
-    number = {"within": 0, "measure": absolute}
+    counts = np.array([[each.shape[2] for each in own[:2]] for own in nodes])
+    orders, abelian = np.array([g.order for g in groups]), np.array([g.is_abelian for g in groups])
+    memorising, exactly = lambda of: {"M², memorising": orders[of] ** 2}, {"within": 0, "measure": absolute}
+    numbers = ("real nodes, M odd", 0, 4, abelian & (orders % 2 == 1)), ("complex nodes", 1, 2, abelian)
+    counted = [
+        agrees(f"{name}, Abelian", None, counts[of, i], times * (orders[of] - 1), memorising(of), **exactly)
+        for name, i, times, of in numbers
+        if of.any()
+    ]
+
+    def of_random_maxima(number, seed):
+        drawn = np.random.default_rng([setting.seed, seed])
+        each = [(r, *drawn.normal(size=(3, number, r.dim))) for r in nontrivial(irreps(z7))]
+        nodes = [np.stack([entries(r, a, x).T, entries(r, x, b).T]) for r, a, x, b in each]
+        return grokking.residual(np.concatenate(nodes, axis=2), z7)
+
+    six, seven, eight = ([of_random_maxima(number, seed) for seed in range(5)] for number in (6, 7, 8))
+    pairs = grokking.residual(mirrored_nodes(irreps(z7)), z7)
+    seen = {"real maxima": counts[:, 0], "complex (Theorem 3)": counts[:, 1]}
+    axis, theory = ("group, by order", np.arange(len(groups))), {"memorisation, M²": orders**2}
+    title, several = "nodes that reconstruct all labels", {"real maxima": real, "complex nodes": complex_}
+    told = (f"{g.name} {a}, {b}, {g.order**2}" for g, (a, b) in zip(groups, counts, strict=True))
+    residuals = (f"{g.name} {off:.3f}" for g, off in zip(groups, mirrored, strict=True))
     return evidence(
-        at_most("residual", {"real maxima": real, "complex nodes": complex_}, EXACT, wrong),
-        *[
-            agrees(
-                f"{name}, Abelian", None, counts[which, i], law[which], {"M², memorising": orders[which] ** 2}, **number
-            )
-            for i, name, which, law in (
-                (0, "real nodes, M odd", abelian & (orders % 2 == 1), 4 * (orders - 1)),
-                (1, "complex nodes", abelian, 2 * (orders - 1)),
-            )
-            if which.any()
-        ],
+        at_most("residual", several, EXACT, {"real [u; ±Pu], the least": mirrored[orders > 4].min()}),
+        *counted,
         at_most("Z_7, 8 random real maxima a frequency: residual", eight, EXACT, {"7, the least": min(seven)}),
         agrees("Z_7, real [u; ±Pu]: residual", None, pairs, 0.5, {"0, as printed": 0.0}, within=1e-6, measure=absolute),
-        panels=[
-            panel(
-                "nodes that reconstruct all labels",
-                ("group, by order", np.arange(len(groups))),
-                y="nodes",
-                observed={"real maxima": counts[:, 0], "complex (Theorem 3)": counts[:, 1]},
-                predicted={"memorisation, M²": orders**2},
-                log="y",
-            ),
-            heatmap(
-                "residual of the labels",
-                ("group", names),
-                ("nodes", ["real maxima", "complex", "real [u; ±Pu]"]),
-                np.maximum(np.array(left).T, 1e-32),
-                z_label="residual",
-                log="z",
-            ),
-        ],
+        panels=[panel(title, axis, y="nodes", observed=seen, predicted=theory, log="y")],
         remarks=[
-            "Nodes, real and complex, and M²: "
-            + "; ".join(f"{n} {a}, {b}, {m**2}" for n, (a, b), m in zip(names, counts, orders, strict=True))
-            + ". Where they exceed M², memorising is cheaper.",
-            f"Residual of real [u; ±Pu]: {', '.join(f'{n} {m:.3f}' for n, m in zip(names, mirrored, strict=True))}."
+            f"Nodes, real and complex, and M²: {'; '.join(told)}. Where they exceed M², memorising is cheaper.",
+            f"Residual of real [u; ±Pu]: {', '.join(residuals)}."
             f" Z_7 with 6 and 7 random maxima a frequency: {min(six):.2g}, {min(seven):.2g} at least.",
         ],
     )
@@ -120,61 +97,40 @@ def repulsion(setting: Setting) -> Evidence:
     first, second = np.triu_indices(nodes, 1)
     order = np.argsort(exact[first, second])
     first, second = first[order], second[order]
-    rule = lambda at: grokking.repulsion(features, eta, *at)
-    found = np.asarray(jax.jit(lambda *at: jax.lax.map(rule, at))(first, second))
+    found = np.asarray(jax.jit(jax.vmap(partial(grokking.repulsion, features, eta)))(first, second))
     entries, alike = exact[first, second], np.asarray(features.T @ features)[first, second]
     without = entries * (1 - entries**2 / (exact[first, first] * exact[second, second]))  # −β/αγ in terms of B
     signs = lambda x: int(np.sum(np.sign(x) != np.sign(entries)))
+    axis, law, wrong = ("pair of nodes, by b", np.arange(len(entries))), {"−β/(αγ − β²)": found}, {"−β/(αγ)": without}
     return evidence(
-        agrees(
-            "b_jk",
-            ("pair of nodes, by b", np.arange(len(entries))),
-            entries,
-            {"−β/(αγ − β²)": found},
-            {"−β/(αγ)": without},
-            within=solver(10),
-            measure=scaled,
-            y="b_jk",
-        ),
+        agrees("b_jk", axis, entries, law, wrong, within=solver(10), measure=scaled, y="b_jk"),
         at_most("signs that differ, of 190", signs(found), 0, {"signs by −f_jᵀf_k": signs(-alike)}),
     )
 
 
-def _by_characters(group: Group, all_: Sequence[Irrep], learned: Collection[int]) -> Float[np.ndarray, "order order"]:
-    """`Φ_S Φ_S*` as printed, for representations of real kind."""
-    left = [r for i, r in enumerate(all_) if i not in learned and not r.trivial]
-    return sum((r.dim / group.order * np.outer(r.character, r.character) for r in left), np.zeros((group.order,) * 2))
+def _by_characters(all_: Sequence[Irrep], known: int) -> Float[np.ndarray, "order order"]:
+    """`Φ_S Φ_S*` as printed, for representations of real kind, the first so many besides the trivial one known."""
+    return sum(r.dim / r.group.order * np.outer(r.character, r.character) for r in all_[known + 1 :])
 
 
-def _tiny_node(rng, group: Group, nodes: np.ndarray, laws: Sequence[np.ndarray], setting: Setting) -> np.ndarray:
-    """The gradient that reaches a new small node beside these, against `(1/η) Π(h, h′) f` for some Π: for each the
-    cosine and the norm over the predicted one."""
-    pairs, eta = grokking.pairs(group.table), setting.bound(1e-5, 1e-2)
+def _beside(rng, all_: Sequence[Irrep], known: int, setting: Setting) -> list[tuple[float, ...]]:
+    """For Π_miss beside nodes that know so many representations, and for its printed form if the group is not Abelian:
+    the error of Ỹ − Ŷ; and of the gradient that reaches a new small node, predicted as `(1/η) Π(h, h′) f`, the cosine
+    and the norm over the predicted one."""
+    group, eta, size = all_[0].group, setting.bound(1e-5, 1e-2), np.linalg.norm
+    pairs, nodes = grokking.pairs(group.table), grokking.real_nodes(all_[: known + 1])
+    left = grokking.left_over(nodes, group)
     both = np.concatenate([nodes, eta * rng.normal(size=(2, group.order, 1))], axis=2)
     features = (both[0][pairs.first] + both[1][pairs.second]) ** 2
     layer = grokking.OutputLayer(jnp.asarray(features), jnp.asarray(np.eye(group.order)[pairs.label]), eta)
     found, f = np.asarray(layer.backpropagated(layer.limit()))[:, -1], np.asarray(layer.features)[:, -1]
-    each = [law[pairs.label] @ (law[pairs.label].T @ f) / eta for law in laws]
-    size = np.linalg.norm
-    return np.array([[found @ one / size(found) / size(one), size(found) / size(one)] for one in each])
 
+    def against(rows):
+        law = rows @ (rows.T @ f) / eta
+        return np.abs(left - rows).max(), found @ law / size(found) / size(law), size(found) / size(law)
 
-def _ends(rng, all_: Sequence[Irrep], setting: Setting) -> tuple[np.ndarray, ...]:
-    """Ascents of E_S, with all but the last representation known, and of E: where the first end, E over that of the
-    last; of both the mass outside it."""
-    last, climbed = all_[-1], (range(1, len(all_) - 1), ())
-    flows = [
-        grokking.ScaledAscent(lambda w, known=known: grokking.remaining_energy(w, all_, known)) for known in climbed
-    ]
-
-    def end(w):
-        aware, unaware = (end_of(flow, w, 60.0, 240) for flow in flows)
-        return aware, unaware, flows[0].energy(aware)
-
-    starts = jnp.asarray(random_nodes(rng, 30, last.group.order), setting.dtype)
-    aware, unaware, values = map(np.asarray, jax.jit(jax.vmap(end))(starts))
-    outside = lambda w: 1 - np.sum((w @ last.projector) ** 2, axis=(1, 2)) / np.sum(w**2, axis=(1, 2))
-    return values / grokking.peak(last), outside(aware), outside(unaware)
+    laws = grokking.missing(all_, range(1, known + 1)), _by_characters(all_, known)
+    return [against(law[pairs.label]) for law in laws[: 1 if group.is_abelian else 2]]
 
 
 @claim(
@@ -187,60 +143,46 @@ def _ends(rng, all_: Sequence[Irrep], setting: Setting) -> tuple[np.ndarray, ...
     flow=grokking.ScaledAscent,
 )
 def top_down(setting: Setting) -> Evidence:
-    rng = setting.rng
     groups = (cyclic(7), symmetric(3), dihedral(5), alternating(4))[: setting.pick(smoke=2, laptop=4, paper=4)]
-    gaps, printed, tiny, tiny_printed = [], [], [], []
-    for group in groups:
-        all_, pairs = irreps(group), grokking.pairs(group.table)
-        for known in range(1, len(all_) - 1):  # the first is trivial; some are missing
-            learned = range(1, known + 1)
-            laws = [grokking.missing(all_, learned), _by_characters(group, all_, learned)][
-                : 1 if group.is_abelian else 2
-            ]
-            nodes = grokking.real_nodes(all_[: known + 1])
-            off = [np.abs(grokking.left_over(nodes, group) - law[pairs.label]).max() for law in laws]
-            found = _tiny_node(rng, group, nodes, laws, setting)
-            gaps, printed = [*gaps, off[0]], [*printed, *off[1:]]
-            tiny, tiny_printed = [*tiny, found[0]], [*tiny_printed, *found[1:]]
-    cosine, ratio = np.array(tiny).T
+    rng, kinds = setting.rng, [irreps(group) for group in groups]
+    # The first is trivial, and some are missing.
+    each = [_beside(rng, all_, known, setting) for all_ in kinds for known in range(1, len(all_) - 1)]
+    gaps, cosine, ratio = np.array([own[0] for own in each]).T
+    printed, printed_cosine, _ = np.array([own[1] for own in each if len(own) > 1]).T
+
+    def ends(all_):
+        """Of ascents of E_S, all but the last known, E over that of the last; the mass outside it, and that of E's."""
+        last, climbed = all_[-1], (range(1, len(all_) - 1), ())
+        energies = [partial(grokking.remaining_energy, irreps=all_, learned=known) for known in climbed]
+        end = lambda w: [end_of(grokking.ScaledAscent(energy), w, 60.0, 240) for energy in energies]
+        starts = jnp.asarray(random_nodes(rng, 30, last.group.order), setting.dtype)
+        aware, unaware = jax.jit(jax.vmap(end))(starts)
+        share = jax.jit(jax.vmap(energies[0]))(aware) / grokking.peak(last)
+        outside = lambda w: 1 - np.sum((w @ last.projector) ** 2, axis=(1, 2)) / np.sum(w**2, axis=(1, 2))
+        return share, outside(aware), outside(unaware)
+
     # each ascent is compiled for itself
-    energies, outside, unaware = map(
-        np.concatenate, zip(*(_ends(rng, irreps(g), setting) for g in groups[:2]), strict=True)
-    )
-    shown = groups[1]
-    axes = ("column h′", list(map(str, range(shown.order)))), ("label h", list(map(str, range(shown.order))))
-    by_characters = "characters, as printed, groups that are not Abelian"
+    energies, outside, unaware = map(np.concatenate, zip(*map(ends, kinds[:2]), strict=True))
+    by_characters, shown = "characters, as printed, groups that are not Abelian", kinds[1]
+    elements = list(map(str, range(groups[1].order)))
+    laws = {"Π_miss": grokking.missing(shown, [1]), "Φ_S Φ_S*, as printed": _by_characters(shown, 1)}
+    title = f"residual of the labels of {groups[1].name}, the sign known"
+    axes = ("column h′", elements), ("label h", elements)
+    told = (f"{g.name} {', '.join(short(r) for r in nontrivial(own))}" for g, own in zip(groups, kinds, strict=True))
+    form, error = "Π_miss, of rank Σ d²: all matrix entries as columns, not their trace alone", "largest error of Ỹ − Ŷ"
+    # Both are of order |f|²/η, which float32 does not have as small.
+    close, size = setting.bound((1e-5, 0.01), (1e-3, 0.05))
+    name = "G_F of a new node against Π_miss(h, h′)/η: 1 − cosine"
     return evidence(
         # of 1 on the host, in float64
         vanishes("Ỹ − Ŷ less Π_miss", gaps, {by_characters: printed}, within=1e-12),
-        # Both are of order |f|²/η, which float32 does not have as small.
-        at_most(
-            "G_F of a new node against Π_miss(h, h′)/η: 1 − cosine", 1 - cosine, setting.bound(1e-5, 1e-3),
-            {by_characters: [1 - c for c, _ in tiny_printed]},
-        ),
-        agrees("its norm over the predicted one", None, ratio, 1.0, within=setting.bound(0.01, 0.05)),
+        at_most(name, 1 - cosine, close, {by_characters: 1 - printed_cosine}),
+        agrees("its norm over the predicted one", None, ratio, 1.0, within=size),
         agrees("ascents of E_S: E over M/(2D) of the missing one", None, energies, 1.0, within=solver(100)),
         at_most("their mass outside the missing one", outside, solver(100), {"ascents of E": unaware}),
-        panels=[
-            heatmap(f"residual of the labels of {shown.name}, the sign known", *axes, law, z_label=label)
-            for label, law in (
-                ("Π_miss", grokking.missing(irreps(shown), [1])),
-                ("Φ_S Φ_S*, as printed", _by_characters(shown, irreps(shown), [1])),
-            )
-        ],
+        panels=[heatmap(title, *axes, law, z_label=label) for label, law in laws.items()],
         remarks=[
-            "Known one after another: "
-            + "; ".join(f"{g.name} " + ", ".join(short(r) for r in nontrivial(irreps(g))) for g in groups)
-            + ". Ascents of E_S with all but the last known end at the last."
+            f"Known one after another: {'; '.join(told)}. Ascents of E_S with all but the last known end at the last."
         ],
-        errata=[
-            Erratum(
-                "Theorem 7",
-                "Φ_S = [√(d/M) χ_k], k missing",
-                "Π_miss, of rank Σ d²: all matrix entries as columns, not their trace alone",
-                float(max(gaps)),
-                float(max(printed)),
-                "largest error of Ỹ − Ŷ",
-            )
-        ],
-    )  # fmt: skip
+        errata=[Erratum("Theorem 7", "Φ_S = [√(d/M) χ_k], k missing", form, max(gaps), max(printed), error)],
+    )

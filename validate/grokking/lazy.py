@@ -29,15 +29,21 @@ def _layer(pairs: Pairs, w: Float[np.ndarray, "2 order nodes"], decay: float, se
     return OutputLayer(_hidden(pairs, weights), labels, jnp.asarray(decay, setting.dtype))
 
 
+def _by_kernel(layer: OutputLayer) -> tuple[Float[Array, "pairs pairs"], Float[Array, "pairs nodes"]]:
+    """K, and `η K Ỹ Ỹᵀ K F̃`."""
+    features, labels, eta = layer.features, layer.labels, layer.decay
+    kernel = jnp.linalg.inv(features @ features.T + eta * jnp.eye(len(features), dtype=features.dtype))
+    return kernel, eta * kernel @ labels @ (labels.T @ kernel @ features)
+
+
 @jax.jit
 def _ridge(flow: OutputLayer, start: Float[Array, "nodes classes"], late: Float[Array, " times"]):
     """Relative errors of forms of G_F at the ridge solution and for outputs scaled by β, how fast it is approached, and
     |G_F| without decay. `late`: times in units of 1/λ_min."""
     limit, features, labels = flow.limit(), flow.features, flow.labels
     off = lambda x, y: jnp.linalg.norm(x - y) / jnp.linalg.norm(y)
-    direct, along = flow.backpropagated(limit), flow.correlation()
-    kernel = jnp.linalg.inv(features @ features.T + ETA * jnp.eye(len(features), dtype=features.dtype))
-    slowest = jnp.linalg.eigvalsh(flow.matrix())[0]
+    direct, along, slowest = flow.backpropagated(limit), flow.correlation(), jnp.linalg.eigvalsh(flow.matrix())[0]
+    kernel, by_kernel = _by_kernel(flow)
     gone = OutputLayer(features, jnp.zeros_like(labels), ETA)  # how V − V_r moves: no cancellation however late
 
     def gap(t):
@@ -49,7 +55,7 @@ def _ridge(flow: OutputLayer, start: Float[Array, "nodes classes"], late: Float[
     louder = OutputLayer(BETA * features, labels, ETA).limit_gradient() * BETA
     unbiased = OutputLayer(features, labels, 0.0)
     return {
-        "kernel": off(ETA * kernel @ labels @ (labels.T @ kernel @ features), direct),
+        "kernel": off(by_kernel, direct),
         "equation 4": off(ETA * kernel @ along @ jnp.linalg.inv(flow.matrix()), direct),
         "Lemma 1": off(along * jnp.vdot(direct, along) / jnp.vdot(along, along), direct),
         "approach": gaps / gaps[0],
@@ -69,64 +75,34 @@ def _ridge(flow: OutputLayer, start: Float[Array, "nodes classes"], late: Float[
     flow=OutputLayer,
 )
 def ridge_gradient(setting: Setting) -> Evidence:
-    rng = setting.rng
-    some = split(6, fraction=0.5, seed=setting.seed)
+    rng, some = setting.rng, split(6, fraction=0.5, seed=setting.seed)
     tasks = (grokking.pairs(cyclic(11).table), 11, 40), (grokking.pairs(symmetric(3).table, some), 6, 30)
     late = np.linspace(*setting.bound((60, 90), (20, 40)), 6)  # float32 has no e⁻⁹⁰ squared
-    drawn = [
-        (_layer(pairs, rng.normal(size=(2, order, nodes)), ETA, setting), rng.normal(size=(nodes, order)))
-        for pairs, order, nodes in tasks
-    ]
     cast = lambda x: jnp.asarray(x, setting.dtype)
-    found = jax.tree.map(lambda *x: np.array(x), *(_ridge(flow, cast(start), cast(late)) for flow, start in drawn))
-    later = late[:, None] - late[0]
-    bare, spanned = found["no decay"]
+
+    def measured(pairs, order, nodes):
+        flow = _layer(pairs, rng.normal(size=(2, order, nodes)), ETA, setting)
+        return _ridge(flow, cast(rng.normal(size=(nodes, order))), cast(late))
+
+    found = jax.tree.map(lambda *x: np.array(x), *(measured(*task) for task in tasks))
+    later, (bare, spanned), tight = late[:, None] - late[0], found["no decay"], {"within": rounding(4.5e4)}
+    forms = {"η K Ỹ Ỹᵀ K F̃": found["kernel"], "equation 4": found["equation 4"]}
+    rate, wrong_rate = {"exp(−λ_min t)": np.exp(-later)}, {"exp(−ηt)": np.exp(-later * ETA / found["slowest"])}
+    # What the next eigenvalues still add, in float32 at earlier times.
+    beside = {"within": setting.bound(0.01, 0.5), "measure": relative, "log": "y"}
+    scaled, as_printed = found["η/β²"], {"G*/β², as printed": found["G*/β²"]}
+    only = "only where the labels lie in the span of the features (about as many nodes as pairs)"
+    sizes = "|G_F|; corrected: 18 pairs and 30 nodes, printed: 121 pairs and 40 nodes"
+    no_decay = Erratum("regime table of the slides", "η = 0: G_F = 0", only, spanned, bare, sizes)
+    limits = "outputs scaled by β: the limit is G*/β²", "G* at the decay η/β²"
+    lemma = {"the best multiple of Ỹ Ỹᵀ F̃ (Lemma 1)": found["Lemma 1"]}
+    fewer = {"121 pairs and 40 nodes, zero in the slides": bare}
     return evidence(
-        vanishes(
-            "G_F at V_r, relative error",
-            {"η K Ỹ Ỹᵀ K F̃": found["kernel"], "equation 4": found["equation 4"]},
-            {"the best multiple of Ỹ Ỹᵀ F̃ (Lemma 1)": found["Lemma 1"]},
-            within=rounding(4.5e4),
-        ),
-        agrees(
-            "|G_F(t) − G_F(∞)| over the first",
-            ("λ_min t", late),
-            found["approach"].T,
-            {"exp(−λ_min t)": np.exp(-later)},
-            {"exp(−ηt)": np.exp(-later * ETA / found["slowest"])},
-            within=setting.bound(0.01, 0.5),  # what the next eigenvalues still add, in float32 at earlier times
-            measure=relative,
-            log="y",
-        ),
-        vanishes(
-            "outputs scaled by β: G* at the decay η/β², relative error",
-            found["η/β²"],
-            {"G*/β², as printed": found["G*/β²"]},
-            within=rounding(4.5e4),
-        ),
-        vanishes(
-            "|G_F| at η = 0 with more nodes than pairs",
-            spanned,
-            {"121 pairs and 40 nodes, zero in the slides": bare},
-            within=rounding(4.5e4),
-        ),
-        errata=[
-            Erratum(
-                "regime table of the slides",
-                "η = 0: G_F = 0",
-                "only where the labels lie in the span of the features (about as many nodes as pairs)",
-                float(spanned),
-                float(bare),
-                "|G_F|; corrected: 18 pairs and 30 nodes, printed: 121 pairs and 40 nodes",
-            ),
-            Erratum(
-                "Appendix C.3",
-                "outputs scaled by β: the limit is G*/β²",
-                "G* at the decay η/β²",
-                float(found["η/β²"].max()),
-                float(found["G*/β²"].max()),
-            ),
-        ],
+        vanishes("G_F at V_r, relative error", forms, lemma, **tight),
+        agrees("|G_F(t) − G_F(∞)| over the first", ("λ_min t", late), found["approach"].T, rate, wrong_rate, **beside),
+        vanishes("outputs scaled by β: G* at the decay η/β², relative error", scaled, as_printed, **tight),
+        vanishes("|G_F| at η = 0 with more nodes than pairs", spanned, fewer, **tight),
+        errata=[no_decay, Erratum("Appendix C.3", *limits, scaled.max(), found["G*/β²"].max())],
     )
 
 
@@ -143,7 +119,7 @@ def ridge_gradient(setting: Setting) -> Evidence:
 )
 def first_gradient(setting: Setting) -> Evidence:
     pairs, rng = grokking.pairs(cyclic(11).table), setting.rng
-    w, noise = rng.normal(size=(2, 11, 40)), jnp.asarray(rng.normal(size=(40, 11)), setting.dtype)
+    w, noise = (jnp.asarray(rng.normal(size=size), setting.dtype) for size in ((2, 11, 40), (40, 11)))
     flow = _layer(pairs, w, ETA, setting)
     t = setting.bound(1e-9, 1e-5) / jnp.max(jnp.linalg.eigvalsh(flow.matrix()))
     slope = jax.jit(lambda v: (flow.backpropagated(flow.exact(v, t)) - flow.backpropagated(v)) / t)
@@ -151,8 +127,7 @@ def first_gradient(setting: Setting) -> Evidence:
     alphas = np.geomspace(least, least * 10**wide, 5)
     found = np.array([slope(jnp.asarray(a, setting.dtype) * noise) for a in alphas])
     law = flow.correlation()
-    mean = jnp.mean(_hidden(pairs, jnp.asarray(w, setting.dtype)), axis=0)
-    wrong = {"2 Ỹ Ỹᵀ F̃": 2 * law, "features not centred": law + mean}
+    wrong = {"2 Ỹ Ỹᵀ F̃": 2 * law, "features not centred": law + jnp.mean(_hidden(pairs, w), axis=0)}
     same, of_order_alpha = f"the same at α = {alphas[0]:.2g}", setting.bound(1e-4, 1e-1)
     return evidence(
         converges("slope of G_F", ("α", alphas), found, {"Ỹ Ỹᵀ F̃": law}, wrong, order=1),
@@ -166,9 +141,7 @@ def _wide(layer: OutputLayer, direct: bool = False):
     identity that have their traces. `direct`: by the ridge solution, not by the kernel form, which `ridge_gradient`
     checks: it takes a hundredth of the time for wide layers, but more digits at a small η."""
     wide, along, eta, size = layer.wide_gradient(), layer.correlation(), layer.decay, jnp.linalg.norm
-    kernel = jnp.linalg.inv(layer.features @ layer.features.T + eta * jnp.eye(len(layer.features), dtype=eta.dtype))
-    by_kernel = lambda: eta * kernel @ layer.labels @ (layer.labels.T @ kernel @ layer.features)
-    found = layer.limit_gradient() if direct else by_kernel()
+    found = layer.limit_gradient() if direct else _by_kernel(layer)[1]
     by_lemma = eta * size(along) / jnp.prod(jnp.sum(layer.features**2) / jnp.array(layer.features.shape) + eta)
     return jnp.stack([size(found), jnp.vdot(found, wide) / (size(found) * size(wide)), size(wide), by_lemma])
 
@@ -199,47 +172,26 @@ def wide_limit(setting: Setting) -> Evidence:
     law, largest, four = grokking.wide_kernel(pairs), f"K = {widths[-1]}", slice(-4, None)
     # In float32 the few digits of narrow layers bend the slopes.
     close, slope, by_size, by_angle = setting.bound((0.01, 0.1, 0.15, 0.003), (0.1, 0.25, 0.25, 0.03))
+    widest, turned = ("1/K", 1 / widths[four]), 1 - cosine
+    on_part, limit = {f"60 pairs, K = {widths[-3]}": part[-1]}, {"η/(4K+η)² |Ỹ Ỹᵀ F̃|": wide[-1]}
+    kernels = {"4·11ᵀ + 4I + 2(B₁B₁ᵀ + B₂B₂ᵀ)": law}
+    identity = {"a multiple of the identity (Lemma 1)": np.eye(len(law)) * np.trace(law) / len(law)}
+    falls = np.polyfit(np.log(widths), np.log(size), 1)[0]
+    printed = "G_F = η/((K c₁+η)(n c₂+η)) Ỹ Ỹᵀ F, both Gram matrices multiples of the identity"
+    corrected = "η/(4K+η)² Ỹ Ỹᵀ F̃ for K ≫ n² on all pairs; on a subset of them never proportional"
+    errors = (abs(size[-1] / predicted[-1] - 1) for predicted in (wide, lemma))
+    by_width, y = {"order": 1.5, "tolerance": slope}, "|G_F|"
     return evidence(
-        scales("1 − cos(G_F, Ỹ Ỹᵀ F̃) in 1/K", ("1/K", 1 / widths), 1 - cosine, order=1, tolerance=by_size),
-        scales(
-            "|G_F| in 1/K, the four widest",
-            ("1/K", 1 / widths[four]),
-            size[four],
-            {"Lemma 1": lemma[four]},
-            order=1.5,
-            tolerance=slope,
-            y="|G_F|",
-        ),
-        at_most(
-            f"1 − cos(G_F, Ỹ Ỹᵀ F̃), {largest}", 1 - cosine[-1], by_angle, {f"60 pairs, K = {widths[-3]}": part[-1]}
-        ),
-        agrees(
-            f"|G_F|, {largest}", None, size[-1], {"η/(4K+η)² |Ỹ Ỹᵀ F̃|": wide[-1]}, {"Lemma 1": lemma[-1]}, within=close
-        ),
-        agrees(
-            f"F Fᵀ/K, {largest}",
-            None,
-            kernel,
-            {"4·11ᵀ + 4I + 2(B₁B₁ᵀ + B₂B₂ᵀ)": law},
-            {"a multiple of the identity (Lemma 1)": np.eye(len(law)) * np.trace(law) / len(law)},
-            within=0.05,
-            measure=norms,
-        ),
+        scales("1 − cos(G_F, Ỹ Ỹᵀ F̃) in 1/K", ("1/K", 1 / widths), turned, order=1, tolerance=by_size),
+        scales("|G_F| in 1/K, the four widest", widest, size[four], {"Lemma 1": lemma[four]}, **by_width, y=y),
+        at_most(f"1 − cos(G_F, Ỹ Ỹᵀ F̃), {largest}", turned[-1], by_angle, on_part),
+        agrees(f"|G_F|, {largest}", None, size[-1], limit, {"Lemma 1": lemma[-1]}, within=close),
+        agrees(f"F Fᵀ/K, {largest}", None, kernel, kernels, identity, within=0.05, measure=norms),
         remarks=[
             f"On 60 pairs the cosine is {1 - part[0]:.2f} at K = {widths[-4]}, {1 - part[1]:.2f} at K = {widths[-3]}.",
-            f"|G_F| falls as K to the power {np.polyfit(np.log(widths), np.log(size), 1)[0]:.2f}; Lemma 1 says −0.5."
-            f" 1 − cos(G_F, Ỹ Ỹᵀ F̃) is {1 - cosine[-1]:.2g} at {largest}.",
+            f"|G_F| falls as K to the power {falls:.2f}; Lemma 1 says −0.5.",
         ],
-        errata=[
-            Erratum(
-                "Lemma 1",
-                "G_F = η/((K c₁+η)(n c₂+η)) Ỹ Ỹᵀ F, both Gram matrices multiples of the identity",
-                "η/(4K+η)² Ỹ Ỹᵀ F̃ for K ≫ n² on all pairs; on a subset of them never proportional",
-                abs(float(size[-1] / wide[-1] - 1)),
-                abs(float(size[-1] / lemma[-1] - 1)),
-                f"relative error of |G_F|, {largest}",
-            )
-        ],
+        errata=[Erratum("Lemma 1", printed, corrected, *errors, f"relative error of |G_F|, {largest}")],
     )
 
 
@@ -260,17 +212,15 @@ def regimes(setting: Setting) -> Evidence:
     with_decay = lambda layer, decay: eqx.tree_at(lambda one: one.decay, layer, decay)
     each = jax.vmap(lambda layer, decay: _wide(with_decay(layer, decay), direct=True), (None, 0))
     found = np.array([each(layer, jnp.asarray(decays, setting.dtype)) for layer in layers])
-    sizes, cosines = found[..., 0], found[..., 1]
+    sizes, cosines = np.moveaxis(found[..., :2], 2, 0)
     narrow, middle, wide = sizes
     fewer, enough, many = (f"K = {k}" for k in widths)
     axes = ("decay η", [f"{d:g}" for d in decays]), ("nodes K", list(map(str, widths)))
+    of_largest, too_few = middle[0] / middle.max(), {f"{fewer}, fewer nodes than pairs": narrow[0] / narrow.max()}
+    line = lambda norms, angles: ", ".join(f"{n:.2g} ({c:.2f})" for n, c in zip(norms, angles, strict=True))
+    told = [f"K = {k}: {line(*own)}" for k, *own in zip(widths, sizes, cosines, strict=True)]
     return evidence(
-        at_most(
-            f"|G_F| at η = 1e-3 over the largest, {enough}",
-            middle[0] / middle.max(),
-            0.01,
-            {f"{fewer}, fewer nodes than pairs": narrow[0] / narrow.max()},
-        ),
+        at_most(f"|G_F| at η = 1e-3 over the largest, {enough}", of_largest, 0.01, too_few),
         at_most(f"at η = 1e5 over η = 10, {fewer}", narrow[-1] / narrow[2], 0.1),
         at_most(f"{many} over {enough}, η = 10", wide[2] / middle[2], 0.01),
         agrees(f"at η = 1e-3 and 0.2, {fewer}: it stays", None, narrow[0], narrow[1], within=0.01),
@@ -279,12 +229,5 @@ def regimes(setting: Setting) -> Evidence:
             heatmap("|G_F|", *axes, sizes, z_label="|G_F|", log="z"),
             heatmap("direction", *axes, cosines, z_label="cos(G_F, Ỹ Ỹᵀ F̃)", limits=(0.0, 1.0)),
         ],
-        remarks=[
-            f"|G_F| (cosine), η = {', '.join(f'{d:g}' for d in decays)}: "
-            + "; ".join(
-                f"K = {k}: " + ", ".join(f"{n:.2g} ({c:.2f})" for n, c in zip(*row, strict=True))
-                for k, *row in zip(widths, sizes, cosines, strict=True)
-            )
-            + "."
-        ],
+        remarks=[f"|G_F| (cosine), η = {', '.join(f'{d:g}' for d in decays)}: {'; '.join(told)}."],
     )

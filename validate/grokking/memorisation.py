@@ -1,5 +1,7 @@
 """Theorem 5: nodes that see one target only, and whether they end at a single pair or spread over many."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,9 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ...dynamics import groups
-from ...dynamics.grokking.energy import ScaledAscent
-from ...dynamics.grokking.memorisation import ACTIVATIONS, SingleTarget
-from ...dynamics.groups import Group
+from ...dynamics.grokking import ACTIVATIONS, ScaledAscent, SingleTarget
 from ..checks import at_most, evidence, solver, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import end_of
@@ -21,86 +21,36 @@ RANDOM = 40  # starts, besides one near each pair
 TIME, STEPS = 200.0, 2000
 
 
+def _problem(group: groups.Group, setting: Setting):
+    """The target and the probabilities, for any activation; starts w ≥ 0 for all of them, and other signs of these."""
+    rng, order, cast = setting.rng, group.order, lambda x: jnp.asarray(x, setting.dtype)
+    target, eye = int(rng.integers(order)), np.eye(order)
+    # Two large ones, both alive for log cosh, and smaller ones.
+    p = np.concatenate([[1, 0.85], np.linspace(0.45, 0.1, order - 2)])
+    p = cast(rng.permutation(p / p.sum()))
+    near = np.stack([eye, eye[group.table[group.inverse][:, target]]], axis=1) / np.sqrt(2)
+    near += 0.01 * rng.normal(size=near.shape)  # the rarest pair wins for x³ if others hold below a tenth of it
+    starts = np.abs(np.concatenate([rng.normal(size=(RANDOM, 2, order)), near]))
+    starts /= np.linalg.norm(starts, axis=(1, 2), keepdims=True)
+    return partial(SingleTarget, group, target, p), cast(starts), rng.choice([-1, 1], size=starts.shape)
+
+
 @eqx.filter_jit
-def _ascend(target: SingleTarget, w: Float[Array, "starts 2 order"], mistaken: Float[Array, " order"]):
-    """Where ascents end, their s at the start and there, and the s that are predicted for these and for other p."""
+def _ascend(target: SingleTarget, w: Float[Array, "starts 2 order"]) -> dict[str, Array]:
+    """The s at which ascents end, and that are predicted, for these p and for √p; the pair at which each ends, and the
+    winner of its race; how far any end is from the nodes predicted; F at the best end less that at the profile."""
+    p, single = target.probabilities, jnp.sqrt(2.0) * jnp.eye(w.shape[2], dtype=w.dtype)
+    # √p for p: a mistake that leaves Σ s² and the order of the pairs as they are.
+    other = eqx.tree_at(lambda one: one.probabilities, target, jnp.sqrt(p) / jnp.sum(jnp.sqrt(p)))
     ends = jax.vmap(lambda w: end_of(ScaledAscent(target), w, jnp.asarray(TIME, w.dtype), STEPS))(w)
-    other = eqx.tree_at(lambda one: one.probabilities, target, mistaken)
-    return ends, jax.vmap(target.sums)(w), jax.vmap(target.sums)(ends), target.profile(), other.profile()
-
-
-class _Problem:
-    """A group, a target and probabilities, with starts w ≥ 0 for all activations."""
-
-    def __init__(self, group: Group, setting: Setting):
-        rng, order = setting.rng, group.order
-        self.group, self.target, self.dtype = group, int(rng.integers(order)), setting.dtype
-        self.partners = group.table[group.inverse][:, self.target]
-        # Two large ones, both alive for log cosh, and smaller ones.
-        p = np.concatenate([[1, 0.85], np.linspace(0.45, 0.1, order - 2)])
-        self.p = rng.permutation(p / p.sum())
-        self.each = np.sqrt(2.0) * np.eye(order)
-        near = self.node(self.each)
-        near += 0.01 * rng.normal(size=near.shape)  # the rarest pair wins for x³ if others hold below a tenth of it
-        starts = np.abs(np.concatenate([rng.normal(size=(RANDOM, 2, order)), near]))
-        self.starts = starts / np.linalg.norm(starts, axis=(1, 2), keepdims=True)
-        self.signs = rng.choice([-1, 1], size=starts.shape)
-
-    def node(self, s: Float[np.ndarray, "*starts order"]) -> Float[np.ndarray, "*starts 2 order"]:
-        """The shortest node with these s."""
-        return np.stack([s, s[..., np.argsort(self.partners)]], axis=-2) / 2
-
-    def ascend(self, name: str, signs: np.ndarray | int = 1) -> list[np.ndarray]:
-        cast, roots = lambda x: jnp.asarray(x, self.dtype), np.sqrt(self.p)
-        target = SingleTarget(self.group, self.target, cast(self.p), name)
-        # √p for p: a mistake that leaves Σ s² and the order of the pairs as they are.
-        return [np.asarray(x) for x in _ascend(target, cast(signs * self.starts), cast(roots / roots.sum()))]
-
-
-class _Run:
-    """What the ascents of one activation end at, and what is predicted."""
-
-    def __init__(self, name: str, problem: _Problem):
-        self.name, self.problem, self.p = name, problem, problem.p
-        self.ends, start, self.s, self.profile, self.mistaken = problem.ascend(name)
-        self.at = self.s.argmax(axis=1)
-        self.raced = np.argmax(self.p * start, axis=1)  # for the cube ascent is a race of rates p in s
-        self.missed = len(self.p) - len(set(self.at))
-
-    def error(self, s: Float[np.ndarray, "*starts order"]) -> float:
-        """How far any end is from the node with these s."""
-        return float(np.max(np.abs(self.ends - self.problem.node(s))))
-
-    def gained(self) -> float:
-        """F at the best end less that at the profile."""
-        value = lambda s: np.asarray(ACTIVATIONS[self.name].function(jnp.asarray(s))) @ self.p
-        return float(np.max(value(self.s)) - value(self.profile))
-
-
-def _pictures(runs: list[_Run], cube: _Run):
-    """The s of the spreading activations, and how many ascents of the cube end at each pair."""
-    by_p = np.argsort(-cube.p)
-    x = ("pair, by falling p", np.arange(1, len(by_p) + 1))
-    count = lambda where: np.bincount(where, minlength=len(by_p))[by_p] / len(cube.s)
-    mistaken = next(run.mistaken for run in runs if run.name == "relu")
-    return [
-        panel(
-            f"σ'(x)/x falls: spreading, {cube.problem.group.name}",
-            x,
-            y="s",
-            predicted={run.name: run.profile[by_p] for run in runs},
-            observed={run.name: run.s.mean(axis=0)[by_p] for run in runs},
-            control={"relu, for √p": mistaken[by_p]},
-        ),
-        panel(
-            f"x³: a local maximum at every pair, {cube.problem.group.name}",
-            x,
-            y="fraction of the ends",
-            predicted={"largest p·s(0)": count(cube.raced)},
-            observed={"ascent": count(cube.at)},
-            control={"the largest p (Theorem 5)": count(np.full(len(cube.s), cube.p.argmax()))},
-        ),
-    ]
+    start, s = (jax.vmap(target.sums)(nodes) for nodes in (w, ends))
+    raced, profile, mistaken = jnp.argmax(p * start, axis=1), target.profile(), other.profile()
+    off = lambda s: jnp.max(jnp.abs(ends - jax.vmap(target.node)(jnp.broadcast_to(s, (len(w), len(p))))))
+    # For the cube ascent is a race of rates p in s.
+    predicted = {"off": profile, "off √p": mistaken, "off likely": single[jnp.argmax(p)], "off race": single[raced]}
+    gain = jnp.max(jax.vmap(target)(ends)) - target(target.node(profile))
+    found = {"p": p, "s": s, "profile": profile, "for √p": mistaken, "at": jnp.argmax(s, axis=1), "raced": raced}
+    return found | {name: off(s) for name, s in predicted.items()} | {"gain": gain}
 
 
 @claim(
@@ -121,50 +71,52 @@ def memorisation(setting: Setting) -> Evidence:
     some, everything = ("square", "cube", "relu", "log_cosh"), tuple(ACTIVATIONS)
     wanted = setting.pick(smoke=few, laptop=more, paper=(*more, groups.alternating(4), groups.metacyclic(7, 3, 2)))
     names = setting.pick(smoke=some, laptop=everything, paper=everything)
-    problems, close = [_Problem(group, setting) for group in wanted], solver(100)
-    runs = {name: [_Run(name, problem) for problem in problems] for name in names}
-    focused, cube = runs["square"], runs["cube"]
-    spreading = {name: each for name, each in runs.items() if not ACTIVATIONS[name].focused}
-    likely = [run.problem.each[run.p.argmax()] for run in cube]
-    off_race = float(np.mean(np.concatenate([run.at != run.raced for run in cube])))
-    off_likely = float(np.mean(np.concatenate([run.at != run.p.argmax() for run in cube])))
-    *_, ends, profile, _ = problems[-1].ascend("relu", problems[-1].signs)
-    stalled = ~np.all(np.abs(ends - profile) < 1e-3, axis=1)
+    problems, close = [_problem(group, setting) for group in wanted], solver(100)
+    solved = lambda name: [jax.tree.map(np.asarray, _ascend(made(name), starts)) for made, starts, _ in problems]
+    runs = {name: solved(name) for name in names}
+    each = lambda name, key: [run[key] for run in runs[name]]
+    spreading = [name for name in names if not ACTIVATIONS[name].focused]
+    of_cube = lambda measured: np.mean(np.concatenate([measured(run) for run in runs["cube"]]))
+    off_race = of_cube(lambda run: run["at"] != run["raced"])
+    off_likely = of_cube(lambda run: run["at"] != run["p"].argmax())
+    missed, square = ([len(run["p"]) - len(np.unique(run["at"])) for run in runs[name]] for name in ("cube", "square"))
+    made, starts, signs = problems[-1]
+    either = _ascend(made("relu"), signs * starts)
+    stalled = ~np.all(np.abs(either["s"] - either["profile"]) < 1e-3, axis=1)  # without a gradient they are NaN
+    where, printed = "Theorem 5, its last sentence", "there are no other local optima"
+    form = "none but for x^q, q > 2: every single pair is one, and ascent ends at the largest p_g s_g(0)^(q−2)"
+    elsewhere = "fraction of the ends for x³ that are elsewhere"
+
+    last = {name: own[-1] for name, own in runs.items()}
+    by_p, shown = np.argsort(-last["cube"]["p"]), wanted[-1].name
+    axis = ("pair, by falling p", np.arange(1, len(by_p) + 1))
+    spread = {
+        "predicted": {name: last[name]["profile"][by_p] for name in spreading},
+        "observed": {name: last[name]["s"].mean(axis=0)[by_p] for name in spreading},
+        "control": {"relu, for √p": last["relu"]["for √p"][by_p]},
+    }
+    fraction = lambda key: np.bincount(last["cube"][key], minlength=len(by_p))[by_p] / len(last["cube"][key])
+    raced = {"predicted": {"largest p·s(0)": fraction("raced")}, "observed": {"ascent": fraction("at")}}
+    raced["control"] = {"the largest p (Theorem 5)": np.eye(len(by_p))[0]}
+
+    def less(name, what, key, mistake="", off=""):
+        wrong = {f"{mistake}, the least": min(each(name, off))} if off else {}
+        return vanishes(f"{name}: ends less {what}", each(name, key), wrong, within=close)
+
     return evidence(
-        vanishes("square: ends less the focused node", [run.error(run.profile) for run in focused], within=close),
-        *[
-            vanishes(
-                f"{name}: ends less the spreading node",
-                [run.error(run.profile) for run in each],
-                {"for √p, the least": min(run.error(run.mistaken) for run in each)},
-                within=close,
-            )
-            for name, each in spreading.items()
-        ],
-        vanishes(
-            "cube: ends less the pair of the largest p·s(0)",
-            [run.error(run.problem.each[run.raced]) for run in cube],
-            {"of the largest p, the least": min(run.error(s) for run, s in zip(cube, likely, strict=True))},
-            within=close,
-        ),
+        less("square", "the focused node", "off"),
+        *[less(name, "the spreading node", "off", "for √p", "off √p") for name in spreading],
+        less("cube", "the pair of the largest p·s(0)", "off race", "of the largest p", "off likely"),
         at_most("cube: fraction of the ends elsewhere", off_race, 0.0, {"than at the largest p": off_likely}),
-        at_most(
-            "cube: pairs at which no ascent ends", [r.missed for r in cube], 0, {"x²": [r.missed for r in focused]}
-        ),
-        vanishes("cube: F of the best end less that at the largest p", [run.gained() for run in cube], within=close),
-        panels=_pictures([each[-1] for each in spreading.values()], cube[-1]),
+        at_most("cube: pairs at which no ascent ends", missed, 0, {"x²": square}),
+        vanishes("cube: F of the best end less that at the largest p", each("cube", "gain"), within=close),
+        panels=[
+            panel(f"σ'(x)/x falls: spreading, {shown}", axis, **spread, y="s"),
+            panel(f"x³: a local maximum at every pair, {shown}", axis, **raced, y="fraction of the ends"),
+        ],
         remarks=[
             f"Of {len(stalled)} ascents of ReLU from starts of either sign {np.sum(stalled)} stop elsewhere, because"
             " pairs with s < 0 are dead."
         ],
-        errata=[
-            Erratum(
-                "Theorem 5, its last sentence",
-                "there are no other local optima",
-                "none but for x^q, q > 2: every single pair is one, and ascent ends at the largest p_g s_g(0)^(q−2)",
-                off_race,
-                off_likely,
-                "fraction of the ends for x³ that are elsewhere",
-            )
-        ],
+        errata=[Erratum(where, printed, form, off_race, off_likely, elsewhere)],
     )
