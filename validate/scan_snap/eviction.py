@@ -20,72 +20,61 @@ DISTINCT = np.linspace(0.1, 1.0, 6)
 BUDGETS = (8, 16, 32, 64, CONTEXT)
 POLICIES = ("highest score", "recent", "random", "lowest score")
 SETTINGS = {"η_Y = 10, η_Z = 1": (10.0, 1.0), "η_Y = η_Z = 10": (10.0, 10.0), "η_Y = 1, η_Z = 10": (1.0, 10.0)}
-RATE, TIMES = 0.05, (0, 10, 30, 100, 300, 1000)
-
-
-def _data(dtype) -> nets.SequenceClasses:
-    """Sixteen common tokens with 70 % of the mass, and six distinct ones for each of sixteen classes."""
-    common = np.full(16, 0.7 / 0.3 * DISTINCT.sum() / 16)
-    return nets.distinct_and_common(CLASSES, QUERIES, distinct=DISTINCT, common=common, dtype=dtype)
-
-
-@jax.jit
-def _evaluate(models, tokens, query, label, noise):
-    """For each model: the loss under each policy and budget, `(policies, budgets)`, and of the highest scores at the
-    second budget the attention they keep and the errors of the two statements about evicted mass."""
-
-    def one(model):
-        rows = jnp.arange(tokens.shape[0])[:, None]
-        scores = model.z[query[:, None], tokens]
-
-        def loss(kept):
-            none = jnp.zeros((tokens.shape[0], model.z.shape[1]), scores.dtype)
-            x = none.at[rows, tokens].add(kept.astype(scores.dtype))
-            return nets.cross_entropy(model, nets.Contexts(x, label, query))
-
-        position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=scores.dtype), scores.shape)
-        by_policy = jnp.stack([scores, position, noise, -scores])
-        of_budget = jax.vmap(lambda by, budget: loss(keep(by, budget)), (None, 0))
-        losses = jax.vmap(of_budget, (0, None))(by_policy, jnp.array(BUDGETS))
-        p = jax.nn.softmax(scores, axis=1)
-        kept = keep(scores, BUDGETS[1])
-        mass = jnp.sum(jnp.where(kept, p, 0), axis=1)
-        renormalised = jnp.where(kept, p, 0) / mass[:, None]
-        moved = jnp.sum(jnp.abs(renormalised - p), axis=1) - 2 * (1 - mass)
-        values = model.y[tokens]
-        output = jnp.linalg.norm(jnp.einsum("np,npo->no", renormalised - p, values), axis=1)
-        bound = 2 * (1 - mass) * jnp.max(jnp.linalg.norm(values, axis=2), axis=1)
-        dense = loss(jnp.ones_like(tokens, bool))
-        return losses, dense, jnp.mean(mass), jnp.max(jnp.abs(moved)), jnp.max(output - bound)
-
-    return jax.lax.map(one, models)
+RATE, TIMES = 0.05, np.array([0, 10, 30, 100, 300, 1000])
 
 
 @jax.jit
 def _train_all(data: nets.SequenceClasses, etas):
     """The models at `TIMES`, for each pair of learning rates."""
-    every = round(TIMES[1] / RATE)
 
     def run(eta):
-        optimiser = nets.sgd(RATE, eta_y=eta[0], eta_z=eta[1])
-        steps, model = round(TIMES[-1] / RATE), data.network(outputs=CLASSES)
-        kept = train(model, nets.cross_entropy, data.expected(), optimiser, steps, observe=lambda m: m, every=every)
-        return jax.tree.map(lambda x: x[np.array(TIMES) // TIMES[1]], kept.observed)
+        optimiser, expected = nets.sgd(RATE, eta_y=eta[0], eta_z=eta[1]), data.expected()
+        steps, every, model = round(TIMES[-1] / RATE), round(TIMES[1] / RATE), data.network(outputs=CLASSES)
+        kept = train(model, nets.cross_entropy, expected, optimiser, steps, observe=lambda m: m, every=every)
+        return jax.tree.map(lambda x: x[TIMES // TIMES[1]], kept.observed)
 
     return jax.vmap(run)(etas)
 
 
-def _measure(setting: Setting, data: nets.SequenceClasses, models):
-    """What `_evaluate` finds on sampled contexts, with leading axes (settings, times)."""
+@jax.jit
+def _evaluate(models, tokens, query, label, noise):
+    """For each model, with leading axes (settings, times): the loss under each policy and budget, `(policies,
+    budgets)`, that without eviction, and of the highest scores at the second budget the attention they keep and the
+    errors of the two statements about evicted mass."""
+
+    def one(model):
+        scores = model.z[query[:, None], tokens]
+
+        def loss(kept):
+            none = jnp.zeros((tokens.shape[0], model.z.shape[1]), scores.dtype)
+            x = none.at[jnp.arange(tokens.shape[0])[:, None], tokens].add(kept.astype(scores.dtype))
+            return nets.cross_entropy(model, nets.Contexts(x, label, query))
+
+        position = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=scores.dtype), scores.shape)
+        of_budget = jax.vmap(lambda by, budget: loss(keep(by, budget)), (None, 0))
+        by_policy = jnp.stack([scores, position, noise, -scores])
+        losses = jax.vmap(of_budget, (0, None))(by_policy, jnp.array(BUDGETS))
+        p = jax.nn.softmax(scores, axis=1)
+        left = jnp.where(keep(scores, BUDGETS[1]), p, 0)
+        mass, values = jnp.sum(left, axis=1), model.y[tokens]
+        change = left / mass[:, None] - p
+        moved = jnp.sum(jnp.abs(change), axis=1) - 2 * (1 - mass)
+        output = jnp.linalg.norm(jnp.einsum("np,npo->no", change, values), axis=1)
+        bound = 2 * (1 - mass) * jnp.max(jnp.linalg.norm(values, axis=2), axis=1)
+        dense = loss(jnp.ones_like(tokens, bool))
+        return losses, dense, jnp.mean(mass), jnp.max(jnp.abs(moved)), jnp.max(output - bound)
+
+    return jax.lax.map(lambda of_setting: jax.lax.map(one, of_setting), models)
+
+
+def _sampled_contexts(setting: Setting, data: nets.SequenceClasses):
+    """Tokens and query by their numbers in the network, the next token's class, and noise to evict by."""
     contexts = setting.pick(smoke=256, laptop=1024, paper=8192)
     sequence, following = jax.jit(lambda data, key: data.sequences(contexts, CONTEXT + 1)(key))(data, setting.key)
-    tokens = jnp.asarray(np.searchsorted(np.asarray(data.keys), np.asarray(sequence)[:, :-1]))
-    label = jnp.asarray(np.asarray(following) - int(data.next_token[0]))
-    query = jnp.asarray(np.asarray(data.query_number)[np.asarray(label)])
-    noise = jnp.asarray(setting.rng.random(tokens.shape), setting.dtype)
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), models)
-    shaped = lambda x: np.asarray(x, float).reshape(len(SETTINGS), len(TIMES), *x.shape[1:])
-    return map(shaped, _evaluate(flat, tokens, query, label, noise))
+    tokens = np.searchsorted(np.asarray(data.keys), np.asarray(sequence)[:, :-1])
+    label = np.asarray(following) - int(data.next_token[0])
+    noise = setting.rng.random(tokens.shape)
+    return map(jnp.asarray, (tokens, np.asarray(data.query_number)[label], label, noise))
 
 
 def _other_clock(data: nets.SequenceClasses, setting: Setting) -> Evidence:
@@ -94,8 +83,7 @@ def _other_clock(data: nets.SequenceClasses, setting: Setting) -> Evidence:
 
     def path(rate, times):
         flow = ScanSnap(data.table, data.query_number, eta_y=rate, eta_z=rate)
-        y, z = solve(flow, flow.zero(), times).ys
-        return np.concatenate([np.reshape(y, (2, -1)), np.reshape(z, (2, -1))], axis=1)
+        return np.concatenate([np.reshape(x, (2, -1)) for x in solve(flow, flow.zero(), times).ys], axis=1)
 
     name, wrong = "Y and Z of (η, t) against (10 η, t/10)", {"t/5": path(10.0, ends / 5)}
     # Both solves err by their tolerance times the length of the way.
@@ -117,52 +105,41 @@ def _other_clock(data: nets.SequenceClasses, setting: Setting) -> Evidence:
     flow=ScanSnap,
 )
 def eviction(setting: Setting) -> Evidence:
-    data = _data(setting.dtype)
+    # Sixteen common tokens with 70 % of the mass, and six distinct ones for each of sixteen classes.
+    common = np.full(16, 0.7 / 0.3 * DISTINCT.sum() / 16)
+    data = nets.distinct_and_common(CLASSES, QUERIES, distinct=DISTINCT, common=common, dtype=setting.dtype)
     models = _train_all(data, jnp.asarray(list(SETTINGS.values()), setting.dtype))
-    losses, dense, mass, moved, over = _measure(setting, data, models)
-    excess = losses - dense[:, :, None, None]
-    score, recent, _, lowest = range(len(POLICIES))
-    eighth, quarter = BUDGETS.index(16), BUDGETS.index(32)
-    final, loss = excess[0, -1], losses[0, -1]
+    losses, dense, mass, moved, over = map(np.asarray, _evaluate(models, *_sampled_contexts(setting, data)))
+    excess, loss = losses - dense[:, :, None, None], dict(zip(POLICIES, losses[0, -1], strict=True))
+    at_quarter, at_eighth = (dict(zip(POLICIES, excess[0, -1, :, BUDGETS.index(b)], strict=True)) for b in (32, 16))
+    score, recent, _, lowest = POLICIES
     own = np.asarray(models.z)[0, -1][np.repeat(np.arange(QUERIES), 2), 16:].reshape(CLASSES, CLASSES, -1)
     ranks = [stats.spearmanr(own[n, n], DISTINCT).statistic for n in range(CLASSES)]  # pyright: ignore
-    exact = rounding(4000)
-    pictures = [
-        panel(
-            "loss against budget, η_Y = 10, η_Z = 1, t = 1000",
-            ("keys kept of 127", np.array(BUDGETS)),
-            y="cross-entropy (nats)",
-            observed={name: np.maximum(loss[i], 1e-4) for i, name in enumerate(POLICIES)},
-            log="xy",
-        ),
-        panel(
-            "attention that the top 16 keys hold",
-            (TIME, np.array(TIMES[1:])),
-            y="kept mass",
-            observed={name: mass[i, 1:] for i, name in enumerate(SETTINGS)},
-            control={"uniform, 16/127": np.full(len(TIMES) - 1, 16 / CONTEXT)},
-            log="x",
-        ),
+    exact, axis = rounding(4000), ("keys kept of 127", np.array(BUDGETS))
+    title, observed = (
+        "loss against budget, η_Y = 10, η_Z = 1, t = 1000",
+        {k: np.maximum(v, 1e-4) for k, v in loss.items()},
+    )
+    remarks = [
+        f"{name}, t = {TIMES[-1]}: without eviction {dense[i, -1]:.4f}; B = 16 by score, recency, lowest "
+        f"{losses[i, -1, 0, 1]:.4f}, {losses[i, -1, 1, 1]:.3f}, {losses[i, -1, 3, 1]:.2f}; B = 64 by score "
+        f"{losses[i, -1, 0, 3]:.4f}; kept mass of the top 16 {mass[i, -1]:.2f}."
+        for i, name in enumerate(SETTINGS)
     ]
-    at_quarter, at_eighth = final[:, quarter], final[:, eighth]
     return evidence(
         at_most("excess loss, highest scores, B = 32 (nats)", at_quarter[score], 0.01, {"recency": at_quarter[recent]}),
         at_least(
             "excess loss of recency, B = 16 (nats)", at_eighth[recent], 0.01, {"highest scores": at_eighth[score]}
         ),
-        at_least("loss of the lowest scores, B = 16", loss[lowest, eighth], 2.0, {"recency": loss[recent, eighth]}),
-        at_most("attention kept by the top 16, trained, three settings", mass[:, 2:], 0.5),
+        at_least("loss of the lowest scores, B = 16", loss[lowest][1], 2.0, {"recency": loss[recent][1]}),
+        at_most(
+            "attention kept by the top 16, trained, three settings", mass[:, 2:].T, 0.5, x=(TIME, TIMES[2:]), log="x"
+        ),
         at_least("rank correlation of score and P(l|n)", ranks, 1 - 1e-9),
         vanishes("L1 distance of renormalised attention − 2δ", moved, within=exact),
         at_most("output moved beyond 2δ max‖v‖", over, exact),
-        vanishes("budget of all keys against no eviction", excess[..., BUDGETS.index(CONTEXT)], within=exact),
+        vanishes("budget of all keys against no eviction", excess[..., -1], within=exact),
         _other_clock(data, setting),
-        panels=pictures,
-        remarks=[
-            f"{name}, t = {TIMES[-1]}: without eviction {dense[i, -1]:.4f}; B = 16 by score, recency, lowest "
-            f"{losses[i, -1, 0, 1]:.4f}, {losses[i, -1, 1, 1]:.3f}, {losses[i, -1, 3, 1]:.2f}; B = 64 by score "
-            f"{losses[i, -1, 0, 3]:.4f}; kept mass of the top 16 {mass[i, -1]:.2f}."
-            for i, name in enumerate(SETTINGS)
-        ]
-        + ["Where evicting lowers the loss, it is common tokens that go."],
+        panels=[panel(title, axis, y="cross-entropy (nats)", observed=observed, log="xy")],
+        remarks=[*remarks, "Where evicting lowers the loss, it is common tokens that go."],
     )

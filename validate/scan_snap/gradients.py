@@ -3,46 +3,39 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
-from ...dynamics import solve
+from ...dynamics import GradientFlow, solve
 from ...dynamics.scan_snap import YZ, ScanSnap
 from ...nets import scan_snap as nets
 from ..checks import absolute, agrees, evidence, norms, rounding, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
-from ._shared import ASSUMED, LONG, OUTPUTS, TIME, follow, log_times, loss_flow, reference, scan_flow
+from ._shared import FLOW, OUTPUTS, TIME, follow, log_times, reference, scan_flow
 
 
 def _task(rng: np.random.Generator, vocabulary: int = 30, classes: int = 6, queries: int = 3) -> nets.SequenceClasses:
     """A random table without symmetry, with several classes a query; each class draws half of the tokens."""
-    table = np.zeros((classes, vocabulary))
-    contextual = vocabulary - queries
+    table, contextual = np.zeros((classes, vocabulary)), vocabulary - queries
     table[:, :contextual] = rng.random((classes, contextual)) * (rng.random((classes, contextual)) < 0.5)
     table[:, 0] += 0.1
     return nets.SequenceClasses(table / table.sum(axis=1, keepdims=True), contextual + np.arange(classes) % queries)
 
 
-def _lemma_1(model: nets.OneLayerTransformer, sequence: np.ndarray, label: int, project: bool = True):
-    """Lemma 1 for one sequence, as printed: the ascent direction of Y, and of Z as it reaches W_Q."""
-    y, z = (np.asarray(m) for m in model.yz())
-    x = np.eye(y.shape[0])[sequence[:-1]]
-    scores = x @ z[sequence[-1]]
-    b = np.exp(scores - scores.max())
-    b /= b.sum()
-    attended = x.T @ b
-    norm = np.linalg.norm(attended)
-    f = attended / norm
-    logits = y.T @ f
-    alpha = np.exp(logits - logits.max())
-    alpha /= alpha.sum()
-    residual = np.eye(y.shape[0])[label] - alpha
+def _lemma_1(model: nets.OneLayerTransformer, sequence: np.ndarray, label: int):
+    """Lemma 1 for one sequence, as printed: the ascent direction of Y, and of Z as it reaches W_Q; and the latter
+    without the projection."""
+    y, z, u, w_k = map(np.asarray, (*model.yz(), model.u, model.w_k))
+    one_hot, query = np.eye(len(y)), sequence[-1]
+    x = one_hot[sequence[:-1]]
+    b = special.softmax(x @ z[query])
+    norm = np.linalg.norm(x.T @ b)
+    f = x.T @ b / norm
+    residual = one_hot[label] - special.softmax(y.T @ f)
     back = y @ residual
-    if project:
-        back = back - f * (f @ back)
-    by_z = np.zeros_like(z)
-    by_z[sequence[-1]] = x.T @ np.diag(b) @ x @ back / norm
-    u = np.asarray(model.u)
-    return np.outer(f, residual), u.T @ by_z @ u @ np.asarray(model.w_k) / len(y) ** 0.5  # dZ = U dW_Q W_Kᵀ Uᵀ/√d
+    by_z = lambda back: np.outer(one_hot[query], x.T @ np.diag(b) @ x @ back / norm)
+    w_q = lambda back: u.T @ by_z(back) @ u @ w_k / len(y) ** 0.5  # dZ = U dW_Q W_Kᵀ Uᵀ/√d
+    return np.outer(f, residual), w_q(back - f * (f @ back)), w_q(back)
 
 
 @jax.jit
@@ -81,40 +74,32 @@ def gradients(setting: Setting) -> Evidence:
     model = nets.OneLayerTransformer(u, *(normal(vocabulary, vocabulary) for _ in range(3)))
     sequences, labels = jax.jit(lambda key: classes.sequences(8, 12)(key))(setting.key)
     by_y, w_q = map(np.asarray, _single(model, sequences, labels))
-    each = list(zip(np.asarray(sequences), np.asarray(labels).tolist(), strict=True))
-    law_y, law_z = (np.stack(laws) for laws in zip(*(_lemma_1(model, *one) for one in each), strict=True))
-    unprojected = np.stack([_lemma_1(model, *one, project=False)[1] for one in each])
-    root = vocabulary**0.5
+    each = zip(np.asarray(sequences), np.asarray(labels).tolist(), strict=True)
+    law_y, law_z, unprojected = map(np.stack, zip(*(_lemma_1(model, *one) for one in each), strict=True))
+    without_root = vocabulary**0.5 * law_z
     tokens, queries = classes.keys.shape[0], classes.queries.shape[0]
     velocity = _expected(classes.expected(), YZ(normal(tokens, OUTPUTS), normal(queries, tokens)), 0.3)
-    exact, first = rounding(2000), np.argsort(law_z[0].ravel())
-    error = lambda law: float(norms(law, w_q).max())
-    wrong = {"without the projection I − f fᵀ": unprojected, "without √d, as on the slides": root * law_z}
-    picture = panel(
-        "gradient of W_Q on one sequence, entry by entry",
-        ("Lemma 1", law_z[0].ravel()[first]),
-        y="−dL/dW_Q",
-        observed={"autodiff": w_q[0].ravel()[first]},
-        predicted={"Lemma 1": law_z[0].ravel()[first]},
-        control={"without the projection I − f fᵀ": unprojected[0].ravel()[first]},
-    )
+    exact, label, first = rounding(2000), "without the projection I − f fᵀ", np.argsort(law_z[0].ravel())
+    wrong = {label: unprojected, "without √d, as on the slides": without_root}
+    options = {"within": exact, "measure": norms}
+    ordered = lambda gradient: gradient[0].ravel()[first]
+    axis, seen, control = ("Lemma 1", ordered(law_z)), {"autodiff": ordered(w_q)}, {label: ordered(unprojected)}
+    title, predicted = "gradient of W_Q on one sequence, entry by entry", {"Lemma 1": ordered(law_z)}
+    error = (float(norms(law, w_q).max()) for law in (law_z, without_root))
+
+    def check(normalise, part):
+        """In expectation, against the flow with normalisation or without."""
+        words = "" if normalise else "no normalisation, "
+        (seen, law), (_, other) = velocity[normalise], velocity[not normalise]
+        name = f"expectation, {words}{'YZ'[part]}: autodiff against the flow"
+        return agrees(name, None, seen[part], law[part], {"the other one's flow": other[part]}, within=exact)
+
     return evidence(
-        agrees("one sequence, W_V against Lemma 1's Ẏ", None, by_y, law_y, within=exact, measure=norms),
-        agrees("one sequence, W_Q against Lemma 1's ż", None, w_q, law_z, wrong, within=exact, measure=norms),
-        *(
-            agrees(
-                f"expectation, {'' if normalise else 'no normalisation, '}{name}: autodiff against the flow",
-                None,
-                velocity[normalise][0][part],
-                velocity[normalise][1][part],
-                {"the other one's flow": velocity[not normalise][1][part]},
-                within=exact,
-            )
-            for normalise in (True, False)
-            for part, name in enumerate("YZ")
-        ),
-        panels=[picture],
-        errata=[Erratum("slides", "Z = U W_Q W_Kᵀ Uᵀ", "Z = U W_Q W_Kᵀ Uᵀ/√d", error(law_z), error(root * law_z))],
+        agrees("one sequence, W_V against Lemma 1's Ẏ", None, by_y, law_y, **options),
+        agrees("one sequence, W_Q against Lemma 1's ż", None, w_q, law_z, wrong, **options),
+        *(check(normalise, part) for normalise in (True, False) for part in (0, 1)),
+        panels=[panel(title, axis, y="−dL/dW_Q", observed=seen, predicted=predicted, control=control)],
+        errata=[Erratum("slides", "Z = U W_Q W_Kᵀ Uᵀ", "Z = U W_Q W_Kᵀ Uᵀ/√d", *error)],
     )
 
 
@@ -122,43 +107,26 @@ def gradients(setting: Setting) -> Evidence:
     "The coupled flow of Y and Z is the gradient flow of the real network's expected loss. Rows of Y and Z keep "
     "their sums.",
     source="Lemma 1 in the limit of Lemma 2, with the factor 1/K; the flow through autodiff on the network",
-    assumptions=(ASSUMED, LONG, "η_Z = 0.3 η_Y"),
+    assumptions=(*FLOW, "η_Z = 0.3 η_Y"),
     tex=r"\dot Y = -\eta_Y \nabla_Y L,\quad \dot Z = -\eta_Z \nabla_Z L,\quad Y 1 = 0,\quad Z 1 = 0",
     flow=ScanSnap,
 )
 def population_flow(setting: Setting) -> Evidence:
     data, ts = reference(), log_times(1, 1e4)
-    law = follow(scan_flow("C", eta_z=0.3), ts)
+    law, printed = (follow(scan_flow("C", eta_z=eta), ts) for eta in (0.3, 1.5))  # 1.5: without 1/K = 1/5
     model = data.network(outputs=OUTPUTS)
-    real = solve(loss_flow(data, model, eta_z=0.3), model, ts).ys
-    real_y, real_z = np.asarray(real.y), np.asarray(real.z)
-    printed = follow(scan_flow("C", eta_z=1.5), ts)  # 1/K = 1/5 left out
+    loss = jax.tree_util.Partial(nets.cross_entropy, batch=data.expected())
+    real = solve(GradientFlow(loss, model.rates(eta_z=0.3)), model, ts).ys
     # Solves of 1e-10 and 1e-5; in float32 their errors add up over 1e4 units of time.
     close, sums = setting.bound(1e-10, 2e-3), setting.bound(1e-10, 2e-4)
-    wrong = "without 1/K, as printed"
+    wrong, name = "without 1/K, as printed", "Z, flow against the network's gradient flow"
+    options = {"within": close, "measure": absolute, "y": "attention logits z", "log": "x"}
+    error = (float(np.abs(path.z - np.asarray(real.z)).max()) for path in (law, printed))
+    where, corrected = "paper, eq. 10, 94, 98, 100 and Theorem 3", "(1/K) Σ_n, when t counts steps"
     return evidence(
-        agrees(
-            "Z, flow against the network's gradient flow",
-            (TIME, ts),
-            real_z,
-            law.z,
-            {wrong: printed.z},
-            within=close,
-            measure=absolute,
-            y="attention logits z",
-            log="x",
-        ),
-        agrees("Y, relative", None, real_y, law.y, {wrong: printed.y}, within=close),
+        agrees(name, (TIME, ts), real.z, law.z, {wrong: printed.z}, **options),
+        agrees("Y, relative", None, real.y, law.y, {wrong: printed.y}, within=close),
         vanishes("row sums of Y", law.y.sum(axis=2), {"column sums": law.y.sum(axis=1)}, within=sums),
         vanishes("row sums of Z", law.z.sum(axis=2), within=sums),
-        errata=[
-            Erratum(
-                "paper, eq. 10, 94, 98, 100 and Theorem 3",
-                "Σ_n without a weight",
-                "(1/K) Σ_n, when t counts steps",
-                float(np.abs(law.z - real_z).max()),
-                float(np.abs(printed.z - real_z).max()),
-                "absolute error of Z",
-            )
-        ],
+        errata=[Erratum(where, "Σ_n without a weight", corrected, *error, "absolute error of Z")],
     )

@@ -1,13 +1,10 @@
 """Scan and snap on real text: the attention of a transformer as people build it, over training."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import xarray as xr
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, PyTree
 
 from ...nets import text, train
 from ...nets.transformer import Transformer, Windows, next_token_loss
@@ -23,26 +20,9 @@ PICTURED = 12  # words of one sentence in the maps
 WIDTH = 200  # of the hidden layer, too
 
 
-class _Seen(NamedTuple):
-    """What is recorded on held-out text: mean attention entropy of each layer, loss, mean log-frequency of the attended
-    words and the attention among the first words of one sentence, both in the first layer."""
-
-    entropy: Float[Array, " layers"]
-    loss: Float[Array, ""]
-    log_frequency: Float[Array, ""]
-    picture: Float[Array, "words words"]
-
-
-class _Task(NamedTuple):
-    """Training windows; held-out ones, `length + 1` tokens each, the most readable first; log-frequencies of words."""
-
-    windows: Windows
-    held_out: Int[Array, "sentences length_and_one"]
-    log_frequency: Float[Array, " vocabulary"]
-
-
-def _task(tokens: text.Tokens, *, batch: int) -> _Task:
-    """Trains on the first nine tenths of a text; holds the rest out, as windows spread over it that do not overlap."""
+def _task(tokens: text.Tokens, *, batch: int) -> tuple[Windows, Array, Array]:
+    """Windows of the first nine tenths of a text to train on; held-out ones, spread over the rest without overlap,
+    `LENGTH + 1` tokens each, the most readable first; and the log-frequencies of the words."""
     cut = len(tokens.ids) * 9 // 10
     rest, size = tokens.ids[cut:], len(tokens.vocabulary)
     sentences = min(2 * batch, len(rest) // (LENGTH + 1))
@@ -50,38 +30,35 @@ def _task(tokens: text.Tokens, *, batch: int) -> _Task:
         raise ValueError(f"the corpus must have at least {20 * (LENGTH + 1)} words, got {len(tokens.ids)}.")
     starts = np.linspace(0, len(rest) - LENGTH - 1, sentences).astype(int)
     held_out = rest[starts[:, None] + np.arange(LENGTH + 1)]
-    shown = held_out[:, :PICTURED]
-    known = [len(set(row.tolist()) - {size - 1}) for row in shown]  # distinct words other than <unk>
+    known = [len(set(row.tolist()) - {size - 1}) for row in held_out[:, :PICTURED]]  # distinct words other than <unk>
     held_out = held_out[np.argsort(-np.array(known), kind="stable")]
     counts = np.bincount(tokens.ids[:cut], minlength=size)
     log_frequency = np.log(np.maximum(counts, 0.5) / cut).astype(np.float32)  # a word only held out counts one half
-    return _Task(
-        Windows(jnp.asarray(tokens.ids[:cut]), LENGTH, batch), jnp.asarray(held_out), jnp.asarray(log_frequency)
-    )
+    return Windows(jnp.asarray(tokens.ids[:cut]), LENGTH, batch), jnp.asarray(held_out), jnp.asarray(log_frequency)
 
 
-def _observe(task: _Task, model: Transformer) -> _Seen:
-    contexts, nexts = task.held_out[:, :-1], task.held_out[:, 1:]
-    logits, attention = jax.vmap(model.with_attention)(contexts)
-    likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), nexts[..., None], axis=-1)
-    first = attention[:, 0, 0]
-    return _Seen(
-        jnp.mean(entropy(attention), axis=(0, 2, 3)),
-        -jnp.mean(likelihood),
-        jnp.mean(jnp.einsum("bqk,bk->bq", first, task.log_frequency[contexts])),
-        first[0, :PICTURED, :PICTURED],
-    )
-
-
-def _runs(setting: Setting, task: _Task, *, layers: int, steps: int, seeds: int) -> _Seen:
-    """What each rate and seed shows, with leading axes (rates, seeds, records). Rates share starts and batches."""
+def _runs(setting: Setting, task: PyTree, *, layers: int, steps: int, seeds: int) -> list[np.ndarray]:
+    """What each rate and seed shows on held-out text, with leading axes (rates, seeds, records): mean attention entropy
+    of each layer, loss, mean log-frequency of the attended words and the attention among the first words of one
+    sentence, both in the first layer. Rates share starts and batches."""
     shape = {"layers": layers, "width": WIDTH, "hidden": WIDTH, "length": LENGTH, "dropout": 0.2}
 
-    def run(task: _Task, rate: Array, keys: Key[Array, " 2"]) -> _Seen:
-        model = Transformer(len(task.log_frequency), **shape, dtype=jnp.float32, key=keys[0])
+    def run(task, rate, keys):
+        windows, held_out, log_frequency = task
+        contexts, nexts = held_out[:, :-1], held_out[:, 1:]
+
+        def observe(model):
+            logits, attention = jax.vmap(model.with_attention)(contexts)
+            likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), nexts[..., None], axis=-1)
+            first = attention[:, 0, 0]
+            attended = jnp.mean(jnp.einsum("bqk,bk->bq", first, log_frequency[contexts]))
+            sentence = first[0, :PICTURED, :PICTURED]
+            return [jnp.mean(entropy(attention), axis=(0, 2, 3)), -jnp.mean(likelihood), attended, sentence]
+
+        model = Transformer(len(log_frequency), **shape, dtype=jnp.float32, key=keys[0])
         optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(rate))
-        watch = {"observe": lambda model: _observe(task, model), "every": steps // RECORDS}
-        return train(model, next_token_loss, task.windows, optimiser, steps, key=keys[1], **watch).observed
+        watch = {"observe": observe, "every": steps // RECORDS}
+        return train(model, next_token_loss, windows, optimiser, steps, key=keys[1], **watch).observed
 
     @jax.jit
     def all_runs(task, rates, key):
@@ -89,7 +66,7 @@ def _runs(setting: Setting, task: _Task, *, layers: int, steps: int, seeds: int)
         return jax.lax.map(lambda lane: run(task, *lane), lanes)
 
     seen = all_runs(task, np.repeat(np.array(RATES, np.float32), seeds), setting.key)
-    return jax.tree.map(lambda x: np.asarray(x).reshape(len(RATES), seeds, *x.shape[1:]), seen)
+    return [np.asarray(x).reshape(len(RATES), seeds, *x.shape[1:]) for x in seen]
 
 
 @claim(
@@ -105,56 +82,42 @@ def _runs(setting: Setting, task: _Task, *, layers: int, steps: int, seeds: int)
 )
 def text_attention(setting: Setting) -> Evidence:
     # With fewer words, as many steps are too many for rate 1 too: 1.3 nats on WikiText-2 with 500 words and 600 steps.
-    size = setting.pick(smoke=300, laptop=1500, paper=3000)
-    batch = setting.pick(smoke=8, laptop=20, paper=20)
-    steps = setting.pick(smoke=120, laptop=1050, paper=1500)
-    seeds = setting.pick(smoke=1, laptop=1, paper=5)
-    fraction = setting.pick(smoke=0.5, laptop=0.1, paper=0.1)
-    tokens = text.tokenise(setting.corpus, size)
-    task = _task(tokens, batch=batch)
-    seen = _runs(setting, task, layers=1, steps=steps, seeds=seeds)
-    curves, step = seen.entropy[..., 0], np.linspace(0, steps, RECORDS + 1)
+    size, batch = setting.pick(smoke=300, laptop=1500, paper=3000), setting.pick(smoke=8, laptop=20, paper=20)
+    steps, seeds = setting.pick(smoke=120, laptop=1050, paper=1500), setting.pick(smoke=1, laptop=1, paper=5)
+    fraction, tokens = setting.pick(smoke=0.5, laptop=0.1, paper=0.1), text.tokenise(setting.corpus, size)
+    windows, held_out, log_frequency = task = _task(tokens, batch=batch)
+    entropies, *others, picture = _runs(setting, task, layers=1, steps=steps, seeds=seeds)
+    curves, axis, y = entropies[..., 0], ("step", np.linspace(0, steps, RECORDS + 1)), "mean attention entropy, nats"
     ratio, highest = curves[..., -1] / curves[..., 0], curves[0][np.argmax(curves[0].min(axis=1))]
-    (large, small), y = (f"rate {rate:g}" for rate in RATES), "mean attention entropy, nats"
-    panels = _maps(seen, steps, tokens, task)
+    names = large, small = [f"rate {rate:g}" for rate in RATES]
+    words = [tokens.vocabulary[i] for i in np.asarray(held_out)[0, :PICTURED]]
+    x, limits = (("attended word", words), ("from word", words)), (0.0, 1.0)
+    panels = [
+        heatmap(f"{name}, step {steps}", *x, last, z_label="attention", limits=limits)
+        for name, last in zip(names, picture[:, 0, -1], strict=True)
+    ]
+    (loss, loss_1), (word, word_1) = (values.mean(axis=1) for values in others)
+    (fast, slow), same = curves.mean(axis=1), round(RECORDS * RATES[1] / RATES[0])
     remarks = [
-        _remark(seen, steps),
-        f"{len(task.windows.ids)} words of training text, {len(task.held_out)} held-out windows, vocabulary "
-        f"{len(task.log_frequency)}, batches of {batch}, width and hidden layer {WIDTH}.",
+        f"Held-out loss at step {steps}: {loss[-1]:.2f} nats at {large}, {loss_1[-1]:.2f} at {small}; lowest on the "
+        f"way: {loss.min():.2f} and {loss_1.min():.2f}. At the same flow time, t = {RATES[1] * steps:g}, the entropies "
+        f"are {fast[same]:.2f} and {slow[-1]:.2f} nats. The mean log-frequency of the attended word goes from "
+        f"{word[0]:.2f} to {word[-1]:.2f} and {word_1[-1]:.2f}.",
+        f"{len(windows.ids)} words of training text, {len(held_out)} held-out windows, vocabulary "
+        f"{len(log_frequency)}, batches of {batch}, width and hidden layer {WIDTH}.",
     ]
     if setting.scale == "paper":
-        deep = _runs(setting, task, layers=3, steps=steps, seeds=seeds).entropy.mean(axis=1)
-        by_layer = {f"rate {rate:g}": deep[i] for i, rate in enumerate(RATES)}
-        panels.append(panel("three layers, mean over seeds", ("step", step), y=y, observed=by_layer, log="y"))
-        text_of = lambda last: ", ".join(f"{h:.2g}" for h in last)
-        ends = "; ".join(f"{name}: {text_of(entropies[-1])}" for name, entropies in by_layer.items())
+        deep = _runs(setting, task, layers=3, steps=steps, seeds=seeds)[0].mean(axis=1)
+        by_layer = dict(zip(names, deep, strict=True))
+        panels.append(panel("three layers, mean over seeds", axis, y=y, observed=by_layer, log="y"))
+        ends = "; ".join(f"{name}: " + ", ".join(f"{h:.2g}" for h in path[-1]) for name, path in by_layer.items())
         remarks.append(f"Three layers, mean entropy at step {steps}, from the first layer up: {ends} nats.")
     # Each seed of the other rate must be rejected: of the control the seed counts that comes nearest.
+    lowest, wrong = {f"{small}, lowest seed": ratio[1].min()}, {f"{large}, highest seed": highest}
     floor = f"{small}: entropy held out from {setting.corpus_name}"
-    end = f"{large}: entropy at step {steps} over that at the start"
     return evidence(
-        at_most(end, ratio[0], fraction, {f"{small}, lowest seed": ratio[1].min()}),
-        at_least(floor, curves[1].T, 1.5, {f"{large}, highest seed": highest}, x=("step", step), y=y, log="y"),
+        at_most(f"{large}: entropy at step {steps} over that at the start", ratio[0], fraction, lowest),
+        at_least(floor, curves[1].T, 1.5, wrong, x=axis, y=y, log="y"),
         panels=panels,
         remarks=remarks,
-    )
-
-
-def _maps(seen: _Seen, steps: int, tokens: text.Tokens, task: _Task) -> list[xr.Dataset]:
-    """The attention in one held-out sentence, first seed, at the end of each rate."""
-    words = [tokens.vocabulary[i] for i in np.asarray(task.held_out)[0, :PICTURED]]
-    x, y, options = ("attended word", words), ("from word", words), {"z_label": "attention", "limits": (0.0, 1.0)}
-    titles = (f"rate {rate:g}, step {steps}" for rate in RATES)
-    return [heatmap(title, x, y, seen.picture[i, 0, -1], **options) for i, title in enumerate(titles)]
-
-
-def _remark(seen: _Seen, steps: int) -> str:
-    """The loss, the same flow time, and which words win."""
-    (large, small), loss = seen.entropy[..., 0].mean(axis=1), seen.loss.mean(axis=1)
-    words, same = seen.log_frequency.mean(axis=1), round(RECORDS * RATES[1] / RATES[0])
-    return (
-        f"Held-out loss at step {steps}: {loss[0, -1]:.2f} nats at rate {RATES[0]:g}, {loss[1, -1]:.2f} at rate "
-        f"{RATES[1]:g}; lowest on the way: {loss[0].min():.2f} and {loss[1].min():.2f}. At the same flow time, "
-        f"t = {RATES[1] * steps:g}, the entropies are {large[same]:.2f} and {small[-1]:.2f} nats. The mean "
-        f"log-frequency of the attended word goes from {words[0, 0]:.2f} to {words[0, -1]:.2f} and {words[1, -1]:.2f}."
     )
