@@ -14,16 +14,16 @@ from ..descent import halving_rates
 from ..metrics import entropy
 from ..panels import heatmap, panel
 from ._shared import (
+    ALIKE,
     ASSUMED,
     CLASSES,
     DISTINCT,
-    LONG,
     OWN,
     SYMMETRIC,
     TIERS,
     TIME,
-    follow,
     log_times,
+    logits,
     reference,
     scan_flow,
 )
@@ -32,17 +32,16 @@ from ._shared import (
 def _descents(tier: str, rates: np.ndarray, eta_z: float, steps: int, records: int, momentum=None) -> np.ndarray:
     """Attention logits of one class's tokens while the real network of a tier is trained, at all learning rates."""
     outputs, preconditioned = TIERS[tier]
-    every = steps // records
 
     @jax.jit
     def run(data, rates):
         expected, model = data.expected(), data.network(outputs=outputs)
+        options = {"observe": lambda m: m.z[0, OWN], "every": steps // records}
 
         def lane(rate):
             plain = nets.sgd(rate, eta_z=eta_z, momentum=momentum)
             optimiser = optax.chain(nets.precondition(expected), plain) if preconditioned else plain
-            z = lambda m: m.z[0, OWN]
-            return train(model, nets.cross_entropy, expected, optimiser, steps, observe=z, every=every).observed
+            return train(model, nets.cross_entropy, expected, optimiser, steps, **options).observed
 
         return jax.vmap(lane)(rates)
 
@@ -53,49 +52,38 @@ def _descents(tier: str, rates: np.ndarray, eta_z: float, steps: int, records: i
     "Gradient descent approaches each tier's own flow at first order in the learning rate. The real network "
     "is tier C, over the K next tokens tier B. Only a preconditioned decoder is the paper's tier A.",
     source="Lemma 1 and the preconditioning that Lemma 3 amounts to; tiers B and C are derived here",
-    assumptions=(ASSUMED, LONG, SYMMETRIC, "η_Z = 0.1 η_Y; heavy ball at (1 − β) times the rate"),
+    assumptions=(*ALIKE, "η_Z = 0.1 η_Y; heavy ball at (1 − β) times the rate"),
     tex=r"\| z_\eta(t) - z(t) \| = O(\eta)",
     flow=ScanSnap,
 )
 def three_tiers(setting: Setting) -> Evidence:
-    eta_z, records = 0.1, 1600
-    rates = halving_rates(0.125, 5)  # up to 2
+    eta_z, records, rates = 0.1, 1600, halving_rates(0.125, 5)  # up to 2
     steps = setting.pick(smoke=1600, laptop=16_000, paper=160_000)
     end, one = rates[0] * steps, 3  # the time that all reach, and the lane of learning rate 1
-    ts = log_times(1.0, steps)
-    path = lambda tier, last: follow(scan_flow(tier, eta_z=eta_z), log_times(1.0, last)).z[:, 0, OWN]
+    ts, every = log_times(1.0, steps), steps // records
+    path = lambda tier, last: logits(scan_flow(tier, eta_z=eta_z), log_times(1.0, last))
     # Lane i takes `records / 2^i` records to the time `end`.
     at_end = lambda lanes: np.stack([lane[records // 2**i] for i, lane in enumerate(lanes)])
     lanes = {tier: _descents(tier, rates, eta_z, steps, records) for tier in TIERS}
-    flows = {tier: path(tier, steps) for tier in TIERS}
-    ends = {tier: path(tier, end)[-1] for tier in TIERS}
-    others = {"C": {f"tier {tier}'s flow": ends[tier] for tier in "AB"}}
-    axis = ("learning rate", rates)
-    checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x], others.get(x, {}), order=1) for x in TIERS]
+    flows, ends = ({tier: path(tier, last) for tier in TIERS} for last in (steps, end))
+    others, axis = {f"tier {tier}'s flow": ends[tier][-1] for tier in "AB"}, ("learning rate", rates)
+    wrong = {"A": {}, "B": {}, "C": others}
+    checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x][-1], wrong[x], order=1) for x in TIERS]
     if setting.scale != "smoke":
         slow = rates / 4  # heavy ball forgets its start within ten steps, which must be short
         heavy = at_end(_descents("B", 0.1 * slow, eta_z, steps, records, momentum=0.9))
-        name = "z, tier B by heavy ball 0.9"
-        checks.append(converges(name, ("learning rate", slow), heavy, path("B", end / 4)[-1], order=1))
-    step = np.unique(np.round(np.geomspace(1, records, 25)).astype(int))
-    common = lambda paths, rows: np.stack([-path[rows, 0] for path in paths.values()], axis=1)
-    seen, theory = common({x: lanes[x][one] for x in TIERS}, step), common(flows, slice(None))
-    picture = panel(
-        "the common token at learning rate 1, tiers A, B, C (dark to light)",
-        (TIME, np.append(ts, steps // records * step)),
-        y="−z_common",
-        observed={"descent": np.concatenate([np.full(theory.shape, np.nan), seen])},
-        predicted={"flow": np.concatenate([theory, np.full(seen.shape, np.nan)])},
-        log="xy",
-    )
+        name, axis = "z, tier B by heavy ball 0.9", ("learning rate", slow)
+        checks.append(converges(name, axis, heavy, path("B", end / 4)[-1], order=1))
+    # Descent between its records, where they are close.
+    between = lambda z: np.where(ts < 10 * every, np.nan, np.interp(ts, every * np.arange(records + 1), z))
+    seen = {"descent": np.stack([between(-lanes[x][one, :, 0]) for x in TIERS], axis=1)}
+    theory = {"flow": np.stack([-flows[x][:, 0] for x in TIERS], axis=1)}
+    title = "the common token at learning rate 1, tiers A, B, C (dark to light)"
+    each = "; ".join(f"{x} {-flows[x][-1, 0]:.3f}, {-lanes[x][one, -1, 0]:.3f}" for x in TIERS)
     return evidence(
         *checks,
-        panels=[picture],
-        remarks=[
-            f"−z_common at t = {ts[-1]:g}, flow and descent at learning rate 1: "
-            + "; ".join(f"{x} {-flows[x][-1, 0]:.3f}, {-lanes[x][one, -1, 0]:.3f}" for x in TIERS)
-            + "."
-        ],
+        panels=[panel(title, (TIME, ts), y="−z_common", observed=seen, predicted=theory, log="xy")],
+        remarks=[f"−z_common at t = {ts[-1]:g}, flow and descent at learning rate 1: {each}."],
     )
 
 
@@ -108,15 +96,14 @@ def three_tiers(setting: Setting) -> Evidence:
 )
 def finite_length(setting: Setting) -> Evidence:
     lengths = setting.pick(smoke=(33, 65, 129, 257), laptop=(33, 65, 129, 257), paper=(33, 65, 129, 257, 513, 1025))
-    seeds, steps, eta_z = setting.pick(smoke=16, laptop=16, paper=64), 200, 0.1
+    seeds, steps, optimiser = setting.pick(smoke=16, laptop=16, paper=64), 200, nets.sgd(1.0, eta_z=0.1)
 
     @jax.jit
     def run(data, keys):
-        model, z = data.network(outputs=CLASSES), lambda m: m.z[0]
+        model, observe = data.network(outputs=CLASSES), lambda m: m.z[0]
 
         def descend(source, key=None):
-            optimiser = nets.sgd(1.0, eta_z=eta_z)
-            return train(model, nets.cross_entropy, source, optimiser, steps, key=key, observe=z).observed[-1]
+            return train(model, nets.cross_entropy, source, optimiser, steps, key=key, observe=observe).observed[-1]
 
         sampled = [jax.vmap(lambda key, n=n: descend(data.contexts(128, n), key))(keys) for n in lengths]
         return descend(data.expected()), jnp.stack(sampled)
@@ -129,18 +116,12 @@ def finite_length(setting: Setting) -> Evidence:
     }
     # Lemma 18's fluctuations, of order ½: over all tokens, else too few samples tell the two orders apart.
     spread = np.sqrt(np.mean((sampled.std(axis=1, ddof=1) / exact) ** 2, axis=1))
-    axis, title = ("1/(T − 1)", 1 / keys), f"relative bias, {seeds} seeds"
-    each = zip(keys, *excess.values(), strict=True)
+    axis, wrong, y = ("1/(T − 1)", 1 / keys), {"spread over seeds": spread}, f"relative bias, {seeds} seeds"
+    columns = zip(keys, *excess.values(), strict=True)
+    each = "; ".join(f"{common:+.1%}, {distinct:+.1%} at {n} tokens" for n, common, distinct in columns)
+    bias = lambda token: scales(f"bias of z, {token}", axis, excess[token], wrong, order=1, tolerance=0.15, y=y)
     return evidence(
-        *(
-            scales(f"bias of z, {token}", axis, bias, {"spread over seeds": spread}, order=1, tolerance=0.15, y=title)
-            for token, bias in excess.items()
-        ),
-        remarks=[
-            "Excess of z_common and of the most frequent distinct token: "
-            + "; ".join(f"{common:+.1%}, {distinct:+.1%} at {n} tokens" for n, common, distinct in each)
-            + "."
-        ],
+        *map(bias, excess), remarks=[f"Excess of z_common and of the most frequent distinct token: {each}."]
     )
 
 
@@ -173,47 +154,33 @@ def figure_4(setting: Setting) -> Evidence:
     keys, etas = jax.random.split(setting.key, seeds), jnp.asarray([[1, 1], [10, 1], [10, 10]], jnp.float32)
     data = nets.distinct_and_common(2, 2, dtype=jnp.float32)  # as the authors' runs
     attention, loss = (np.asarray(x, float) for x in _heavy_ball(data, keys, etas))
-    at, published = np.array(list(LOSSES)), np.array(list(LOSSES.values()))
+    at, published = map(np.array, zip(*LOSSES.items(), strict=True))
     ours, faster, _ = loss.mean(axis=1)[:, at // 2]
     first, distinct = attention[:2, :, -1, 0, 10:20].mean(axis=1), attention[..., 10:]  # first: of class 0, at the end
     dense = np.asarray(entropy(distinct / distinct.sum(axis=-1, keepdims=True))).mean(axis=-1)
-    final = dense[:, :, -1]
-    name = "entropy at η_Y = 10 less that at η_Y = 1"
+    final, start = dense[:, :, -1], dense[0, :, 0].mean()
+    name, wrong = "entropy at η_Y = 10 less that at η_Y = 1", {"η_Z = 10 as well": final[2] - final[0]}
     against = float(np.mean(final[1] <= final[0]))
+    token, iteration = "token: common, then distinct by frequency", ("iteration", np.arange(0, 25, 2))
     maps = [
-        heatmap(
-            f"attention of class 0, η_Y = {eta}, mean of {seeds} seeds",
-            ("token: common, then distinct by frequency", np.arange(20)),
-            ("iteration", np.arange(0, 25, 2)),
-            attention[i, :, :13, 0, :20].mean(axis=0),
-            z_label="c",
-            limits=(0, 0.19),
-        )
-        for i, eta in enumerate((1, 10))
+        heatmap(title, (token, np.arange(20)), iteration, of_seeds.mean(axis=0), z_label="c", limits=(0, 0.19))
+        for eta, of_seeds in zip((1, 10), attention[:2, :, :13, 0, :20], strict=True)
+        for title in [f"attention of class 0, η_Y = {eta}, mean of {seeds} seeds"]
     ]
-    axis, right, wrong = ("iteration", at), {"ours, η_Y = 1": ours}, {"ours, η_Y = 10": faster}
+    axis, right, fast = ("iteration", at), {"ours, η_Y = 1": ours}, {"ours, η_Y = 10": faster}
+    printed = "η_Z and η_Y large → B large (sparser)", "at a fixed ratio only; at fixed η_Z a larger η_Y is denser"
     return evidence(
-        agrees("authors' losses, nats", axis, published, right, wrong, within=0.02, measure=absolute, log="y"),
+        agrees("authors' losses, nats", axis, published, right, fast, within=0.02, measure=absolute, log="y"),
         at_least("steps of the final attention to more frequent tokens", np.diff(first), 0.0),
-        mean(name, final[1] - final[0], {"η_Z = 10 as well": final[2] - final[0]}, at_least=0),
+        mean(name, final[1] - final[0], wrong, at_least=0),
         panels=maps,
         remarks=[
-            f"Entropy over distinct tokens: {dense[0, :, 0].mean():.3f} at the start; at the end "
-            f"{final[0].mean():.3f} (η_Y = 1) and {final[1].mean():.3f} (η_Y = 10), with a spread over "
-            f"seeds of {final[0].std():.3f} and {final[1].std():.3f}. "
-            f"Loss at iteration 20 and 98: {loss[0, :, 10].mean():.2g}, {loss[0, :, 49].mean():.2g} "
-            "(log, one seed: 2.05e-4, 2.2e-5)."
+            f"Entropy over distinct tokens: {start:.3f} at the start; at the end {final[0].mean():.3f} (η_Y = 1) and "
+            f"{final[1].mean():.3f} (η_Y = 10), with a spread over seeds of {final[0].std():.3f} and "
+            f"{final[1].std():.3f}. Loss at iteration 20 and 98: {loss[0, :, 10].mean():.2g}, "
+            f"{loss[0, :, 49].mean():.2g} (log, one seed: 2.05e-4, 2.2e-5)."
         ],
-        errata=[
-            Erratum(
-                "slides",
-                "η_Z and η_Y large → B large (sparser)",
-                "at a fixed ratio only; at fixed η_Z a larger η_Y is denser",
-                against,
-                1 - against,
-                "share of seeds against it",
-            )
-        ],
+        errata=[Erratum("slides", *printed, against, 1 - against, "share of seeds against it")],
     )
 
 
@@ -239,14 +206,13 @@ def figure_6_cells(tasks, keys) -> list:
     def cell(data, key, eta_z, factor):
         start, draw = jax.random.split(key)
         model = data.network(init_scale=data.probability.shape[1] ** -0.5, key=start)
-        expected = data.expected()
+        expected, sampler = data.expected(), data.contexts(128, 128)
 
         def observe(m):
             p = jax.vmap(m.attend)(expected.x, expected.query)[:, 10:]
             return jnp.mean(entropy(p / jnp.sum(p, axis=1, keepdims=True)))
 
         optimiser = nets.sgd(1.0, eta_y=eta_z * factor, eta_z=eta_z, momentum=0.9)
-        sampler = data.contexts(128, 128)
         return train(model, nets.cross_entropy, sampler, optimiser, 100, key=draw, observe=observe).observed[-1]
 
     over_factors = jax.vmap(cell, (None, None, None, 0))
@@ -269,34 +235,30 @@ def figure_6_cells(tasks, keys) -> list:
 def figure_6(setting: Setting) -> Evidence:
     numbers = setting.pick(smoke=(5,), laptop=(1, 3, 5, 10), paper=(1, 3, 5, 10))
     seeds = setting.pick(smoke=4, laptop=10, paper=40)
-    keys = jax.random.split(setting.key, seeds)
-    ours = np.stack([np.asarray(x, float) for x in jax.jit(figure_6_cells)([figure_6_task(n) for n in numbers], keys)])
+    cells = jax.jit(figure_6_cells)([figure_6_task(n) for n in numbers], jax.random.split(setting.key, seeds))
+    ours = np.asarray(cells, float)
     published = np.array([FIGURE_6[n].split() for n in numbers], float).reshape(-1, 4, 4)
     middle, std = ours.mean(axis=1), ours.std(axis=1, ddof=1)
-    close = std < 0.05
+    close, gap, several = std < 0.05, np.abs(middle - published), middle[np.array(numbers) >= 3]
     # The last is that of the difference: the published means are of ten seeds.
     tight = lambda table: (np.abs(middle - table) / (0.02 + 3 * std * np.sqrt(1 / seeds + 1 / 10)))[close]
-    gap, several = np.abs(middle - published), middle[np.array(numbers) >= 3]
     wide = np.append(0, (gap / (2 * std))[~close])
+    by_factor, y = ("η_Y/η_Z", np.array(FACTORS)), "nats; η_Z = 0.5, 1, 2, 3 from the top"
     panels = [
-        panel(
-            f"queries: {n}; entropy over distinct tokens",
-            ("η_Y/η_Z", np.array(FACTORS)),
-            y="nats; η_Z = 0.5, 1, 2, 3 from the top",
-            observed={f"ours, {seeds} seeds": middle[i].T},
-            predicted={"published": published[i].T},
-            log="x",
-        )
-        for i, n in enumerate(numbers)
+        panel(title, by_factor, y=y, observed={f"ours, {seeds} seeds": a.T}, predicted={"published": b.T}, log="x")
+        for n, a, b in zip(numbers, middle, published, strict=True)
+        for title in [f"queries: {n}; entropy over distinct tokens"]
     ]
     tightly = f"{close.sum()} cells of std < 0.05: |ours − published| over 0.02 + 3 standard errors"
-    step, growth = (lambda axis: np.diff(middle, axis=axis)), middle[:, :, 3] - middle[:, :, 1]
+    exchanged = {"table with its axes exchanged": tight(published.swapaxes(1, 2))}
+    by_eta, by_ratio = np.diff(middle, axis=1), {"to a larger η_Y/η_Z": np.diff(middle, axis=2)}
+    growth, wrong = middle[:, :, 3] - middle[:, :, 1], {"η_Z = 1 to 3": middle[:, 3] - middle[:, 1]}
     fall = several[:, :, 0] - several[:, :, 1]
     return evidence(
-        at_most(tightly, tight(published), 1.0, {"table with its axes exchanged": tight(published.swapaxes(1, 2))}),
+        at_most(tightly, tight(published), 1.0, exchanged),
         at_most(f"{(~close).sum()} other cells: |ours − published| over 2 std", wide, 1.0),
-        at_most("steps of entropy to a larger η_Z", step(1), 0.0, {"to a larger η_Y/η_Z": step(2)}),
-        at_least("rise of entropy, η_Y/η_Z = 2 to 10", growth, 0.0, {"η_Z = 1 to 3": middle[:, 3] - middle[:, 1]}),
+        at_most("steps of entropy to a larger η_Z", by_eta, 0.0, by_ratio),
+        at_least("rise of entropy, η_Y/η_Z = 2 to 10", growth, 0.0, wrong),
         at_least("fall of entropy from η_Y/η_Z = 1 to 2, three queries or more", fall, 0.0),
         panels=panels,
         remarks=[
