@@ -20,7 +20,6 @@ ALIKE = (*FLOW, SYMMETRIC)
 CLASSES, OUTPUTS, TIMES = 5, 100, 61  # the same in all claims: equal shapes share a compilation
 COMMON, DISTINCT = 0.6, (0.4, 0.6, 0.8, 1.0)
 OWN = np.arange(1 + len(DISTINCT))  # the tokens of the first class: the common one, then its distinct ones
-TIERS = {"A": (OUTPUTS, True), "B": (CLASSES, False), "C": (OUTPUTS, False)}  # outputs, preconditioned
 
 
 def reference(common: float | Sequence[float] = COMMON, classes: int = CLASSES) -> nets.SequenceClasses:
@@ -30,9 +29,8 @@ def reference(common: float | Sequence[float] = COMMON, classes: int = CLASSES) 
 
 def scan_flow(tier: str, *, eta_z: ArrayLike = 1.0, table=None) -> ScanSnap:
     """The full flow of a tier on the reference data, or on another table of its shape."""
-    outputs, preconditioned = TIERS[tier]
-    table = reference().table if table is None else table
-    return ScanSnap(table, outputs=outputs, preconditioned=preconditioned, eta_z=eta_z)
+    table, outputs = reference().table if table is None else table, CLASSES if tier == "B" else OUTPUTS
+    return ScanSnap(table, outputs=outputs, preconditioned=tier == "A", eta_z=eta_z)
 
 
 def log_times(first: float, last: float) -> np.ndarray:

@@ -1,46 +1,38 @@
-"""Descent on the real one-layer transformer beside the flows, and the paper's Figures 4 and 6."""
+"""Descent on the real one-layer transformer beside the flows: tiers, finite sequences, when attention snaps and how
+sparse it ends, and the paper's Figures 4 and 6."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
-from ...dynamics.scan_snap import ScanSnap
+from ...dynamics import solve
+from ...dynamics.scan_snap import YZ, ScanSnap
 from ...nets import scan_snap as nets
 from ...nets import train
-from ..checks import absolute, agrees, at_least, at_most, converges, evidence, mean, scales
+from ..checks import absolute, agrees, at_least, at_most, converges, evidence, mean, relative, scales, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import halving_rates
 from ..metrics import entropy
 from ..panels import heatmap, panel
-from ._shared import (
-    ALIKE,
-    ASSUMED,
-    CLASSES,
-    DISTINCT,
-    OWN,
-    SYMMETRIC,
-    TIERS,
-    TIME,
-    log_times,
-    logits,
-    reference,
-    scan_flow,
-)
+from ._shared import ALIKE, ASSUMED, CLASSES, FLOW, OWN, SYMMETRIC, TIME, log_times, logits, reference, scan_flow
 
 
 def _descents(tier: str, rates: np.ndarray, eta_z: float, steps: int, records: int, momentum=None) -> np.ndarray:
     """Attention logits of one class's tokens while the real network of a tier is trained, at all learning rates."""
-    outputs, preconditioned = TIERS[tier]
+    flow = scan_flow(tier)
 
     @jax.jit
     def run(data, rates):
-        expected, model = data.expected(), data.network(outputs=outputs)
+        expected, model = data.expected(), data.network(outputs=flow.outputs)
         options = {"observe": lambda m: m.z[0, OWN], "every": steps // records}
 
         def lane(rate):
             plain = nets.sgd(rate, eta_z=eta_z, momentum=momentum)
-            optimiser = optax.chain(nets.precondition(expected), plain) if preconditioned else plain
+            optimiser = optax.chain(nets.precondition(expected), plain) if flow.preconditioned else plain
             return train(model, nets.cross_entropy, expected, optimiser, steps, **options).observed
 
         return jax.vmap(lane)(rates)
@@ -64,11 +56,11 @@ def three_tiers(setting: Setting) -> Evidence:
     path = lambda tier, last: logits(scan_flow(tier, eta_z=eta_z), log_times(1.0, last))
     # Lane i takes `records / 2^i` records to the time `end`.
     at_end = lambda lanes: np.stack([lane[records // 2**i] for i, lane in enumerate(lanes)])
-    lanes = {tier: _descents(tier, rates, eta_z, steps, records) for tier in TIERS}
-    flows, ends = ({tier: path(tier, last) for tier in TIERS} for last in (steps, end))
+    lanes = {tier: _descents(tier, rates, eta_z, steps, records) for tier in "ABC"}
+    flows, ends = ({tier: path(tier, last) for tier in "ABC"} for last in (steps, end))
     others, axis = {f"tier {tier}'s flow": ends[tier][-1] for tier in "AB"}, ("learning rate", rates)
     wrong = {"A": {}, "B": {}, "C": others}
-    checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x][-1], wrong[x], order=1) for x in TIERS]
+    checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x][-1], wrong[x], order=1) for x in "ABC"]
     if setting.scale != "smoke":
         slow = rates / 4  # heavy ball forgets its start within ten steps, which must be short
         heavy = at_end(_descents("B", 0.1 * slow, eta_z, steps, records, momentum=0.9))
@@ -76,10 +68,10 @@ def three_tiers(setting: Setting) -> Evidence:
         checks.append(converges(name, axis, heavy, path("B", end / 4)[-1], order=1))
     # Descent between its records, where they are close.
     between = lambda z: np.where(ts < 10 * every, np.nan, np.interp(ts, every * np.arange(records + 1), z))
-    seen = {"descent": np.stack([between(-lanes[x][one, :, 0]) for x in TIERS], axis=1)}
-    theory = {"flow": np.stack([-flows[x][:, 0] for x in TIERS], axis=1)}
+    seen = {"descent": np.stack([between(-lanes[x][one, :, 0]) for x in "ABC"], axis=1)}
+    theory = {"flow": np.stack([-flows[x][:, 0] for x in "ABC"], axis=1)}
     title = "the common token at learning rate 1, tiers A, B, C (dark to light)"
-    each = "; ".join(f"{x} {-flows[x][-1, 0]:.3f}, {-lanes[x][one, -1, 0]:.3f}" for x in TIERS)
+    each = "; ".join(f"{x} {-flows[x][-1, 0]:.3f}, {-lanes[x][one, -1, 0]:.3f}" for x in "ABC")
     return evidence(
         *checks,
         panels=[panel(title, (TIME, ts), y="−z_common", observed=seen, predicted=theory, log="xy")],
@@ -109,7 +101,7 @@ def finite_length(setting: Setting) -> Evidence:
         return descend(data.expected()), jnp.stack(sampled)
 
     exact, sampled = map(np.asarray, run(reference(), jax.random.split(setting.key, seeds)))
-    keys, top = np.array(lengths) - 1, slice(len(DISTINCT), None, len(DISTINCT))  # one a class
+    keys, top = np.array(lengths) - 1, slice(OWN[-1], None, OWN[-1])  # one a class
     excess = {
         "common token": sampled[..., 0].mean(axis=1) / exact[0] - 1,
         "most frequent distinct token": sampled[..., top].mean(axis=(1, 2)) / exact[top].mean() - 1,
@@ -120,8 +112,102 @@ def finite_length(setting: Setting) -> Evidence:
     columns = zip(keys, *excess.values(), strict=True)
     each = "; ".join(f"{common:+.1%}, {distinct:+.1%} at {n} tokens" for n, common, distinct in columns)
     bias = lambda token: scales(f"bias of z, {token}", axis, excess[token], wrong, order=1, tolerance=0.15, y=y)
+    remark = f"Excess of z_common and of the most frequent distinct token: {each}."
+    return evidence(*map(bias, excess), remarks=[remark])
+
+
+def _peak_time(ts: Float[Array, " times"], values: Float[Array, " times"]) -> Float[Array, ""]:
+    """When a curve is largest: the top of the parabola in ln t through its three highest neighbours."""
+    middle = jnp.clip(jnp.argmax(values), 1, values.shape[0] - 2)
+    x = jax.lax.dynamic_slice(jnp.log(ts), (middle - 1,), (3,))
+    y = jax.lax.dynamic_slice(values, (middle - 1,), (3,))
+    left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
+    curvature = (right - left) / (x[2] - x[0])
+    top = (x[0] + x[1]) / 2 - left / jnp.where(curvature < 0, 2 * curvature, -1)
+    return jnp.exp(jnp.where(curvature < 0, jnp.clip(top, x[0], x[2]), x[1]))
+
+
+@partial(jax.jit, static_argnums=3)
+def _diagram(data: nets.SequenceClasses, eta_y, eta_z, steps: int):
+    """For every pair of learning rates, by theory and by descent, each of shape `(2, η_Y, η_Z)`: when the gradient
+    that reaches attention is largest, when attention moves fastest, and the final entropy."""
+    ts = jnp.asarray(np.geomspace(0.02, steps, 120), data.table.dtype)
+
+    def cell(eta_y, eta_z):
+        flow = ScanSnap(data.table, outputs=data.probability.shape[1], eta_y=eta_y, eta_z=eta_z)
+        gradient = lambda y: jnp.linalg.norm(flow.residual(y) @ y.y.T)
+        end = lambda z: jnp.mean(entropy(flow.attention(z[-1])))
+        ys = solve(flow, flow.zero(), ts, rtol=1e-5, atol=1e-7, throw=False).ys
+        assert isinstance(ys, YZ)
+        speed = jax.vmap(lambda y: jnp.linalg.norm(flow(0.0, y).z))(ys)
+        theory = _peak_time(ts, jax.vmap(gradient)(ys)), _peak_time(ts, speed), end(ys.z)
+
+        optimiser, expected = nets.sgd(1.0, eta_y=eta_y, eta_z=eta_z), data.expected()
+        observe = lambda m: (m.z, gradient(YZ(m.y, m.z)))
+        run = train(data.network(), nets.cross_entropy, expected, optimiser, steps, observe=observe, every=1)
+        (z, size), at = run.observed, jnp.arange(1, steps + 1, dtype=ts.dtype)
+        moved = jnp.linalg.norm(jnp.diff(z, axis=0).reshape(steps, -1), axis=1)
+        practice = _peak_time(at, size[1:]), _peak_time(at - 0.5, moved), end(z)
+        return [jnp.stack(both) for both in zip(theory, practice, strict=True)]
+
+    return jax.vmap(jax.vmap(cell, (None, 0), 1), (0, None), 1)(eta_y, eta_z)
+
+
+def _exponents(rates: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Of times in η_Y and in η_Z, by least squares over the grid."""
+    y, z = np.meshgrid(np.log(rates), np.log(rates), indexing="ij")
+    design = np.stack([np.ones(y.size), y.ravel(), z.ravel()], axis=1)
+    return np.linalg.lstsq(design, np.log(times).ravel(), rcond=None)[0][1:]
+
+
+@claim(
+    "Attention snaps when the gradient that reaches it is largest. The time of this is set by η_Y: it goes as η_Y^−1 "
+    "and η_Z^0 over two decades of each, in theory and in descent alike.",
+    source="Theorem 4's t₀ = 2K ln M/η_Y, for tier C, which has no closed form; the diagram is measured here",
+    assumptions=(*FLOW, "five classes, ten common and ten distinct tokens each", "descent at learning rate 1"),
+    tex=r"t_{\mathrm{snap}} \propto \eta_Y^{-1} \eta_Z^0",
+    flow=ScanSnap,
+)
+def phase_diagram(setting: Setting) -> Evidence:
+    number, steps = setting.pick(smoke=(4, 300), laptop=(9, 1000), paper=(25, 10_000))
+    rates = np.geomspace(setting.pick(smoke=0.3, laptop=0.1, paper=0.1), 10.0, number)
+    data = reference() if setting.scale == "smoke" else nets.distinct_and_common(CLASSES, dtype=setting.dtype)
+    grid = jnp.asarray(rates, setting.dtype)
+    snap, fastest, dense = (np.asarray(x, float) for x in _diagram(data, grid, grid, steps))
+    slow, of_z = rates <= 1.01, ("η_Z", rates)  # slow: where descent is close to its flow
+    by_snap, by_speed = ([_exponents(rates, when) for when in times] for times in (snap, fastest))
+    wrong, relatively = "attention's fastest moment", {"within": 0.05, "measure": relative}
+
+    def exponents(i, word):
+        off, of_wrong = (by[i] - np.array([-1.0, 0.0]) for by in (by_snap, by_speed))
+        name = f"exponents of the snap time in η_Y, η_Z, from −1, 0: {word}"
+        return vanishes(name, off, {wrong: of_wrong}, within=0.1)
+
+    clock = lambda times: (rates[:, None] * times)[slow].T
+    scaled, y = "η_Y × snap time, theory and descent, η_Y ≤ 1", "η_Y t, a line for each η_Y"
+    words, span = [f"{rate:.3g}" for rate in rates], lambda values: f"{values.min():.3g} … {values.max():.3g}"
+    axes, (snaps, moves) = (("η_Z", words), ("η_Y", words)), (by_snap[0][1], by_speed[0][1])
+    printed, corrected = "larger η_Z leads to a faster phase transition", "η_Y sets its time; η_Z sets its height"
+    measure = "error of the exponent of η_Z: 0, and that of attention's fastest moment"
     return evidence(
-        *map(bias, excess), remarks=[f"Excess of z_common and of the most frequent distinct token: {each}."]
+        exponents(0, "theory"),
+        exponents(1, "descent"),
+        agrees(scaled, of_z, clock(snap[1]), clock(snap[0]), {wrong: clock(fastest[0])}, y=y, log="xy", **relatively),
+        agrees("final entropy, η_Y ≤ 1 (nats)", None, dense[1][slow], dense[0][slow], within=0.01, measure=absolute),
+        panels=[
+            heatmap("descent: time of snapping", *axes, snap[1], z_label=TIME, log="z"),
+            heatmap("descent: final entropy", *axes, dense[1], z_label="nats"),
+        ],
+        remarks=[
+            f"η_Y × snap time lies in {span(snap[0] * rates[:, None])} over the whole grid in theory, η_Y × "
+            f"attention's fastest moment in {span(fastest[0] * rates[:, None])} (exponent in η_Z {moves:.2f}): for a "
+            "large η_Z attention has done most of its moving before the snap.",
+            f"Descent at η_Y = {rates[-1]:g} snaps at {span((snap[1] / snap[0])[-1])} of the flow's time. The "
+            f"largest η_Y leaves the entropy {dense[0, -1, 0] - dense[0, 0, 0]:.3f} higher at η_Z = {rates[0]:g}.",
+            f"The snap time goes as η_Z^{snaps:.2f}. The slides' statement is true of attention's fastest moment only, "
+            f"η_Z^{moves:.2f}.",
+        ],
+        errata=[Erratum("slides", printed, corrected, float(abs(snaps)), float(abs(moves - snaps)), measure)],
     )
 
 
@@ -161,11 +247,11 @@ def figure_4(setting: Setting) -> Evidence:
     final, start = dense[:, :, -1], dense[0, :, 0].mean()
     name, wrong = "entropy at η_Y = 10 less that at η_Y = 1", {"η_Z = 10 as well": final[2] - final[0]}
     against = float(np.mean(final[1] <= final[0]))
+    title = f"attention of class 0, mean of {seeds} seeds"
     token, iteration = "token: common, then distinct by frequency", ("iteration", np.arange(0, 25, 2))
     maps = [
-        heatmap(title, (token, np.arange(20)), iteration, of_seeds.mean(axis=0), z_label="c", limits=(0, 0.19))
-        for eta, of_seeds in zip((1, 10), attention[:2, :, :13, 0, :20], strict=True)
-        for title in [f"attention of class 0, η_Y = {eta}, mean of {seeds} seeds"]
+        heatmap(f"{title}, η_Y = {eta}", (token, np.arange(20)), iteration, z, z_label="c", limits=(0, 0.19))
+        for eta, z in zip((1, 10), attention[:2, :, :13, 0, :20].mean(axis=1), strict=True)
     ]
     axis, right, fast = ("iteration", at), {"ours, η_Y = 1": ours}, {"ours, η_Y = 10": faster}
     printed = "η_Z and η_Y large → B large (sparser)", "at a fixed ratio only; at fixed η_Z a larger η_Y is denser"
@@ -244,10 +330,10 @@ def figure_6(setting: Setting) -> Evidence:
     tight = lambda table: (np.abs(middle - table) / (0.02 + 3 * std * np.sqrt(1 / seeds + 1 / 10)))[close]
     wide = np.append(0, (gap / (2 * std))[~close])
     by_factor, y = ("η_Y/η_Z", np.array(FACTORS)), "nats; η_Z = 0.5, 1, 2, 3 from the top"
+    titles, label = [f"queries: {n}; entropy over distinct tokens" for n in numbers], f"ours, {seeds} seeds"
     panels = [
-        panel(title, by_factor, y=y, observed={f"ours, {seeds} seeds": a.T}, predicted={"published": b.T}, log="x")
-        for n, a, b in zip(numbers, middle, published, strict=True)
-        for title in [f"queries: {n}; entropy over distinct tokens"]
+        panel(title, by_factor, y=y, observed={label: a.T}, predicted={"published": b.T}, log="x")
+        for title, a, b in zip(titles, middle, published, strict=True)
     ]
     tightly = f"{close.sum()} cells of std < 0.05: |ours − published| over 0.02 + 3 standard errors"
     exchanged = {"table with its axes exchanged": tight(published.swapaxes(1, 2))}
