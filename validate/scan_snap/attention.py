@@ -73,43 +73,31 @@ def law(setting: Setting) -> Evidence:
 def _law_of(k: int, common: float, upto: int, bound: float) -> Evidence:
     """The law, and the scalar equation that it approximates, for one number of classes."""
     ratios, ts = np.array([1e-3, 1e-2, 0.1, 1.0]), log_times(k * 1e-2, k * 1e4)
-    table, zero = reference(common, k).table, jnp.zeros(len(OWN))
-    flow = lambda ratio: SymmetricAttention(jnp.asarray([common]), jnp.asarray(DISTINCT), k, eta_z=jnp.asarray(ratio))
-    real = np.stack([logits(ScanSnap(table, eta_z=ratio), ts) for ratio in ratios], axis=1)
-    scalar = np.stack([solve(flow(ratio), zero, ts).ys for ratio in ratios], axis=1)
-    formula, theorem_4 = np.stack([_laws(flow(ratio), jnp.asarray(ts)) for ratio in ratios], axis=2)
     rho = common**2 / (common**2 + np.sum(np.square(DISTINCT)))
+    table, zero, stack = reference(common, k).table, jnp.zeros(len(OWN)), lambda paths: np.stack([*paths], axis=1)
+    flows = [SymmetricAttention(jnp.asarray([common]), jnp.asarray(DISTINCT), k, eta_z=ratio) for ratio in ratios]
+    real = stack(logits(ScanSnap(table, eta_z=ratio), ts) for ratio in ratios)
+    scalar = stack(solve(flow, zero, ts).ys for flow in flows)
+    law_of = jax.jit(lambda flow, ts: jax.vmap(flow.law)(ts))
+    formula = stack(law_of(flow, ts) for flow in flows)
+    decoder, c0 = Decoder(k, k, 1 - rho), 1 / (k * rho**2)
+    theorem_4 = stack(-PhaseTransition(decoder, ratio, c0).exact(0.0, ts) for ratio in ratios)
     name, y = f"K = {k}, ρ₀ = {rho:.3f}", f"−z_c; η_Z/η_Y = {', '.join(f'{ratio:g}' for ratio in ratios)}"
 
     def check(what, which, within, x=None):
         seen, law, wrong = -real[:, which, 0], formula[:, which], {"Theorem 4": theorem_4[:, which]}
         return agrees(what, x, seen, law, wrong, within=within, measure=relative, y=y, log="xy")
 
-    equation, seen, law = "scalar equation", real[:, 0], scalar[:, 0]
+    seen, law, top = real[:, 0], scalar[:, 0], "scalar equation, top distinct token"
     off = np.abs(scalar / real - 1).max(axis=0)
     each = (f"{e[0]:.2%} (z_c) and {e[-1]:.1%} (top distinct) at {r:g}" for r, e in zip(ratios, off, strict=True))
     return evidence(
         *(check(f"law, {name}, η_Z/η_Y = {ratios[i]:g}", slice(i, i + 1), bound) for i in range(upto)),
         check(f"law within ρ₀, {name}, η_Z/η_Y up to 1", slice(None), rho, (TIME, ts)),
-        agrees(f"{equation}, z_c, {name}, 1e-3", None, seen[:, 0], law[:, 0], within=0.005, measure=relative),
-        agrees(
-            f"{equation}, top distinct token, {name}, 1e-3",
-            None,
-            seen[:, -1],
-            law[:, -1],
-            within=0.01,
-            measure=relative,
-        ),
+        agrees(f"scalar equation, z_c, {name}, 1e-3", None, seen[:, 0], law[:, 0], within=0.005, measure=relative),
+        agrees(f"{top}, {name}, 1e-3", None, seen[:, -1], law[:, -1], within=0.01, measure=relative),
         remarks=[f"{name}: the scalar equation is off by {', '.join(each)}."],
     )
-
-
-@jax.jit
-def _laws(flow: SymmetricAttention, ts):
-    """`−z_c` by tier B's law, and by Theorem 4."""
-    rho, k = flow.rho(jnp.zeros(len(OWN), ts.dtype)), flow.classes
-    theorem_4 = PhaseTransition(Decoder(k, k, (1 - rho) * flow.eta_y), flow.eta_z, 1 / (k * rho**2))
-    return jax.vmap(flow.law)(ts), -theorem_4.exact(0.0, ts)
 
 
 @claim(
