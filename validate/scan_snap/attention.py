@@ -113,7 +113,7 @@ def fates(setting: Setting) -> Evidence:
     speeds = jax.jit(jax.vmap(lambda flow, y: flow(0.0, y).z, (None, 0)))
     velocity = lambda flow: np.asarray(speeds(flow, solve(flow, flow.zero(), ts).ys))  # (times, queries, tokens)
     along = {tier: [velocity(scan_flow(tier, eta_z=ratio)) for ratio in ratios] for tier in "ABC"}
-    # Ten common tokens of equal frequency, K = 2, M = 30, and one query.
+    # Syn-Small: ten common tokens of equal frequency, K = 2, M = 30, and one query.
     syn_small = nets.distinct_and_common(2).table
     several = [velocity(ScanSnap(syn_small, outputs=30, eta_z=ratio)) for ratio in ratios]
 

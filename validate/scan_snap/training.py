@@ -58,14 +58,13 @@ def three_tiers(setting: Setting) -> Evidence:
     at_end = lambda lanes: np.stack([lane[records // 2**i] for i, lane in enumerate(lanes)])
     lanes = {tier: _descents(tier, rates, eta_z, steps, records) for tier in "ABC"}
     flows, ends = ({tier: path(tier, last) for tier in "ABC"} for last in (steps, end))
-    others, axis = {f"tier {tier}'s flow": ends[tier][-1] for tier in "AB"}, ("learning rate", rates)
-    wrong = {"A": {}, "B": {}, "C": others}
-    checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x][-1], wrong[x], order=1) for x in "ABC"]
+    wrong, axis = {"C": {f"tier {tier}'s flow": ends[tier][-1] for tier in "AB"}}, ("learning rate", rates)
+    checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x][-1], wrong.get(x, {})) for x in "ABC"]
     if setting.scale != "smoke":
         slow = rates / 4  # heavy ball forgets its start within ten steps, which must be short
         heavy = at_end(_descents("B", 0.1 * slow, eta_z, steps, records, momentum=0.9))
-        name, axis = "z, tier B by heavy ball 0.9", ("learning rate", slow)
-        checks.append(converges(name, axis, heavy, path("B", end / 4)[-1], order=1))
+        law = path("B", end / 4)[-1]
+        checks.append(converges("z, tier B by heavy ball 0.9", ("learning rate", slow), heavy, law))
     # Descent between its records, where they are close.
     between = lambda z: np.where(ts < 10 * every, np.nan, np.interp(ts, every * np.arange(records + 1), z))
     seen = {"descent": np.stack([between(-lanes[x][one, :, 0]) for x in "ABC"], axis=1)}
@@ -108,12 +107,13 @@ def finite_length(setting: Setting) -> Evidence:
     }
     # Lemma 18's fluctuations, of order ½: over all tokens, else too few samples tell the two orders apart.
     spread = np.sqrt(np.mean((sampled.std(axis=1, ddof=1) / exact) ** 2, axis=1))
-    axis, wrong, y = ("1/(T − 1)", 1 / keys), {"spread over seeds": spread}, f"relative bias, {seeds} seeds"
+    axis, wrong, options = ("1/(T − 1)", 1 / keys), {"spread over seeds": spread}, {"order": 1, "tolerance": 0.15}
     columns = zip(keys, *excess.values(), strict=True)
     each = "; ".join(f"{common:+.1%}, {distinct:+.1%} at {n} tokens" for n, common, distinct in columns)
-    bias = lambda token: scales(f"bias of z, {token}", axis, excess[token], wrong, order=1, tolerance=0.15, y=y)
-    remark = f"Excess of z_common and of the most frequent distinct token: {each}."
-    return evidence(*map(bias, excess), remarks=[remark])
+    return evidence(
+        scales("bias of z", axis, excess, wrong, y=f"relative bias, {seeds} seeds", **options),
+        remarks=[f"Excess of z_common and of the most frequent distinct token: {each}."],
+    )
 
 
 def _peak_time(ts: Float[Array, " times"], values: Float[Array, " times"]) -> Float[Array, ""]:
@@ -175,24 +175,20 @@ def phase_diagram(setting: Setting) -> Evidence:
     grid = jnp.asarray(rates, setting.dtype)
     snap, fastest, dense = (np.asarray(x, float) for x in _diagram(data, grid, grid, steps))
     slow, of_z = rates <= 1.01, ("η_Z", rates)  # slow: where descent is close to its flow
-    by_snap, by_speed = ([_exponents(rates, when) for when in times] for times in (snap, fastest))
-    wrong, relatively = "attention's fastest moment", {"within": 0.05, "measure": relative}
-
-    def exponents(i, word):
-        off, of_wrong = (by[i] - np.array([-1.0, 0.0]) for by in (by_snap, by_speed))
-        name = f"exponents of the snap time in η_Y, η_Z, from −1, 0: {word}"
-        return vanishes(name, off, {wrong: of_wrong}, within=0.1)
-
+    by_snap, by_speed = (np.stack([_exponents(rates, when) for when in times]) for times in (snap, fastest))
+    name, wrong = "exponents of the snap time in η_Y, η_Z, from −1, 0", "attention's fastest moment"
+    off = dict(zip(("theory", "descent"), by_snap - [-1, 0], strict=True))
+    wrongly = dict(zip((f"theory: {wrong}", f"descent: {wrong}"), by_speed - [-1, 0], strict=True))
     clock = lambda times: (rates[:, None] * times)[slow].T
-    scaled, y = "η_Y × snap time, theory and descent, η_Y ≤ 1", "η_Y t, a line for each η_Y"
+    scaled = "η_Y × snap time, theory and descent, η_Y ≤ 1"
+    options = {"within": 0.05, "measure": relative, "y": "η_Y t, a line for each η_Y", "log": "xy"}
     words, span = [f"{rate:.3g}" for rate in rates], lambda values: f"{values.min():.3g} … {values.max():.3g}"
     axes, (snaps, moves) = (("η_Z", words), ("η_Y", words)), (by_snap[0][1], by_speed[0][1])
     printed, corrected = "larger η_Z leads to a faster phase transition", "η_Y sets its time; η_Z sets its height"
     measure = "error of the exponent of η_Z: 0, and that of attention's fastest moment"
     return evidence(
-        exponents(0, "theory"),
-        exponents(1, "descent"),
-        agrees(scaled, of_z, clock(snap[1]), clock(snap[0]), {wrong: clock(fastest[0])}, y=y, log="xy", **relatively),
+        vanishes(name, off, wrongly, within=0.1),
+        agrees(scaled, of_z, clock(snap[1]), clock(snap[0]), {wrong: clock(fastest[0])}, **options),
         agrees("final entropy, η_Y ≤ 1 (nats)", None, dense[1][slow], dense[0][slow], within=0.01, measure=absolute),
         panels=[
             heatmap("descent: time of snapping", *axes, snap[1], z_label=TIME, log="z"),
