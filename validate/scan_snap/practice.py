@@ -28,19 +28,6 @@ ETA, TIMES = 0.05, np.array([0, 10, 30, 100, 300, 1000])
 
 
 @jax.jit
-def _train_all(data: nets.SequenceClasses, etas):
-    """The models at `TIMES`, for each pair of learning rates."""
-
-    def run(eta):
-        optimiser, expected = nets.sgd(ETA, eta_y=eta[0], eta_z=eta[1]), data.expected()
-        steps, every, model = round(TIMES[-1] / ETA), round(TIMES[1] / ETA), data.network(outputs=CLASSES)
-        kept = train(model, nets.cross_entropy, expected, optimiser, steps, observe=lambda m: m, every=every)
-        return jax.tree.map(lambda x: x[TIMES // TIMES[1]], kept.observed)
-
-    return jax.vmap(run)(etas)
-
-
-@jax.jit
 def _evaluate(models, data: nets.SequenceClasses, key, noise):
     """For each model, on contexts drawn with `key`: the loss under each policy and budget, `(policies, budgets)`, and
     of the highest scores at the second budget the attention they keep and how far the others' removal is from 2δ."""
@@ -85,7 +72,17 @@ def eviction(setting: Setting) -> Evidence:
     # Sixteen common tokens with 70 % of the mass, and six distinct ones for each of sixteen classes.
     common = np.full(16, 0.7 / 0.3 * DISTINCT.sum() / 16)
     data = nets.distinct_and_common(CLASSES, QUERIES, distinct=DISTINCT, common=common, dtype=setting.dtype)
-    models = _train_all(data, jnp.asarray(list(SETTINGS.values()), setting.dtype))
+
+    @jax.jit
+    @jax.vmap
+    def trained_at(eta):
+        """The models at `TIMES`."""
+        steps, options = round(TIMES[-1] / ETA), {"observe": lambda m: m, "every": round(TIMES[1] / ETA)}
+        model, optimiser = data.network(outputs=CLASSES), nets.sgd(ETA, eta_y=eta[0], eta_z=eta[1])
+        kept = train(model, nets.cross_entropy, data.expected(), optimiser, steps, **options)
+        return jax.tree.map(lambda x: x[TIMES // TIMES[1]], kept.observed)
+
+    models = trained_at(jnp.asarray(list(SETTINGS.values()), setting.dtype))
     noise = setting.rng.random((setting.pick(smoke=256, laptop=1024, paper=8192), CONTEXT))
     losses, mass, moved = map(np.asarray, _evaluate(models, data, setting.key, jnp.asarray(noise)))
     dense, loss, (eighth, quarter) = losses[:, :, 0, -1], losses[0, -1], (1, 2)  # dense: no key is evicted

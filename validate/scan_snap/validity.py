@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ...dynamics.scan_snap import Decoder, PhaseTransition, SymmetricAttention, SymmetricDecoder, backprop_coefficients
 from ...nets import scan_snap as nets
@@ -42,10 +42,8 @@ NOT_COVERED = {
     "scan_snap.text_attention": "a finding on text, beyond the assumptions of every theorem",
 }
 
-Errors = dict[str, Float[Array, ""]]
 
-
-def validity(point: Point) -> Errors:
+def validity(point: Point) -> dict[str, Array]:
     """The relative error of each theorem against the network trained at `learning_rate` to t = 20 times `time`, on the
     random table of `seed`, with the theorem's assumption given up by `strength`, from 0 (it holds) to 1. NaN or
     infinite where descent has diverged."""
@@ -57,7 +55,7 @@ def validity(point: Point) -> Errors:
     return {name: error for theorem in theorems for name, error in theorem(point, *weights).items()}
 
 
-def orthogonal_decoder(point: Point, common: Array, distinct: Array) -> Errors:
+def orthogonal_decoder(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Lemmas 5 to 7: the logits `(M−1) h ζ_n` of classes that share no token; at strength 1 all of them share
     one as frequent as the most frequent of their own."""
     data = _contexts(point["strength"] * distinct[-1], distinct)
@@ -67,7 +65,7 @@ def orthogonal_decoder(point: Point, common: Array, distinct: Array) -> Errors:
     return {"decoder": _gap(jax.vmap(end)(data.x), (OUTPUTS - 1) * h * zeta)}
 
 
-def back_propagated(point: Point, common: Array, distinct: Array) -> Errors:
+def back_propagated(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Theorem 1: of the gradient `γ(ι_n f_n − Σ β_nn' f_n')` that comes back to attention at rest, what moves it: the
     part across f_n. It assumes a decoder whose classes do not mix, which takes preconditioned descent; at strength 1 it
     is descent on the real network."""
@@ -88,7 +86,7 @@ def back_propagated(point: Point, common: Array, distinct: Array) -> Errors:
     return {"theorem_1": _gap(across(back), across(gamma * (iota[:, None] * f - beta @ f)))}
 
 
-def symmetric_decoder(point: Point, common: Array, distinct: Array) -> Errors:
+def symmetric_decoder(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Tier B's closed form `a_n = (K−1) h_ρ/(1−ρ) ζ_n` for the logits of classes that are alike; at strength 1 their
     tokens are of random frequencies and the classes of other frequencies, attention standing still."""
     s = point["strength"]
@@ -109,7 +107,7 @@ def symmetric_decoder(point: Point, common: Array, distinct: Array) -> Errors:
     return {"symmetric_decoder": _gap(f @ end.y, law)}
 
 
-def slow_attention(point: Point, common: Array, distinct: Array) -> Errors:
+def slow_attention(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Tier A: Lemma 4, and Theorem 4's `¼ ln(1 + 4Γ/C₀)` with the C₀ of attention's first speed. Both assume
     η_Z ≪ η_Y: their ratio is `strength`."""
     data, eta_z = _contexts(common, distinct), jnp.maximum(point["strength"], LEAST)
@@ -121,7 +119,7 @@ def slow_attention(point: Point, common: Array, distinct: Array) -> Errors:
     return {"lemma_4": _gap(z, end_of(flow, zero, reached)), "theorem_4": _gap(z[0], snap.exact(0.0, reached))}
 
 
-def plain_attention(point: Point, common: Array, distinct: Array) -> Errors:
+def plain_attention(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Tier B's law of the common token, `½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀))`. It assumes η_Z ≪ η_Y, and their
     ratio is `strength`; and sequences without end, whose length is 1/`strength` in the second entry."""
     expected, s = _contexts(common, distinct), point["strength"]
@@ -145,7 +143,7 @@ def plain_attention(point: Point, common: Array, distinct: Array) -> Errors:
     return {"law": by_ratio, "finite_length": by_length}
 
 
-def relative_gain(point: Point, common: Array, distinct: Array) -> Errors:
+def relative_gain(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Theorem 3 in the real network: `r(t) = r(0) e^{2z}` of the most frequent distinct token against the other; at
     strength 1 the token is as frequent in the other classes, and so not distinct."""
     data = _contexts(common, distinct, overlap=point["strength"])
@@ -175,7 +173,7 @@ def _trained(point: Point, outputs: int, data, loss=nets.cross_entropy, *, eta_z
     return descend(nets.YZTransformer(1 + CLASSES * DISTINCT, 1, outputs), loss, data, optimiser, steps), reached
 
 
-def _gap(observed: Array, predicted: Array) -> Float[Array, ""]:
+def _gap(observed: Array, predicted: Array) -> Array:
     """The error of a prediction over its size, which is the distance it has moved from zero."""
     return jnp.linalg.norm(observed - predicted) / jnp.linalg.norm(predicted)
 
