@@ -155,10 +155,10 @@ def _runs(setting: Setting, task: PyTree, *, layers: int, steps: int, seeds: int
 
         def observe(model):
             logits, attention = jax.vmap(model.with_attention)(contexts)
-            likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), nexts[..., None], axis=-1)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, nexts)
             first, layers = attention[:, 0, 0], jnp.mean(entropy(attention), axis=(0, 2, 3))
             attended = jnp.mean(jnp.einsum("bqk,bk->bq", first, log_frequency[contexts]))
-            return [layers, -jnp.mean(likelihood), attended, first[0, :PICTURED, :PICTURED]]
+            return [layers, jnp.mean(losses), attended, first[0, :PICTURED, :PICTURED]]
 
         model = Transformer(len(log_frequency), **shape, dtype=jnp.float32, key=keys[0])
         optimiser = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(rate))
@@ -166,12 +166,11 @@ def _runs(setting: Setting, task: PyTree, *, layers: int, steps: int, seeds: int
         return train(model, next_token_loss, windows, optimiser, steps, key=keys[1], **watch).observed
 
     @jax.jit
-    def all_runs(task, rates, key):
-        lanes = rates, jnp.tile(jax.random.split(key, (seeds, 2)), (len(RATES), 1))
-        return jax.lax.map(lambda lane: run(task, *lane), lanes)
+    def all_runs(task, rates, keys):
+        return jax.lax.map(lambda rate: jax.lax.map(lambda two: run(task, rate, two), keys), rates)
 
-    seen = all_runs(task, np.repeat(np.array(RATES, np.float32), seeds), setting.key)
-    return [np.asarray(x).reshape(len(RATES), seeds, *x.shape[1:]) for x in seen]
+    rates, keys = jnp.asarray(RATES, jnp.float32), jax.random.split(setting.key, (seeds, 2))
+    return jax.tree.map(np.asarray, all_runs(task, rates, keys))
 
 
 @claim(

@@ -52,22 +52,21 @@ def three_tiers(setting: Setting) -> Evidence:
     eta_z, records, rates = 0.1, 1600, halving_rates(0.125, 5)  # up to 2
     steps = setting.pick(smoke=1600, laptop=16_000, paper=160_000)
     end, one = rates[0] * steps, 3  # the time that all reach, and the lane of learning rate 1
-    ts, every = log_times(1.0, steps), steps // records
-    path = lambda tier, last: logits(scan_flow(tier, eta_z=eta_z), log_times(1.0, last))
+    at = np.append(np.arange(1, 21), np.geomspace(21, records, 41).round().astype(int))  # records that are drawn
+    path = lambda tier, ts: logits(scan_flow(tier, eta_z=eta_z), ts)
+    ts, to_end = steps // records * at, log_times(1.0, end)
     # Lane i takes `records / 2^i` records to the time `end`.
     at_end = lambda lanes: np.stack([lane[records // 2**i] for i, lane in enumerate(lanes)])
     lanes = {tier: _descents(tier, rates, eta_z, steps, records) for tier in "ABC"}
-    flows, ends = ({tier: path(tier, last) for tier in "ABC"} for last in (steps, end))
+    flows, ends = ({tier: path(tier, times) for tier in "ABC"} for times in (ts, to_end))
     wrong, axis = {"C": {f"tier {tier}'s flow": ends[tier][-1] for tier in "AB"}}, ("learning rate", rates)
     checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x][-1], wrong.get(x, {})) for x in "ABC"]
     if setting.scale != "smoke":
         slow = rates / 4  # heavy ball forgets its start within ten steps, which must be short
         heavy = at_end(_descents("B", 0.1 * slow, eta_z, steps, records, momentum=0.9))
-        law = path("B", end / 4)[-1]
+        law = path("B", to_end / 4)[-1]
         checks.append(converges("z, tier B by heavy ball 0.9", ("learning rate", slow), heavy, law))
-    # Descent between its records, where they are close.
-    between = lambda z: np.where(ts < 10 * every, np.nan, np.interp(ts, every * np.arange(records + 1), z))
-    seen = {"descent": np.stack([between(-lanes[x][one, :, 0]) for x in "ABC"], axis=1)}
+    seen = {"descent": np.stack([-lanes[x][one, at, 0] for x in "ABC"], axis=1)}
     theory = {"flow": np.stack([-flows[x][:, 0] for x in "ABC"], axis=1)}
     title = "the common token at learning rate 1, tiers A, B, C (dark to light)"
     each = "; ".join(f"{x} {-flows[x][-1, 0]:.3f}, {-lanes[x][one, -1, 0]:.3f}" for x in "ABC")
@@ -234,7 +233,6 @@ def figure_4(setting: Setting) -> Evidence:
     dense = np.asarray(entropy(distinct / distinct.sum(axis=-1, keepdims=True))).mean(axis=-1)
     final, start = dense[:, :, -1], dense[0, :, 0].mean()
     name, wrong = "entropy at η_Y = 10 less that at η_Y = 1", {"η_Z = 10 as well": final[2] - final[0]}
-    against = float(np.mean(final[1] <= final[0]))
     title = f"attention of class 0, mean of {seeds} seeds"
     token, iteration = "token: common, then distinct by frequency", ("iteration", np.arange(0, 25, 2))
     maps = [
@@ -243,6 +241,7 @@ def figure_4(setting: Setting) -> Evidence:
     ]
     axis, right, fast = ("iteration", at), {"ours, η_Y = 1": ours}, {"ours, η_Y = 10": faster}
     printed = "η_Z and η_Y large → B large (sparser)", "at a fixed ratio only; at fixed η_Z a larger η_Y is denser"
+    against = float(np.mean(final[1] <= final[0]))
     return evidence(
         agrees("authors' losses, nats", axis, published, right, fast, within=0.02, measure=absolute, log="y"),
         at_least("steps of the final attention to more frequent tokens", np.diff(first), 0.0),
@@ -289,10 +288,8 @@ def figure_6_cells(tasks, keys) -> list:
         optimiser = nets.sgd(1.0, eta_y=eta_z * factor, eta_z=eta_z, momentum=0.9)
         return train(model, nets.cross_entropy, sampler, optimiser, 100, key=draw, observe=observe).observed[-1]
 
-    over_factors = jax.vmap(cell, (None, None, None, 0))
-    over_etas = jax.vmap(over_factors, (None, None, 0, None))
-    over_seeds = jax.vmap(over_etas, (None, 0, None, None))
-    return [over_seeds(data, keys, etas, factors) for data in tasks]
+    over_etas = jax.vmap(jax.vmap(cell, (None, None, None, 0)), (None, None, 0, None))
+    return [jax.vmap(over_etas, (None, 0, None, None))(data, keys, etas, factors) for data in tasks]
 
 
 @claim(
