@@ -9,8 +9,9 @@ from jaxtyping import Array
 
 from ...dynamics.scan_snap import Decoder, PhaseTransition, SymmetricAttention, SymmetricDecoder, backprop_coefficients
 from ...nets import scan_snap as nets
-from ...sweeps import Point, Subject
+from ...sweeps import Point
 from ..descent import descend, end_of, steps_to, uniforms
+from ..validity import gap, validity_map
 from . import PAPER
 
 TIME = 20.0  # to which all train: past the end of scanning, K ln M
@@ -62,7 +63,7 @@ def orthogonal_decoder(point: Point, common: Array, distinct: Array) -> dict[str
     end, reached = _trained(point, OUTPUTS, data)
     h = Decoder(OUTPUTS, CLASSES, 1.0).exact(0.0, reached)
     zeta = OUTPUTS / (OUTPUTS - 1) * (jnp.eye(CLASSES, OUTPUTS) - 1 / OUTPUTS)
-    return {"decoder": _gap(jax.vmap(end)(data.x), (OUTPUTS - 1) * h * zeta)}
+    return {"decoder": gap(jax.vmap(end)(data.x), (OUTPUTS - 1) * h * zeta)}
 
 
 def back_propagated(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
@@ -83,7 +84,7 @@ def back_propagated(point: Point, common: Array, distinct: Array) -> dict[str, A
     iota, beta = backprop_coefficients(f, OUTPUTS)
     gamma = Decoder(OUTPUTS, CLASSES, 1.0).gamma(reached)
     across = lambda g: g - f * jnp.sum(f * g, axis=1, keepdims=True)
-    return {"theorem_1": _gap(across(back), across(gamma * (iota[:, None] * f - beta @ f)))}
+    return {"theorem_1": gap(across(back), across(gamma * (iota[:, None] * f - beta @ f)))}
 
 
 def symmetric_decoder(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
@@ -104,7 +105,7 @@ def symmetric_decoder(point: Point, common: Array, distinct: Array) -> dict[str,
     rho = (jnp.sum(gram) - jnp.trace(gram)) / (CLASSES * (CLASSES - 1))
     own, other = SymmetricDecoder(rho, CLASSES, CLASSES).from_zero(reached)
     law = ((1 - rho) * eye + rho) @ ((own - other) * eye + other)
-    return {"symmetric_decoder": _gap(f @ end.y, law)}
+    return {"symmetric_decoder": gap(f @ end.y, law)}
 
 
 def slow_attention(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
@@ -116,7 +117,7 @@ def slow_attention(point: Point, common: Array, distinct: Array) -> dict[str, Ar
     z, zero, decoder = end.z[0, OWN], jnp.zeros(1 + DISTINCT), Decoder(OUTPUTS, CLASSES, 1.0)
     speed = -flow(reached, zero)[0] / decoder.gamma(reached)
     snap = PhaseTransition(decoder, eta_z, eta_z / speed)
-    return {"lemma_4": _gap(z, end_of(flow, zero, reached)), "theorem_4": _gap(z[0], snap.exact(0.0, reached))}
+    return {"lemma_4": gap(z, end_of(flow, zero, reached)), "theorem_4": gap(z[0], snap.exact(0.0, reached))}
 
 
 def plain_attention(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
@@ -136,7 +137,7 @@ def plain_attention(point: Point, common: Array, distinct: Array) -> dict[str, A
 
     def error(eta_z, inverse_length):
         end, reached = _trained(point, CLASSES, inverse_length, loss, eta_z=eta_z)
-        return _gap(end.z[0, 0], -SymmetricAttention(common[None], distinct, CLASSES, eta_z=eta_z).law(reached))
+        return gap(end.z[0, 0], -SymmetricAttention(common[None], distinct, CLASSES, eta_z=eta_z).law(reached))
 
     zero = jnp.zeros_like(s)
     by_ratio, by_length = jax.vmap(error)(jnp.stack([jnp.maximum(s, LEAST), zero + LEAST]), jnp.stack([zero, s]))
@@ -150,7 +151,7 @@ def relative_gain(point: Point, common: Array, distinct: Array) -> dict[str, Arr
     z = _trained(point, OUTPUTS, data, eta_z=LEAST)[0].z[0, OWN]  # the theorem holds for η_Z ≪ η_Y
     ratio = (distinct[1] / distinct[0]) ** 2
     gain = jnp.log1p(ratio * jnp.expm1(2 * (z[2] - z[1])) / (ratio - 1))  # ln r(t)/r(0)
-    return {"theorem_3": _gap(2 * z[2], gain)}
+    return {"theorem_3": gap(2 * z[2], gain)}
 
 
 def _contexts(
@@ -173,24 +174,5 @@ def _trained(point: Point, outputs: int, data, loss=nets.cross_entropy, *, eta_z
     return descend(nets.YZTransformer(1 + CLASSES * DISTINCT, 1, outputs), loss, data, optimiser, steps), reached
 
 
-def _gap(observed: Array, predicted: Array) -> Array:
-    """The error of a prediction over its size, which is the distance it has moved from zero."""
-    return jnp.linalg.norm(observed - predicted) / jnp.linalg.norm(predicted)
-
-
-VALIDITY = Subject(
-    name="scan_snap.validity",
-    statement="The relative error of the theorems of Scan and Snap against training, over the learning rate and how "
-    "far the assumption of each is given up.",
-    fn=validity,
-    defaults={"learning_rate": 0.1, "strength": 0.0, "time": 1.0, "seed": 0},
-    axes={
-        "learning_rate": np.geomspace(0.02, 10.0, 12),
-        "strength": np.array([0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0]),
-    },
-    cost=lambda point: point["time"] / point["learning_rate"],
-    labels=LABELS,
-    bounds=dict.fromkeys(LABELS, 0.1),
-    source=str(PAPER),
-    domains={"strength": {"least": 0, "most": 1}},
-)
+RATES, THEOREMS = np.geomspace(0.02, 10.0, 12), "the theorems of Scan and Snap"
+VALIDITY = validity_map("scan_snap.validity", THEOREMS, validity, LABELS, rate=0.1, rates=RATES, paper=PAPER)
