@@ -1,13 +1,10 @@
 """Descent on the real one-layer transformer beside the flows: tiers, finite sequences, when attention snaps and how
 sparse it ends, and the paper's Figures 4 and 6."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
 
 from ...dynamics import solve
 from ...dynamics.scan_snap import YZ, ScanSnap
@@ -115,7 +112,7 @@ def finite_length(setting: Setting) -> Evidence:
     )
 
 
-def _peak_time(ts: Float[Array, " times"], values: Float[Array, " times"]) -> Float[Array, ""]:
+def _peak_time(ts, values):
     """When a curve is largest: the top of the parabola in ln t through its three highest neighbours."""
     middle = jnp.clip(jnp.argmax(values), 1, values.shape[0] - 2)
     x = jax.lax.dynamic_slice(jnp.log(ts), (middle - 1,), (3,))
@@ -126,7 +123,6 @@ def _peak_time(ts: Float[Array, " times"], values: Float[Array, " times"]) -> Fl
     return jnp.exp(jnp.where(curvature < 0, jnp.clip(top, x[0], x[2]), x[1]))
 
 
-@partial(jax.jit, static_argnums=3)
 def _diagram(data: nets.SequenceClasses, eta_y, eta_z, steps: int):
     """For every pair of learning rates, by theory and by descent, each of shape `(2, η_Y, η_Z)`: when the gradient
     that reaches attention is largest, when attention moves fastest, and the final entropy."""
@@ -164,8 +160,8 @@ def phase_diagram(setting: Setting) -> Evidence:
     number, steps = setting.pick(smoke=(4, 300), laptop=(9, 1000), paper=(25, 10_000))
     rates = np.geomspace(setting.pick(smoke=0.3, laptop=0.1, paper=0.1), 10.0, number)
     data = reference() if setting.scale == "smoke" else nets.distinct_and_common(CLASSES, dtype=setting.dtype)
-    grid = jnp.asarray(rates, setting.dtype)
-    snap, fastest, dense = (np.asarray(x, float) for x in _diagram(data, grid, grid, steps))
+    found = jax.jit(lambda data, grid: _diagram(data, grid, grid, steps))(data, jnp.asarray(rates))
+    snap, fastest, dense = (np.asarray(x, float) for x in found)
     slow, of_z = rates <= 1.01, ("η_Z", rates)  # slow: where descent is close to its flow
     # The exponents of times in η_Y and in η_Z, by least squares over the grid.
     design = np.stack([np.ones(number**2), np.repeat(np.log(rates), number), np.tile(np.log(rates), number)], axis=1)
