@@ -175,16 +175,20 @@ def decoder_law(setting: Setting) -> Evidence:
 
     @jax.jit
     def curves(decoder, ts, late_ts, near):
-        """h* − h at all visits, γ at both times, and the peak of γ: by its closed form, as found."""
+        """The closed form, h* − h at all visits, γ at both times, and its peak: by its closed form, as found."""
         discrete = jax.vmap(lambda m: Decoder(m, 1, 1.0).visits(visits), out_axes=1)(decoder.outputs)
         gap = discrete - decoder.exact(0.0, jnp.arange(visits + 1, dtype=ts.dtype))
         gamma, (top, height) = jax.vmap(decoder.gamma), decoder.peak()
-        return gap[1:], gamma(ts), gamma(late_ts), top, height, jnp.max(gamma(near[:, None] * top), axis=0)
+        highest = jnp.max(gamma(near[:, None] * top), axis=0)
+        return decoder.exact(0.0, ts), gap[1:], gamma(ts), gamma(late_ts), top, height, highest
 
     found = curves(decoder, *map(jnp.asarray, (ts, late_ts, np.linspace(0.5, 1.5, 20001))))
-    gap, gamma, late_gamma, top, height, highest = map(np.asarray, found)
+    exact, gap, gamma, late_gamma, top, height, highest = map(np.asarray, found)
     scaled, t = widths * np.asarray(solve(decoder, jnp.zeros(4), ts).ys), ts[:, None]
     implicit = lambda factor: (np.exp(scaled) + factor * scaled - 1) / (widths * t) - 1
+    c = (widths * t + 1) / (widths - 1)  # Lambert's form of M h, where that does not overflow
+    lambert = c - np.real(special.lambertw(np.exp(np.minimum(c, 600)) / (widths - 1)))
+    off_lambert = ((lambert - widths * exact) / np.maximum(c, 1))[c < 600]
     late, printed = (lambda t, factor=factor: np.log(factor * t) / t for factor in (1000.0, 1.0))  # ln(Mηt/K), ln(ηt/K)
     ratio, end = late_gamma[:, wide] / late(late_ts), late_ts[2:]
     error = [float(abs(late_gamma[2, wide] / law(late_ts[2]) - 1)) for law in (late, printed)]
@@ -196,6 +200,7 @@ def decoder_law(setting: Setting) -> Evidence:
     by_visit, at_end = ("visits s", np.arange(1, visits + 1)), "late γ at t = 100 t₀, M = 1000"
     return evidence(
         vanishes("implicit law, relative error of the solve", implicit(widths - 1), wrong, within=solver(1000)),
+        vanishes("Newton against Lambert's W", off_lambert, within=rounding(4000)),
         at_least("h* − h, all M and visits", gap, -rounding(4)),
         at_most("M (h* − h)/η", widths * gap, 2.0, x=by_visit, log="x"),
         vanishes("M (h* − h) after 20 000 visits, M = 100", 100 * gap[-1, 1], within=1e-3),

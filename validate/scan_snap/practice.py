@@ -29,8 +29,9 @@ ETA, TIMES = 0.05, np.array([0, 10, 30, 100, 300, 1000])
 
 @jax.jit
 def _evaluate(models, data: nets.SequenceClasses, key, noise):
-    """For each model, on contexts drawn with `key`: the loss under each policy and budget, `(policies, budgets)`, and
-    of the highest scores at the second budget the attention they keep and how far the others' removal is from 2δ."""
+    """For each model, on contexts drawn with `key`: the loss under each policy and budget, `(policies, budgets)`, that
+    without eviction, and of the highest scores at the second budget the attention that they keep, and the error of the
+    statement about the evicted mass δ."""
     sequence, following = data.sequences(len(noise), CONTEXT + 1)(key)
     tokens, label = sequence[:, :-1], following - data.next_token[0]
     query = data.query_number[label]
@@ -39,18 +40,19 @@ def _evaluate(models, data: nets.SequenceClasses, key, noise):
     def one(model):
         scores = model.z[query[:, None], tokens]
 
-        def loss(by, budget):
+        def loss(kept):
             none = jnp.zeros((len(tokens), model.z.shape[1]), scores.dtype)
-            x = none.at[jnp.arange(len(tokens))[:, None], tokens].add(keep(by, budget).astype(scores.dtype))
+            x = none.at[jnp.arange(len(tokens))[:, None], tokens].add(kept.astype(scores.dtype))
             return nets.cross_entropy(model, nets.Contexts(x, label, query))
 
         by_policy = jnp.stack([scores, position, noise, -scores])
-        losses = jax.vmap(jax.vmap(loss, (None, 0)), (0, None))(by_policy, jnp.array(BUDGETS))
+        of_budget = jax.vmap(lambda by, budget: loss(keep(by, budget)), (None, 0))
+        losses, dense = jax.vmap(of_budget, (0, None))(by_policy, jnp.array(BUDGETS)), loss(jnp.ones_like(tokens, bool))
         p = jax.nn.softmax(scores, axis=1)
         kept = jnp.where(keep(scores, BUDGETS[1]), p, 0)
         mass = jnp.sum(kept, axis=1)
         moved = jnp.sum(jnp.abs(kept / mass[:, None] - p), axis=1) - 2 * (1 - mass)
-        return losses, jnp.mean(mass), jnp.max(jnp.abs(moved))
+        return losses, dense, jnp.mean(mass), jnp.max(jnp.abs(moved))
 
     return jax.lax.map(lambda of_setting: jax.lax.map(one, of_setting), models)
 
@@ -84,8 +86,8 @@ def eviction(setting: Setting) -> Evidence:
 
     models = trained_at(jnp.asarray(list(SETTINGS.values()), setting.dtype))
     noise = setting.rng.random((setting.pick(smoke=256, laptop=1024, paper=8192), CONTEXT))
-    losses, mass, moved = map(np.asarray, _evaluate(models, data, setting.key, jnp.asarray(noise)))
-    dense, loss, (eighth, quarter) = losses[:, :, 0, -1], losses[0, -1], (1, 2)  # dense: no key is evicted
+    losses, dense, mass, moved = map(np.asarray, _evaluate(models, data, setting.key, jnp.asarray(noise)))
+    loss, (eighth, quarter), of_all = losses[0, -1], (1, 2), losses[..., -1] - dense[:, :, None]
     score, recent, *_ = loss - dense[0, -1]
     own = np.asarray(models.z)[0, -1][np.repeat(np.arange(QUERIES), 2), 16:].reshape(CLASSES, CLASSES, -1)
     ranks = [stats.spearmanr(own[n, n], DISTINCT).statistic for n in range(CLASSES)]  # pyright: ignore
@@ -115,6 +117,7 @@ def eviction(setting: Setting) -> Evidence:
         at_most(held, mass[:, 2:].T, 0.5, x=trained, log="x"),
         at_least("rank correlation of score and P(l|n)", ranks, 1 - 1e-9),
         vanishes("L1 distance of renormalised attention − 2δ", moved, within=rounding(4000)),
+        vanishes("budget of all keys against no eviction", of_all, within=rounding(4000)),
         agrees(clock, None, path(1.0, ends), path(10.0, ends / 10), wrong, **options),
         panels=[panel(title, axis, y="cross-entropy (nats)", observed=observed, log="xy")],
         remarks=[*remarks, "Where evicting lowers the loss, it is common tokens that go."],
