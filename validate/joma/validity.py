@@ -22,8 +22,9 @@ from ...dynamics.joma import (
     predicted_logits,
 )
 from ...nets import joma as nets
-from ...sweeps import Point, Subject
+from ...sweeps import Point
 from ..descent import descend, end_of, steps_to, uniforms
+from ..validity import gap, validity_map
 from . import PAPER
 from ._shared import sgd
 
@@ -120,7 +121,7 @@ def invariants(point: Point) -> Errors:
         end = descend(start, loss, samples, sgd(rate), steps)
         law: Attention = start.attention  # pyright: ignore[reportAssignmentType]
         predicted = predicted_logits(law, end.v, v0=start.v, z0=start.z[0])
-        errors[f"theorem_1_{law}"] = _gap(end.z[0], predicted, start.z[0])
+        errors[f"theorem_1_{law}"] = gap(end.z[0], predicted, start.z[0])
     return errors
 
 
@@ -138,7 +139,7 @@ def softmax_law(point: Point) -> Errors:
         end = descend(start, nets.stationary_loss, (x_i, g), sgd(point["learning_rate"], eta_z), steps)
         b_bar = jnp.mean(jax.vmap(start.attend)(x_i), axis=0)
         law = predicted_logits("softmax", end.v, v0=start.v, z0=start.z[0], rate_ratio=eta_z, b_bar=b_bar)
-        return _gap(end.z[0], law, start.z[0])
+        return gap(end.z[0], law, start.z[0])
 
     s = point["strength"]
     zero = jnp.zeros_like(s)
@@ -159,7 +160,7 @@ def one_node(point: Point) -> Errors:
 
     end = descend(_block("exp", jnp.zeros((TOKENS, 1))), loss, (x, g), sgd(point["learning_rate"]), steps)
     law = LinearActivation((x.T @ g / 8)[:, 0]).exact(jnp.zeros(TOKENS), reached)
-    return {"theorem_2": _gap(end.v[:, 0], law)}
+    return {"theorem_2": gap(end.v[:, 0], law)}
 
 
 def many_nodes(point: Point) -> Errors:
@@ -178,7 +179,7 @@ def many_nodes(point: Point) -> Errors:
     start = _block("exp", jnp.zeros((TOKENS, NODES)), decoder=draw["decoder"] * scale)
     end = descend(start, loss, data, sgd(point["learning_rate"]), steps)
     law = ManyNodes(x.T @ back / 9 * scale).exact(jnp.zeros((TOKENS, NODES)), reached)
-    return {"many_nodes": _gap(end.v, law)}
+    return {"many_nodes": gap(end.v, law)}
 
 
 def linear_attention(point: Point) -> Errors:
@@ -195,7 +196,7 @@ def linear_attention(point: Point) -> Errors:
 
     start = LinearAttentionState(jnp.zeros((TOKENS, NODES)), jnp.full(TOKENS, 0.5))
     end = descend(_block("linear", start.v, start.z[None]), loss, (x, g), sgd(point["learning_rate"]), steps)
-    return {"linear_attention": _gap(end.v, LinearAttention(x.T @ g / 8).exact(start, reached).v)}
+    return {"linear_attention": gap(end.v, LinearAttention(x.T @ g / 8).exact(start, reached).v)}
 
 
 def mixture(point: Point) -> Errors:
@@ -214,7 +215,7 @@ def mixture(point: Point) -> Errors:
     flow = Mixture(centres, strength, sigma, activation="erf")
     start = MixtureState(start, jnp.zeros((), start.dtype))
     law = end_of(flow, start, reached)
-    return {"theorem_3": _gap(end.v[:, 0], law.v, start.v)}
+    return {"theorem_3": gap(end.v[:, 0], law.v, start.v)}
 
 
 def critical_point(point: Point) -> Errors:
@@ -241,8 +242,8 @@ def critical_point(point: Point) -> Errors:
     one = jnp.ones_like(s)
     with_attention, without = jax.vmap(trained)(jnp.stack([s, one]), jnp.stack([one, s]))
     return {
-        "theorem_4": _gap(with_attention, NonlinearActivation(mu).exact(jnp.zeros_like(mu), reached / 2)),
-        "no_attention": _gap(without, -mu * jnp.expm1(-reached / 2)),
+        "theorem_4": gap(with_attention, NonlinearActivation(mu).exact(jnp.zeros_like(mu), reached / 2)),
+        "no_attention": gap(without, -mu * jnp.expm1(-reached / 2)),
     }
 
 
@@ -281,11 +282,6 @@ def _block(
     return model if decoder is None else eqx.tree_at(lambda m: m.decoder, model, decoder)
 
 
-def _gap(observed: Array, predicted: Array, start: Array | float = 0.0) -> Float[Array, ""]:
-    """The error of a prediction over the distance that it has moved."""
-    return jnp.linalg.norm(observed - predicted) / jnp.linalg.norm(predicted - start)
-
-
 def _longest(delta: Float[Array, "tokens nodes"]) -> Float[Array, ""]:
     return jnp.max(jnp.linalg.norm(delta, axis=1))
 
@@ -295,19 +291,6 @@ def _blow_up_scale(delta: Float[Array, "tokens nodes"]) -> Float[Array, ""]:
     return math.sqrt(math.pi / 2) * SHARE / TIME / _longest(delta)
 
 
-VALIDITY = Subject(
-    name="joma.validity",
-    statement="The relative error of JoMA's theorems against training, over the learning rate and how far the "
-    "assumption of each is given up.",
-    fn=validity,
-    defaults={"learning_rate": 0.01, "strength": 0.0, "time": 1.0, "seed": 0},
-    axes={
-        "learning_rate": np.geomspace(2e-3, 1.0, 12),
-        "strength": np.array([0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0]),
-    },
-    cost=lambda point: point["time"] / point["learning_rate"],
-    labels=LABELS,
-    bounds=dict.fromkeys(LABELS, 0.1),
-    source=str(PAPER),
-    domains={"strength": {"least": 0, "most": 1}},
+VALIDITY = validity_map(
+    "joma.validity", "JoMA's theorems", validity, LABELS, rate=0.01, rates=np.geomspace(2e-3, 1.0, 12), paper=PAPER
 )

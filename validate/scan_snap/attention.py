@@ -11,21 +11,7 @@ from ...nets import scan_snap as nets
 from ..checks import absolute, agrees, at_least, at_most, converges, evidence, relative, rounding, solver
 from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
-from ._shared import (
-    ASSUMED,
-    CLASSES,
-    COMMON,
-    DISTINCT,
-    LONG,
-    OUTPUTS,
-    OWN,
-    SYMMETRIC,
-    TIME,
-    follow,
-    log_times,
-    reference,
-    scan_flow,
-)
+from ._shared import ALIKE, CLASSES, COMMON, DISTINCT, FLOW, OUTPUTS, OWN, TIME, log_times, logits, reference, scan_flow
 
 RATIOS = np.array([2.5e-4, 5e-4, 1e-3, 2e-3, 1e-2, 0.1, 1.0])  # η_Z/η_Y
 START = CLASSES * np.log(OUTPUTS)  # t₀' of `Decoder.linear_until`, for M = 100
@@ -42,37 +28,31 @@ def _slow(eta_z: float, ts: np.ndarray) -> np.ndarray:
     "Tier A's attention follows Lemma 4's equation, up to an error of first order in η_Z/η_Y. At η_Z/η_Y = 1e-3 the "
     "error stays below 1 % up to t = 1000 t₀'.",
     source="Lemma 4, with the factor 1/K",
-    assumptions=(ASSUMED, LONG, SYMMETRIC, "tier A, M = 100"),
+    assumptions=(*ALIKE, "tier A, M = 100"),
     tex=r"\dot z = \frac{\eta_Z}{K} \gamma \sum_n f_n \circ \sum_{n' \neq n} \beta_{n n'} (f_n f_n^\top - I) f_{n'}",
     flow=SlowAttention,
 )
 def lemma_4(setting: Setting) -> Evidence:
     ts, small, wrong = log_times(1, 1000 * START), RATIOS[:4], "as printed, without 1/K"
-    full = np.stack([follow(scan_flow("A", eta_z=ratio), ts).z[:, 0, OWN] for ratio in RATIOS])
+    full = np.stack([logits(scan_flow("A", eta_z=ratio), ts) for ratio in RATIOS])
     law = np.stack([_slow(ratio, ts) for ratio in RATIOS])
     printed = np.stack([_slow(CLASSES * ratio, ts) for ratio in small])
     checks = []
     for name, token in {"common token": 0, "most frequent distinct token": -1}.items():
-        path, end = (2, slice(None), token), (slice(4), -1, token)  # RATIOS[2] is 1e-3
-        one = {wrong: printed[path]}
-        label = f"z of the {name}, η_Z/η_Y = 1e-3"
+        z, path, end = f"z of the {name}", np.s_[2, :, token], np.s_[:4, -1, token]  # RATIOS[2] is 1e-3
+        label, one, options = f"{z}, η_Z/η_Y = 1e-3", {wrong: printed[path]}, {"measure": relative, "log": "x"}
         checks += [
-            agrees(label, (TIME, ts), full[path], law[path], one, within=0.01, measure=relative, y="z", log="x"),
-            converges(f"z of the {name}", ("η_Z/η_Y", small), full[end], law[end], {wrong: printed[end]}, order=1),
+            agrees(label, (TIME, ts), full[path], law[path], one, within=0.01, y="z", **options),
+            converges(z, ("η_Z/η_Y", small), full[end], law[end], {wrong: printed[end]}, order=1),
         ]
     ends = zip(RATIOS[4:], np.abs(law / full - 1)[4:, -1], strict=True)
-    error = lambda z: float(np.abs(z[2, :, 0] / full[2, :, 0] - 1).max())
-    off = error(law), error(printed)
+    each = "; ".join(f"{e[0]:.0%}, {e[-1]:.0%} at η_Z/η_Y = {ratio:g}" for ratio, e in ends)
+    off = (float(np.abs(z[2, :, 0] / full[2, :, 0] - 1).max()) for z in (law, printed))
+    measure, memory = "relative error of z_common", "The decoder keeps a memory of the attention it was trained under."
     return evidence(
         *checks,
-        remarks=[
-            "Error of z_common and of the most frequent distinct token: "
-            + "; ".join(f"{e[0]:.0%}, {e[-1]:.0%} at η_Z/η_Y = {r:g}" for r, e in ends)
-            + ". The decoder keeps a memory of the attention it was trained under."
-        ],
-        errata=[
-            Erratum("paper, Lemma 4", "ż_m = η_Z γ Σ_n …", "ż_m = (η_Z/K) γ Σ_n …", *off, "relative error of z_common")
-        ],
+        remarks=[f"Error of z_common and of the most frequent distinct token: {each}. {memory}"],
+        errata=[Erratum("paper, Lemma 4", "ż_m = η_Z γ Σ_n …", "ż_m = (η_Z/K) γ Σ_n …", *off, measure)],
     )
 
 
@@ -80,185 +60,134 @@ def lemma_4(setting: Setting) -> Evidence:
     "In tier B (plain gradient flow, softmax over the K next tokens) attention follows "
     "−z_c = ½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀)) over six decades of time.",
     source="derived here; the exponent is e^{2z}, not Theorem 4's e^{4z}",
-    assumptions=(ASSUMED, LONG, SYMMETRIC, "tier B", "ρ₀ = 0.021 (K = 10) and 0.143 (K = 5)"),
+    assumptions=(*ALIKE, "tier B", "ρ₀ = 0.021 (K = 10) and 0.143 (K = 5)"),
     tex=r"-z_c = \frac{1}{2} \ln\left( 1 + \frac{\eta_Z}{\eta_Y} K^2 (K-1) h^2 \frac{\rho_0}{1-\rho_0} \right)",
     flow=SymmetricAttention,
 )
 def law(setting: Setting) -> Evidence:
-    weak = nets.distinct_and_common(10, distinct=np.asarray(DISTINCT), common=np.asarray([0.216]))
-    # Up to which ratio, and to which error; up to 1 what the law neglects is of relative order ρ₀.
-    cases = {10: (weak, 0.216, 2, 0.007), 5: (reference(), COMMON, 3, 0.04)}
-    if setting.scale == "smoke":
-        del cases[10]
-    return evidence(*(_law_of(setting, k, *case) for k, case in cases.items()))
+    # By K: the common token's weight; up to which ratio, to which error. The law neglects terms of relative order ρ₀.
+    cases = {10: (0.216, 2, 0.007), 5: (COMMON, 3, 0.04)}
+    return evidence(*(_law_of(k, *cases[k]) for k in setting.pick(smoke=(5,), laptop=(10, 5), paper=(10, 5))))
 
 
-def _law_of(setting: Setting, k: int, data: nets.SequenceClasses, common: float, upto: int, bound: float) -> Evidence:
+def _law_of(k: int, common: float, upto: int, bound: float) -> Evidence:
     """The law, and the scalar equation that it approximates, for one number of classes."""
     ratios, ts = np.array([1e-3, 1e-2, 0.1, 1.0]), log_times(k * 1e-2, k * 1e4)
-    zero = jnp.zeros(1 + len(DISTINCT), setting.dtype)
-    real, scalar, laws = [], [], []
-    for ratio in ratios:
-        real.append(follow(ScanSnap(data.table, eta_z=ratio), ts).z[:, 0, OWN])
-        small = SymmetricAttention(jnp.asarray([common]), jnp.asarray(DISTINCT), k, eta_z=jnp.asarray(ratio))
-        scalar.append(np.asarray(solve(small, zero, ts).ys))
-        laws.append(np.stack(_laws(small, jnp.asarray(ts, setting.dtype))))
-    seen, (formula, theorem_4) = -np.stack(real, axis=1)[:, :, 0], np.stack(laws, axis=2)
     rho = common**2 / (common**2 + np.sum(np.square(DISTINCT)))
-    name, words = f"K = {k}, ρ₀ = {rho:.3f}", ", ".join(f"{ratio:g}" for ratio in ratios)
+    table, zero, stack = reference(common, k).table, jnp.zeros(len(OWN)), lambda paths: np.stack([*paths], axis=1)
+    flows = [SymmetricAttention(jnp.asarray([common]), jnp.asarray(DISTINCT), k, eta_z=ratio) for ratio in ratios]
+    real = stack(logits(ScanSnap(table, eta_z=ratio), ts) for ratio in ratios)
+    scalar = stack(solve(flow, zero, ts).ys for flow in flows)
+    law_of = jax.jit(lambda flow, ts: jax.vmap(flow.law)(ts))
+    formula = stack(law_of(flow, ts) for flow in flows)
+    decoder, c0 = Decoder(k, k, 1 - rho), 1 / (k * rho**2)
+    theorem_4 = stack(-PhaseTransition(decoder, ratio, c0).exact(0.0, ts) for ratio in ratios)
+    name, y = f"K = {k}, ρ₀ = {rho:.3f}", f"−z_c; η_Z/η_Y = {', '.join(f'{ratio:g}' for ratio in ratios)}"
 
     def check(what, which, within, x=None):
-        law, wrong, y = formula[:, which], {"Theorem 4": theorem_4[:, which]}, f"−z_c; η_Z/η_Y = {words}"
-        return agrees(what, x, seen[:, which], law, wrong, within=within, measure=relative, y=y, log="xy")
+        seen, law, wrong = -real[:, which, 0], formula[:, which], {"Theorem 4": theorem_4[:, which]}
+        return agrees(what, x, seen, law, wrong, within=within, measure=relative, y=y, log="xy")
 
-    least = lambda token: (real[0][:, token], scalar[0][:, token])
-    ode = (np.abs(s / r - 1).max(axis=0) for s, r in zip(scalar, real, strict=True))
-    each = (f"{e[0]:.2%} (z_c) and {e[-1]:.1%} (top distinct) at {r:g}" for r, e in zip(ratios, ode, strict=True))
+    seen, law, top = real[:, 0], scalar[:, 0], "scalar equation, top distinct token"
+    off = np.abs(scalar / real - 1).max(axis=0)
+    each = (f"{e[0]:.2%} (z_c) and {e[-1]:.1%} (top distinct) at {r:g}" for r, e in zip(ratios, off, strict=True))
     return evidence(
         *(check(f"law, {name}, η_Z/η_Y = {ratios[i]:g}", slice(i, i + 1), bound) for i in range(upto)),
         check(f"law within ρ₀, {name}, η_Z/η_Y up to 1", slice(None), rho, (TIME, ts)),
-        agrees(f"scalar equation, z_c, {name}, 1e-3", None, *least(0), within=0.005, measure=relative),
-        agrees(f"scalar equation, top distinct token, {name}, 1e-3", None, *least(-1), within=0.01, measure=relative),
+        agrees(f"scalar equation, z_c, {name}, 1e-3", None, seen[:, 0], law[:, 0], within=0.005, measure=relative),
+        agrees(f"{top}, {name}, 1e-3", None, seen[:, -1], law[:, -1], within=0.01, measure=relative),
         remarks=[f"{name}: the scalar equation is off by {', '.join(each)}."],
     )
-
-
-@jax.jit
-def _laws(flow: SymmetricAttention, ts):
-    zero = jnp.zeros(flow.common.shape[0] + flow.distinct.shape[0], ts.dtype)
-    rho, k = flow.rho(zero), flow.classes
-    decoder = Decoder(k, k, (1 - rho) * flow.eta_y)
-    theorem_4 = PhaseTransition(decoder, flow.eta_z, 1 / (k * rho**2))
-    return jax.vmap(flow.law)(ts), -theorem_4.exact(0.0, ts)
 
 
 @claim(
     "Distinct tokens always gain attention and a single common token always loses it. This holds in all three tiers, "
     "at η_Z/η_Y from 1e-3 to 1.",
     source="Theorem 2 and Corollary 2",
-    assumptions=(ASSUMED, LONG, "one common token, or several of equal P(l|n) under one query and a zero start"),
+    assumptions=(*FLOW, "one common token, or several of equal P(l|n) under one query and a zero start"),
     tex=r"\dot z_l > 0 \ \mathrm{(distinct)},\quad \dot z_c < 0 \ \mathrm{(common)}",
     flow=ScanSnap,
 )
 def fates(setting: Setting) -> Evidence:
     ts, ratios = log_times(0.1, 1e4 * CLASSES), (1.0, 0.1, 0.01, 1e-3)
-    along = {tier: [_velocity(scan_flow(tier, eta_z=ratio), ts) for ratio in ratios] for tier in "ABC"}
+    speeds = jax.jit(jax.vmap(lambda flow, y: flow(0.0, y).z, (None, 0)))
+    velocity = lambda flow: np.asarray(speeds(flow, solve(flow, flow.zero(), ts).ys))  # (times, queries, tokens)
+    along = {tier: [velocity(scan_flow(tier, eta_z=ratio)) for ratio in ratios] for tier in "ABC"}
     # Syn-Small: ten common tokens of equal frequency, K = 2, M = 30, and one query.
     syn_small = nets.distinct_and_common(2).table
-    several = [_velocity(ScanSnap(syn_small, outputs=30, eta_z=ratio), ts) for ratio in ratios]
-    instances = setting.pick(smoke=200, laptop=200, paper=1000)
-    tables = _weakly_correlated(setting.rng, instances)
+    several = [velocity(ScanSnap(syn_small, outputs=30, eta_z=ratio)) for ratio in ratios]
 
-    @jax.jit
-    @jax.vmap
-    def start(table):
-        flow = SlowAttention(ScanSnap(table, outputs=OUTPUTS))
-        return flow(1.0, flow.scan.zero().z)[0]
-
-    uneven = np.asarray(start(jnp.asarray(tables, setting.dtype)))
-    wrong = {f"three common tokens of unequal P(l|n), {instances} tables": _wrong_signs(uneven, 3)}
-    counts = {f"tier {tier}, four ratios": sum(_wrong_signs(v, 1) for v in found) for tier, found in along.items()}
-    counts["Syn-Small, ten common tokens"] = sum(_wrong_signs(v, 10) for v in several)
+    at_start = lambda table: SlowAttention(ScanSnap(table, outputs=OUTPUTS))(1.0, jnp.zeros((1, 15)))[0]
+    # Three classes with three common tokens, of other frequency in each class, and four distinct ones.
+    instances, rng = setting.pick(smoke=200, laptop=200, paper=1000), setting.rng
+    common, own = 0.1 * rng.lognormal(0, 1.5, (instances, 3, 3)), rng.uniform(0.5, 1, (3, instances, 4))
+    distinct = np.einsum("nm,nij->inmj", np.eye(3), own).reshape(instances, 3, 12)
+    tables = np.concatenate([common, distinct], axis=2)
+    uneven = np.asarray(jax.jit(jax.vmap(at_start))(jnp.asarray(tables / tables.sum(axis=2, keepdims=True))))
+    # How often a common token, of which there are k, does not fall, or a distinct one does not rise.
+    wrong_signs = lambda v, k: int(np.sum(v[..., :k] >= 0) + np.sum(v[..., k:] <= 0))
+    wrong = {f"three common tokens of unequal P(l|n), {instances} tables": wrong_signs(uneven, 3)}
+    counts = {f"tier {tier}, four ratios": wrong_signs(np.stack(found), 1) for tier, found in along.items()}
+    counts["Syn-Small, ten common tokens"] = wrong_signs(np.stack(several), 10)
     rising = (uneven[:, :3] > 0).any(axis=1)
     shares = float(np.mean(np.array(list(counts.values())) > 0)), float(rising.mean())
-    speed = along["C"][0][:, 0, OWN]
-    picture = panel(
-        "tier C (the real network), η_Z = η_Y: speed of attention",
-        (TIME, ts),
-        y="|ż|",
-        observed={"distinct tokens, ż": speed[:, 1:], "common token, −ż": -speed[:, 0]},
-        log="xy",
-    )
+    speed, title = along["C"][0][:, 0, OWN], "tier C (the real network), η_Z = η_Y: speed of attention"
+    observed = {"distinct tokens, ż": speed[:, 1:], "common token, −ż": -speed[:, 0]}
+    where, measure = "for a single one, or under Corollary 2's symmetry", "share of tables with a wrong sign"
     return evidence(
         at_most("wrong signs of ż", counts, 0, wrong),
-        panels=[picture],
+        panels=[panel(title, (TIME, ts), y="|ż|", observed=observed, log="xy")],
         remarks=[
             f"With three common tokens of unequal frequency some common token rises at the start in "
             f"{rising.sum()} of {instances} random three-class tables of tier A."
         ],
-        errata=[
-            Erratum(
-                "slides",
-                "ż < 0 for common tokens",
-                "for a single one, or under Corollary 2's symmetry",
-                *shares,
-                "share of tables with a wrong sign",
-            )
-        ],
+        errata=[Erratum("slides", "ż < 0 for common tokens", where, *shares, measure)],
     )
-
-
-def _wrong_signs(velocity: np.ndarray, common: int) -> int:
-    """How often a common token, of which there are `common`, does not fall, or a distinct one does not rise."""
-    return int(np.sum(velocity[..., :common] >= 0) + np.sum(velocity[..., common:] <= 0))
-
-
-def _velocity(flow: ScanSnap, ts: np.ndarray) -> np.ndarray:
-    """ż along the flow, shape `(times, queries, tokens)`."""
-    return np.asarray(_speeds(flow, solve(flow, flow.zero(), ts).ys))
-
-
-@jax.jit
-def _speeds(flow: ScanSnap, ys):
-    return jax.vmap(lambda y: flow(0.0, y).z)(ys)
-
-
-def _weakly_correlated(rng: np.random.Generator, number: int) -> np.ndarray:
-    """Tables of three classes with three common tokens, of other frequency in each class, and four distinct ones."""
-    tables = np.zeros((number, 3, 15))
-    tables[:, :, :3] = 0.1 * rng.lognormal(0, 1.5, (number, 3, 3))
-    for n in range(3):
-        tables[:, n, 3 + 4 * n : 7 + 4 * n] = rng.uniform(0.5, 1, (number, 4))
-    return tables / tables.sum(axis=2, keepdims=True)
 
 
 @claim(
     "Among distinct tokens r = f_l²/f_l'² − 1 grows as r(0) e^{2(z_l − z_l(0))}: frequent ones dwarf rare ones. "
     "The factor lies between e^{2f²(0)B} and e^{2B}, B = (η_Z/K)∫ξ.",
     source="Theorem 3, with the factor 1/K in B",
-    assumptions=(ASSUMED, LONG, SYMMETRIC, "Lemma 4's equation; on the full flows to the order of η_Z/η_Y"),
+    assumptions=(*ALIKE, "Lemma 4's equation; on the full flows to the order of η_Z/η_Y"),
     tex=r"r = r(0) e^{2 z_l},\quad 2 f_l^2(0) B \leq 2 z_l \leq 2B,\quad B = \frac{\eta_Z}{K} \int \xi \, dt",
     flow=SlowAttention,
 )
 def relative_gain(setting: Setting) -> Evidence:
-    ts = log_times(1, 1000 * START)
+    ts, late, ratios = log_times(1, 1000 * START), log_times(0.1, 1e4 * CLASSES), np.array([0.1, 0.01])
     z = _slow(1.0, ts)
     c = np.array([COMMON, *DISTINCT]) * np.exp(np.concatenate([np.zeros((1, len(OWN))), z]))
     f_top = (c / np.linalg.norm(c, axis=1, keepdims=True))[:, -1]  # of the most frequent token, from t = 0
     (gain, law), top = _gain(z), z[:, -1]
     # Simpson's rule in z, two steps to a record, carries B to rounding: dB = dz_l/f_l².
     b = np.asarray(cumulative_simpson(1 / f_top**2, x=np.append(0, top), initial=0))[1:]
-    lower = lambda b: f_top[0] ** 2 * b / top
-    ratios, late = np.array([0.1, 0.01]), log_times(0.1, 1e4 * CLASSES)
-    over = np.array([[_departure(tier, ratio, late) / ratio for ratio in ratios] for tier in "ABC"])
+    lower, as_printed = (f_top[0] ** 2 * x / top for x in (b, CLASSES * b))
+
+    def departure(flow):
+        """|r/(r(0)χ) − 1| over ln χ at the last time, for each token compared with."""
+        z = logits(flow, late)
+        gain, law = _gain(z)
+        return np.abs(gain[-1] / law[-1] - 1) / (2 * z[-1, -1])
+
+    over = np.array([[departure(scan_flow(tier, eta_z=r)) / r for r in ratios] for tier in "ABC"])
     # B's quadrature errs by up to 1e-6, and in float32 as the solve does.
-    slack, wrong = 1 + setting.bound(1e-6, 1e-3), "B as printed, without 1/K"
-    excess = lambda b: float(max(lower(b).max() - 1, 0))
-    both = excess(b), excess(CLASSES * b)
+    slack, wrong = 1 + setting.bound(1e-6, 1e-3), {"B as printed, without 1/K": as_printed}
+    both = (float(max(x.max() - 1, 0)) for x in (lower, as_printed))
     full, measure = {f"tier {x}": over[i, :, 0] for i, x in enumerate("ABC")}, "excess of the lower bound over ln χ"
+    corrected = "B_n = (η_Z/K) ∫ξ_n, when t counts steps"
     return evidence(
         agrees("r under Lemma 4", (TIME, ts), gain, law, within=solver(10), measure=relative, y="r", log="x"),
-        at_most("2 f²(0) B over ln χ", lower(b), slack, {wrong: lower(CLASSES * b)}, x=(TIME, ts), log="x"),
+        at_most("2 f²(0) B over ln χ", lower, slack, wrong, x=(TIME, ts), log="x"),
         at_most("ln χ over 2 B", top / b, slack),
         at_least("growth of f of the dominant token", np.diff(f_top), -rounding(8)),
         at_most("|r/(r(0)χ) − 1| over (η_Z/η_Y) ln χ, most and least frequent", full, 3.0),
         remarks=[
             f"On the full flows r of the two most frequent tokens, {(1 / DISTINCT[-2]) ** 2 - 1:.2f} at the start, "
             f"departs by up to {over[:, 1, 2].max():.1f} (η_Z/η_Y) ln χ at η_Z/η_Y = {ratios[1]:g}.",
-            f"The lower bound with the printed B is exceeded at all t, by {lower(CLASSES * b).min() - 1:.2g} or more "
-            "of ln χ.",
+            f"The lower bound with the printed B is exceeded at all t, by {as_printed.min() - 1:.2g} or more of ln χ.",
         ],
-        errata=[
-            Erratum("paper, Theorem 3", "B_n = η_Z ∫ξ_n", "B_n = (η_Z/K) ∫ξ_n, when t counts steps", *both, measure)
-        ],
+        errata=[Erratum("paper, Theorem 3", "B_n = η_Z ∫ξ_n", corrected, *both, measure)],
     )
-
-
-def _departure(tier: str, ratio: float, ts: np.ndarray) -> np.ndarray:
-    """|r/(r(0)χ) − 1| over ln χ at the last time of a full flow, for each token compared with."""
-    z = follow(scan_flow(tier, eta_z=ratio), ts).z[:, 0, OWN]
-    gain, law = _gain(z)
-    return np.abs(gain[-1] / law[-1] - 1) / (2 * z[-1, -1])
 
 
 def _gain(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -279,23 +208,27 @@ def _gain(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 )
 def phase_transition(setting: Setting) -> Evidence:
     c0, ts = 50.0, log_times(1e-1, 1e7)
-    flow = _theorem_4(1000.0, 10.0, 0.5, 0.5, c0)
-    b = -np.asarray(solve(flow, jnp.zeros((), setting.dtype), ts).ys)
-    curves = jax.jit(lambda ts: (flow.exact(0.0, ts), jax.vmap(flow.early)(ts), jax.vmap(flow.late)(ts)))
-    exact, early, late = (np.asarray(x) for x in curves(jnp.asarray(ts, setting.dtype)))
+    flow = PhaseTransition(Decoder(1000, 10, 0.5), 0.5, c0)
+    b = -np.asarray(solve(flow, jnp.zeros(()), ts).ys)
+    curves = jax.jit(lambda ts: (-flow.exact(0.0, ts), jax.vmap(flow.early)(ts), jax.vmap(flow.late)(ts)))
+    exact, early, late = (np.asarray(x) for x in curves(jnp.asarray(ts)))
     first, last = ts <= float(flow.decoder.linear_until()), ts >= float(flow.decoder.logarithmic_from())
-    eq_14, slides = np.log(c0) / 4 - exact, np.log(c0) - 4 * exact
+    eq_14, slides = np.log(c0) / 4 + exact, np.log(c0) + 4 * exact
     printed = {"eq. 14, without the offset": eq_14, "slides, without ¼ and offset": slides}
     # B(5) at η_Z = 0.5 and ν = 10: with ν = η_Y/η_Z, and with ν = η_Z/η_Y.
-    drawn, caption = (-float(_theorem_4(100.0, 1.0, 0.5 * ratio, 0.5, 1.0).exact(0.0, 5.0)) for ratio in (10.0, 0.1))
-    picture, remarks = _beside_lemma_4(setting)
-    form = lambda name, law, where, within: agrees(name, None, b[where], law[where], within=within, measure=absolute)
-    error = lambda law: float(np.abs(law - b).max())
-    off, absolutely = (lambda law: (error(-exact), error(law))), "absolute error of B"
+    at_5 = lambda eta_y: -float(PhaseTransition(Decoder(100, 1, eta_y), 0.5, 1.0).exact(0.0, 5.0))
+    drawn, caption = at_5(5.0), at_5(0.05)
+    picture, remarks = _beside_lemma_4()
+    within = lambda bound: {"within": bound, "measure": absolute}
+    off = lambda *laws: [float(np.abs(law - b).max()) for law in laws]
+    of_b, of_drawn = "absolute error of B", "difference of B(5) from that of η_Y/η_Z = 10, which is drawn, relative"
+    corrected, offset = "¼ of it with (M−1)²/M², minus ¼ ln C₀", "¼ ln(C₀ + 4Γ) − ¼ ln C₀"
+    slides_form = "B ~ ln(C₀ + 2K(η_Z/η_Y) ln²(Mη_Y t/K))"
+    nu, as_drawn, differ = "ν = η_Z/η_Y", "ν = η_Y/η_Z, as in the text", (0.0, abs(caption / drawn - 1))
     return evidence(
-        agrees("B", (TIME, ts), b, -exact, printed, within=solver(100), measure=absolute, y="B", log="x"),
-        form("early form, t ≤ t₀'", early, first, 0.05),
-        form("late form, t ≥ t₀", late, last, 0.07),
+        agrees("B", (TIME, ts), b, exact, printed, y="B", log="x", **within(solver(100))),
+        agrees("early form, t ≤ t₀'", None, b[first], early[first], **within(0.05)),
+        agrees("late form, t ≥ t₀", None, b[last], late[last], **within(0.07)),
         panels=[picture],
         remarks=[
             *remarks,
@@ -303,46 +236,24 @@ def phase_transition(setting: Setting) -> Evidence:
             f"{caption:.3f} with ν = η_Z/η_Y, as its caption says.",
         ],
         errata=[
-            Erratum(
-                "slides, Theorem 4",
-                "B ~ ln(C₀ + 2K(η_Z/η_Y) ln²(Mη_Y t/K))",
-                "¼ of it with (M−1)²/M², minus ¼ ln C₀",
-                *off(slides),
-                absolutely,
-            ),
-            Erratum("paper, eq. 14 and 124", "B = ¼ ln(C₀ + 4Γ)", "¼ ln(C₀ + 4Γ) − ¼ ln C₀", *off(eq_14), absolutely),
-            Erratum(
-                "paper, Fig. 9's caption",
-                "ν = η_Z/η_Y",
-                "ν = η_Y/η_Z, as in the text",
-                0.0,
-                abs(caption / drawn - 1),
-                "difference of B(5) from that of η_Y/η_Z = 10, which is drawn, relative",
-            ),
+            Erratum("slides, Theorem 4", slides_form, corrected, *off(exact, slides), of_b),
+            Erratum("paper, eq. 14 and 124", "B = ¼ ln(C₀ + 4Γ)", offset, *off(exact, eq_14), of_b),
+            Erratum("paper, Fig. 9's caption", nu, as_drawn, *differ, of_drawn),
         ],
     )
 
 
-def _theorem_4(outputs: float, classes: float, eta_y: float, eta_z: float, c0: float) -> PhaseTransition:
-    return PhaseTransition(Decoder(outputs, classes, eta_y), jnp.asarray(eta_z), jnp.asarray(c0))
-
-
-def _beside_lemma_4(setting: Setting):
+def _beside_lemma_4():
     """Theorem 4 beside Lemma 4's own flow, and the exponent p in ż ∝ γ e^{pz} of the latter: no bound, a finding."""
-    ts, real, theory, remarks = log_times(1, 1e4 * START), [], [], []
-    both = jax.jit(lambda flow, ts: (-flow.exact(0.0, ts), jax.vmap(flow.decoder.gamma)(ts)))
-    for rate in (1.0, 10.0):
-        z = _slow(rate, ts)[:, 0]
-        theorem = _theorem_4(OUTPUTS, CLASSES, 1.0, rate, 1 / (CLASSES * RHO**2))
-        predicted, gamma = map(np.asarray, both(theorem, jnp.asarray(ts, setting.dtype)))
-        speed, moved = -np.gradient(z, np.log(ts)) / ts / gamma, z < -0.2
-        exponent = np.polyfit(z[moved], np.log(speed[moved]), 1)[0]
-        real.append(-z)
-        theory.append(predicted)
-        remarks.append(
-            f"Lemma 4's own flow at η_Z/η_Y = {rate:g} and t = 10⁴ t₀' has −z_c = {-z[-1]:.3f} where Theorem 4 "
-            f"says {predicted[-1]:.3f}; its exponent is {exponent:.1f}, not 4."
-        )
-    title, lines = "the theorem against Lemma 4, η_Z/η_Y = 1 and 10", lambda curves: np.stack(curves, axis=1)
-    seen, predicted = {"Lemma 4": lines(real)}, {"Theorem 4": lines(theory)}
-    return panel(title, (TIME, ts), y="−z_c", observed=seen, predicted=predicted, log="x"), remarks
+    ts, rates, decoder = log_times(1, 1e4 * START), (1.0, 10.0), Decoder(OUTPUTS, CLASSES, 1.0)
+    real = np.stack([-_slow(rate, ts)[:, 0] for rate in rates])
+    theory = np.stack([-PhaseTransition(decoder, rate, 1 / (CLASSES * RHO**2)).exact(0.0, ts) for rate in rates])
+    speed, moved = np.gradient(real, np.log(ts), axis=1) / (ts * np.asarray(decoder.gamma(ts))), real > 0.2
+    exponents = [-np.polyfit(b[far], np.log(v[far]), 1)[0] for b, v, far in zip(real, speed, moved, strict=True)]
+    remarks = [
+        f"Lemma 4's own flow at η_Z/η_Y = {rate:g} and t = 10⁴ t₀' has −z_c = {b[-1]:.3f} where Theorem 4 "
+        f"says {law[-1]:.3f}; its exponent is {exponent:.1f}, not 4."
+        for rate, b, law, exponent in zip(rates, real, theory, exponents, strict=True)
+    ]
+    title, predicted = "the theorem against Lemma 4, η_Z/η_Y = 1 and 10", {"Theorem 4": theory.T}
+    return panel(title, (TIME, ts), y="−z_c", observed={"Lemma 4": real.T}, predicted=predicted, log="x"), remarks

@@ -1,48 +1,36 @@
-"""Descent on the real one-layer transformer beside the flows, and the paper's Figures 4 and 6."""
+"""Descent on the real one-layer transformer beside the flows: tiers, finite sequences, when attention snaps and how
+sparse it ends, and the paper's Figures 4 and 6."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...dynamics.scan_snap import ScanSnap
+from ...dynamics import solve
+from ...dynamics.scan_snap import YZ, ScanSnap
 from ...nets import scan_snap as nets
 from ...nets import train
-from ..checks import absolute, agrees, at_least, at_most, converges, evidence, mean, scales
+from ..checks import absolute, agrees, at_least, at_most, converges, evidence, mean, relative, scales, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
 from ..descent import halving_rates
 from ..metrics import entropy
 from ..panels import heatmap, panel
-from ._shared import (
-    ASSUMED,
-    CLASSES,
-    DISTINCT,
-    LONG,
-    OWN,
-    SYMMETRIC,
-    TIERS,
-    TIME,
-    follow,
-    log_times,
-    reference,
-    scan_flow,
-)
+from ._shared import ALIKE, ASSUMED, CLASSES, FLOW, OWN, SYMMETRIC, TIME, log_times, logits, reference, scan_flow
 
 
 def _descents(tier: str, rates: np.ndarray, eta_z: float, steps: int, records: int, momentum=None) -> np.ndarray:
     """Attention logits of one class's tokens while the real network of a tier is trained, at all learning rates."""
-    outputs, preconditioned = TIERS[tier]
-    every = steps // records
+    flow = scan_flow(tier)
 
     @jax.jit
     def run(data, rates):
-        expected, model = data.expected(), data.network(outputs=outputs)
+        expected, model = data.expected(), data.network(outputs=flow.outputs)
+        options = {"observe": lambda m: m.z[0, OWN], "every": steps // records}
 
         def lane(rate):
             plain = nets.sgd(rate, eta_z=eta_z, momentum=momentum)
-            optimiser = optax.chain(nets.precondition(expected), plain) if preconditioned else plain
-            z = lambda m: m.z[0, OWN]
-            return train(model, nets.cross_entropy, expected, optimiser, steps, observe=z, every=every).observed
+            optimiser = optax.chain(nets.precondition(expected), plain) if flow.preconditioned else plain
+            return train(model, nets.cross_entropy, expected, optimiser, steps, **options).observed
 
         return jax.vmap(lane)(rates)
 
@@ -53,49 +41,36 @@ def _descents(tier: str, rates: np.ndarray, eta_z: float, steps: int, records: i
     "Gradient descent approaches each tier's own flow at first order in the learning rate. The real network "
     "is tier C, over the K next tokens tier B. Only a preconditioned decoder is the paper's tier A.",
     source="Lemma 1 and the preconditioning that Lemma 3 amounts to; tiers B and C are derived here",
-    assumptions=(ASSUMED, LONG, SYMMETRIC, "η_Z = 0.1 η_Y; heavy ball at (1 − β) times the rate"),
+    assumptions=(*ALIKE, "η_Z = 0.1 η_Y; heavy ball at (1 − β) times the rate"),
     tex=r"\| z_\eta(t) - z(t) \| = O(\eta)",
     flow=ScanSnap,
 )
 def three_tiers(setting: Setting) -> Evidence:
-    eta_z, records = 0.1, 1600
-    rates = halving_rates(0.125, 5)  # up to 2
+    eta_z, records, rates = 0.1, 1600, halving_rates(0.125, 5)  # up to 2
     steps = setting.pick(smoke=1600, laptop=16_000, paper=160_000)
     end, one = rates[0] * steps, 3  # the time that all reach, and the lane of learning rate 1
-    ts = log_times(1.0, steps)
-    path = lambda tier, last: follow(scan_flow(tier, eta_z=eta_z), log_times(1.0, last)).z[:, 0, OWN]
+    at = np.append(np.arange(1, 21), np.geomspace(21, records, 41).round().astype(int))  # records that are drawn
+    path = lambda tier, ts: logits(scan_flow(tier, eta_z=eta_z), ts)
+    ts, to_end = steps // records * at, log_times(1.0, end)
     # Lane i takes `records / 2^i` records to the time `end`.
     at_end = lambda lanes: np.stack([lane[records // 2**i] for i, lane in enumerate(lanes)])
-    lanes = {tier: _descents(tier, rates, eta_z, steps, records) for tier in TIERS}
-    flows = {tier: path(tier, steps) for tier in TIERS}
-    ends = {tier: path(tier, end)[-1] for tier in TIERS}
-    others = {"C": {f"tier {tier}'s flow": ends[tier] for tier in "AB"}}
-    axis = ("learning rate", rates)
-    checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x], others.get(x, {}), order=1) for x in TIERS]
+    lanes = {tier: _descents(tier, rates, eta_z, steps, records) for tier in "ABC"}
+    flows, ends = ({tier: path(tier, times) for tier in "ABC"} for times in (ts, to_end))
+    wrong, axis = {"C": {f"tier {tier}'s flow": ends[tier][-1] for tier in "AB"}}, ("learning rate", rates)
+    checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x][-1], wrong.get(x, {})) for x in "ABC"]
     if setting.scale != "smoke":
         slow = rates / 4  # heavy ball forgets its start within ten steps, which must be short
         heavy = at_end(_descents("B", 0.1 * slow, eta_z, steps, records, momentum=0.9))
-        name = "z, tier B by heavy ball 0.9"
-        checks.append(converges(name, ("learning rate", slow), heavy, path("B", end / 4)[-1], order=1))
-    step = np.unique(np.round(np.geomspace(1, records, 25)).astype(int))
-    common = lambda paths, rows: np.stack([-path[rows, 0] for path in paths.values()], axis=1)
-    seen, theory = common({x: lanes[x][one] for x in TIERS}, step), common(flows, slice(None))
-    picture = panel(
-        "the common token at learning rate 1, tiers A, B, C (dark to light)",
-        (TIME, np.append(ts, steps // records * step)),
-        y="−z_common",
-        observed={"descent": np.concatenate([np.full(theory.shape, np.nan), seen])},
-        predicted={"flow": np.concatenate([theory, np.full(seen.shape, np.nan)])},
-        log="xy",
-    )
+        law = path("B", to_end / 4)[-1]
+        checks.append(converges("z, tier B by heavy ball 0.9", ("learning rate", slow), heavy, law))
+    seen = {"descent": np.stack([-lanes[x][one, at, 0] for x in "ABC"], axis=1)}
+    theory = {"flow": np.stack([-flows[x][:, 0] for x in "ABC"], axis=1)}
+    title = "the common token at learning rate 1, tiers A, B, C (dark to light)"
+    each = "; ".join(f"{x} {-flows[x][-1, 0]:.3f}, {-lanes[x][one, -1, 0]:.3f}" for x in "ABC")
     return evidence(
         *checks,
-        panels=[picture],
-        remarks=[
-            f"−z_common at t = {ts[-1]:g}, flow and descent at learning rate 1: "
-            + "; ".join(f"{x} {-flows[x][-1, 0]:.3f}, {-lanes[x][one, -1, 0]:.3f}" for x in TIERS)
-            + "."
-        ],
+        panels=[panel(title, (TIME, ts), y="−z_common", observed=seen, predicted=theory, log="xy")],
+        remarks=[f"−z_common at t = {ts[-1]:g}, flow and descent at learning rate 1: {each}."],
     )
 
 
@@ -108,57 +83,122 @@ def three_tiers(setting: Setting) -> Evidence:
 )
 def finite_length(setting: Setting) -> Evidence:
     lengths = setting.pick(smoke=(33, 65, 129, 257), laptop=(33, 65, 129, 257), paper=(33, 65, 129, 257, 513, 1025))
-    seeds, steps, eta_z = setting.pick(smoke=16, laptop=16, paper=64), 200, 0.1
+    seeds, steps, optimiser = setting.pick(smoke=16, laptop=16, paper=64), 200, nets.sgd(1.0, eta_z=0.1)
 
     @jax.jit
     def run(data, keys):
-        model, z = data.network(outputs=CLASSES), lambda m: m.z[0]
+        model, observe = data.network(outputs=CLASSES), lambda m: m.z[0]
 
         def descend(source, key=None):
-            optimiser = nets.sgd(1.0, eta_z=eta_z)
-            return train(model, nets.cross_entropy, source, optimiser, steps, key=key, observe=z).observed[-1]
+            return train(model, nets.cross_entropy, source, optimiser, steps, key=key, observe=observe).observed[-1]
 
         sampled = [jax.vmap(lambda key, n=n: descend(data.contexts(128, n), key))(keys) for n in lengths]
         return descend(data.expected()), jnp.stack(sampled)
 
     exact, sampled = map(np.asarray, run(reference(), jax.random.split(setting.key, seeds)))
-    keys, top = np.array(lengths) - 1, slice(len(DISTINCT), None, len(DISTINCT))  # one a class
+    keys, top = np.array(lengths) - 1, slice(OWN[-1], None, OWN[-1])  # one a class
     excess = {
         "common token": sampled[..., 0].mean(axis=1) / exact[0] - 1,
         "most frequent distinct token": sampled[..., top].mean(axis=(1, 2)) / exact[top].mean() - 1,
     }
     # Lemma 18's fluctuations, of order ½: over all tokens, else too few samples tell the two orders apart.
     spread = np.sqrt(np.mean((sampled.std(axis=1, ddof=1) / exact) ** 2, axis=1))
-    axis, title = ("1/(T − 1)", 1 / keys), f"relative bias, {seeds} seeds"
-    each = zip(keys, *excess.values(), strict=True)
+    axis, wrong, options = ("1/(T − 1)", 1 / keys), {"spread over seeds": spread}, {"order": 1, "tolerance": 0.15}
+    columns = zip(keys, *excess.values(), strict=True)
+    each = "; ".join(f"{common:+.1%}, {distinct:+.1%} at {n} tokens" for n, common, distinct in columns)
     return evidence(
-        *(
-            scales(f"bias of z, {token}", axis, bias, {"spread over seeds": spread}, order=1, tolerance=0.15, y=title)
-            for token, bias in excess.items()
-        ),
-        remarks=[
-            "Excess of z_common and of the most frequent distinct token: "
-            + "; ".join(f"{common:+.1%}, {distinct:+.1%} at {n} tokens" for n, common, distinct in each)
-            + "."
+        scales("bias of z", axis, excess, wrong, y=f"relative bias, {seeds} seeds", **options),
+        remarks=[f"Excess of z_common and of the most frequent distinct token: {each}."],
+    )
+
+
+def _peak_time(ts, values):
+    """When a curve is largest: the top of the parabola in ln t through its three highest neighbours."""
+    middle = jnp.clip(jnp.argmax(values), 1, values.shape[0] - 2)
+    x = jax.lax.dynamic_slice(jnp.log(ts), (middle - 1,), (3,))
+    y = jax.lax.dynamic_slice(values, (middle - 1,), (3,))
+    left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
+    curvature = (right - left) / (x[2] - x[0])
+    top = (x[0] + x[1]) / 2 - left / jnp.where(curvature < 0, 2 * curvature, -1)
+    return jnp.exp(jnp.where(curvature < 0, jnp.clip(top, x[0], x[2]), x[1]))
+
+
+def _diagram(data: nets.SequenceClasses, eta_y, eta_z, steps: int):
+    """For every pair of learning rates, by theory and by descent, each of shape `(2, η_Y, η_Z)`: when the gradient
+    that reaches attention is largest, when attention moves fastest, and the final entropy."""
+    ts = jnp.asarray(np.geomspace(0.02, steps, 120), data.table.dtype)
+
+    def cell(eta_y, eta_z):
+        flow = ScanSnap(data.table, outputs=data.probability.shape[1], eta_y=eta_y, eta_z=eta_z)
+        gradient = lambda y: jnp.linalg.norm(flow.residual(y) @ y.y.T)
+        end = lambda z: jnp.mean(entropy(flow.attention(z[-1])))
+        ys = solve(flow, flow.zero(), ts, rtol=1e-5, atol=1e-7, throw=False).ys
+        assert isinstance(ys, YZ)
+        speed = jax.vmap(lambda y: jnp.linalg.norm(flow(0.0, y).z))(ys)
+        theory = _peak_time(ts, jax.vmap(gradient)(ys)), _peak_time(ts, speed), end(ys.z)
+
+        optimiser, expected = nets.sgd(1.0, eta_y=eta_y, eta_z=eta_z), data.expected()
+        observe = lambda m: (m.z, gradient(YZ(m.y, m.z)))
+        run = train(data.network(), nets.cross_entropy, expected, optimiser, steps, observe=observe, every=1)
+        (z, size), at = run.observed, jnp.arange(1, steps + 1, dtype=ts.dtype)
+        moved = jnp.linalg.norm(jnp.diff(z, axis=0).reshape(steps, -1), axis=1)
+        practice = _peak_time(at, size[1:]), _peak_time(at - 0.5, moved), end(z)
+        return [jnp.stack(both) for both in zip(theory, practice, strict=True)]
+
+    return jax.vmap(jax.vmap(cell, (None, 0), 1), (0, None), 1)(eta_y, eta_z)
+
+
+@claim(
+    "Attention snaps when the gradient that reaches it is largest. The time of this is set by η_Y: it goes as η_Y^−1 "
+    "and η_Z^0 over two decades of each, in theory and in descent alike.",
+    source="Theorem 4's t₀ = 2K ln M/η_Y, for tier C, which has no closed form; the diagram is measured here",
+    assumptions=(*FLOW, "five classes, ten common and ten distinct tokens each", "descent at learning rate 1"),
+    tex=r"t_{\mathrm{snap}} \propto \eta_Y^{-1} \eta_Z^0",
+    flow=ScanSnap,
+)
+def phase_diagram(setting: Setting) -> Evidence:
+    number, steps = setting.pick(smoke=(4, 300), laptop=(9, 1000), paper=(25, 10_000))
+    rates = np.geomspace(setting.pick(smoke=0.3, laptop=0.1, paper=0.1), 10.0, number)
+    data = reference() if setting.scale == "smoke" else nets.distinct_and_common(CLASSES, dtype=setting.dtype)
+    found = jax.jit(lambda data, grid: _diagram(data, grid, grid, steps))(data, jnp.asarray(rates))
+    snap, fastest, dense = (np.asarray(x, float) for x in found)
+    slow, of_z = rates <= 1.01, ("η_Z", rates)  # slow: where descent is close to its flow
+    # The exponents of times in η_Y and in η_Z, by least squares over the grid.
+    design = np.stack([np.ones(number**2), np.repeat(np.log(rates), number), np.tile(np.log(rates), number)], axis=1)
+    of_times = lambda times: np.linalg.lstsq(design, np.log(times).reshape(2, -1).T, rcond=None)[0][1:].T
+    by_snap, by_speed = of_times(snap), of_times(fastest)
+    name, wrong = "exponents of the snap time in η_Y, η_Z, from −1, 0", "attention's fastest moment"
+    off = dict(zip(("theory", "descent"), by_snap - [-1, 0], strict=True))
+    wrongly = dict(zip((f"theory: {wrong}", f"descent: {wrong}"), by_speed - [-1, 0], strict=True))
+    clock = lambda times: (rates[:, None] * times)[slow].T
+    scaled = "η_Y × snap time, theory and descent, η_Y ≤ 1"
+    options = {"within": 0.05, "measure": relative, "y": "η_Y t, a line for each η_Y", "log": "xy"}
+    words, span = [f"{rate:.3g}" for rate in rates], lambda values: f"{values.min():.3g} … {values.max():.3g}"
+    axes, (snaps, moves) = (("η_Z", words), ("η_Y", words)), (by_snap[0][1], by_speed[0][1])
+    printed, corrected = "larger η_Z leads to a faster phase transition", "η_Y sets its time; η_Z sets its height"
+    measure = "error of the exponent of η_Z: 0, and that of attention's fastest moment"
+    return evidence(
+        vanishes(name, off, wrongly, within=0.1),
+        agrees(scaled, of_z, clock(snap[1]), clock(snap[0]), {wrong: clock(fastest[0])}, **options),
+        agrees("final entropy, η_Y ≤ 1 (nats)", None, dense[1][slow], dense[0][slow], within=0.01, measure=absolute),
+        panels=[
+            heatmap("descent: time of snapping", *axes, snap[1], z_label=TIME, log="z"),
+            heatmap("descent: final entropy", *axes, dense[1], z_label="nats"),
         ],
+        remarks=[
+            f"η_Y × snap time lies in {span(snap[0] * rates[:, None])} over the whole grid in theory, η_Y × "
+            f"attention's fastest moment in {span(fastest[0] * rates[:, None])} (exponent in η_Z {moves:.2f}): for a "
+            "large η_Z attention has done most of its moving before the snap.",
+            f"Descent at η_Y = {rates[-1]:g} snaps at {span((snap[1] / snap[0])[-1])} of the flow's time. The "
+            f"largest η_Y leaves the entropy {dense[0, -1, 0] - dense[0, 0, 0]:.3f} higher at η_Z = {rates[0]:g}.",
+            f"The snap time goes as η_Z^{snaps:.2f}. The slides' statement is true of attention's fastest moment only, "
+            f"η_Z^{moves:.2f}.",
+        ],
+        errata=[Erratum("slides", printed, corrected, float(abs(snaps)), float(abs(moves - snaps)), measure)],
     )
 
 
 LOSSES = {0: 3.526, 2: 2.368, 4: 0.733, 10: 0.0130}  # of the authors' log, η_Y = 1, one seed
-
-
-@jax.jit
-def _heavy_ball(data: nets.SequenceClasses, keys, etas):
-    """Attention of each class and loss at every other step, by rates (η_Y, η_Z) and seeds."""
-    steps, sampler, expected = 100, data.contexts(128, 128), data.expected()
-
-    def one(key, eta):
-        test = sampler(jax.random.fold_in(key, steps))
-        observe = lambda m: (jax.vmap(m.attend)(expected.x, expected.query), nets.cross_entropy(m, test))
-        optimiser, model = nets.sgd(1.0, eta_y=eta[0], eta_z=eta[1], momentum=0.9), data.network()
-        return train(model, nets.cross_entropy, sampler, optimiser, steps, key=key, observe=observe, every=2).observed
-
-    return jax.vmap(jax.vmap(one, (0, None)), (None, 0))(keys, etas)
 
 
 @claim(
@@ -172,48 +212,44 @@ def figure_4(setting: Setting) -> Evidence:
     seeds = setting.pick(smoke=4, laptop=10, paper=100)
     keys, etas = jax.random.split(setting.key, seeds), jnp.asarray([[1, 1], [10, 1], [10, 10]], jnp.float32)
     data = nets.distinct_and_common(2, 2, dtype=jnp.float32)  # as the authors' runs
-    attention, loss = (np.asarray(x, float) for x in _heavy_ball(data, keys, etas))
-    at, published = np.array(list(LOSSES)), np.array(list(LOSSES.values()))
+    steps, sampler, expected, model = 100, data.contexts(128, 128), data.expected(), data.network()
+
+    def run(eta, key):
+        """Attention of each class and loss at every other step."""
+        test = sampler(jax.random.fold_in(key, steps))
+        observe = lambda m: (jax.vmap(m.attend)(expected.x, expected.query), nets.cross_entropy(m, test))
+        optimiser = nets.sgd(1.0, eta_y=eta[0], eta_z=eta[1], momentum=0.9)
+        return train(model, nets.cross_entropy, sampler, optimiser, steps, key=key, observe=observe, every=2).observed
+
+    runs = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))
+    attention, loss = (np.asarray(x, float) for x in runs(etas, keys))
+    at, published = map(np.array, zip(*LOSSES.items(), strict=True))
     ours, faster, _ = loss.mean(axis=1)[:, at // 2]
     first, distinct = attention[:2, :, -1, 0, 10:20].mean(axis=1), attention[..., 10:]  # first: of class 0, at the end
     dense = np.asarray(entropy(distinct / distinct.sum(axis=-1, keepdims=True))).mean(axis=-1)
-    final = dense[:, :, -1]
-    name = "entropy at η_Y = 10 less that at η_Y = 1"
-    against = float(np.mean(final[1] <= final[0]))
+    final, start = dense[:, :, -1], dense[0, :, 0].mean()
+    name, wrong = "entropy at η_Y = 10 less that at η_Y = 1", {"η_Z = 10 as well": final[2] - final[0]}
+    title = f"attention of class 0, mean of {seeds} seeds"
+    token, iteration = "token: common, then distinct by frequency", ("iteration", np.arange(0, 25, 2))
     maps = [
-        heatmap(
-            f"attention of class 0, η_Y = {eta}, mean of {seeds} seeds",
-            ("token: common, then distinct by frequency", np.arange(20)),
-            ("iteration", np.arange(0, 25, 2)),
-            attention[i, :, :13, 0, :20].mean(axis=0),
-            z_label="c",
-            limits=(0, 0.19),
-        )
-        for i, eta in enumerate((1, 10))
+        heatmap(f"{title}, η_Y = {eta}", (token, np.arange(20)), iteration, z, z_label="c", limits=(0, 0.19))
+        for eta, z in zip((1, 10), attention[:2, :, :13, 0, :20].mean(axis=1), strict=True)
     ]
-    axis, right, wrong = ("iteration", at), {"ours, η_Y = 1": ours}, {"ours, η_Y = 10": faster}
+    axis, right, fast = ("iteration", at), {"ours, η_Y = 1": ours}, {"ours, η_Y = 10": faster}
+    printed = "η_Z and η_Y large → B large (sparser)", "at a fixed ratio only; at fixed η_Z a larger η_Y is denser"
+    against = float(np.mean(final[1] <= final[0]))
     return evidence(
-        agrees("authors' losses, nats", axis, published, right, wrong, within=0.02, measure=absolute, log="y"),
+        agrees("authors' losses, nats", axis, published, right, fast, within=0.02, measure=absolute, log="y"),
         at_least("steps of the final attention to more frequent tokens", np.diff(first), 0.0),
-        mean(name, final[1] - final[0], {"η_Z = 10 as well": final[2] - final[0]}, at_least=0),
+        mean(name, final[1] - final[0], wrong, at_least=0),
         panels=maps,
         remarks=[
-            f"Entropy over distinct tokens: {dense[0, :, 0].mean():.3f} at the start; at the end "
-            f"{final[0].mean():.3f} (η_Y = 1) and {final[1].mean():.3f} (η_Y = 10), with a spread over "
-            f"seeds of {final[0].std():.3f} and {final[1].std():.3f}. "
-            f"Loss at iteration 20 and 98: {loss[0, :, 10].mean():.2g}, {loss[0, :, 49].mean():.2g} "
-            "(log, one seed: 2.05e-4, 2.2e-5)."
+            f"Entropy over distinct tokens: {start:.3f} at the start; at the end {final[0].mean():.3f} (η_Y = 1) and "
+            f"{final[1].mean():.3f} (η_Y = 10), with a spread over seeds of {final[0].std():.3f} and "
+            f"{final[1].std():.3f}. Loss at iteration 20 and 98: {loss[0, :, 10].mean():.2g}, "
+            f"{loss[0, :, 49].mean():.2g} (log, one seed: 2.05e-4, 2.2e-5)."
         ],
-        errata=[
-            Erratum(
-                "slides",
-                "η_Z and η_Y large → B large (sparser)",
-                "at a fixed ratio only; at fixed η_Z a larger η_Y is denser",
-                against,
-                1 - against,
-                "share of seeds against it",
-            )
-        ],
+        errata=[Erratum("slides", *printed, against, 1 - against, "share of seeds against it")],
     )
 
 
@@ -239,20 +275,17 @@ def figure_6_cells(tasks, keys) -> list:
     def cell(data, key, eta_z, factor):
         start, draw = jax.random.split(key)
         model = data.network(init_scale=data.probability.shape[1] ** -0.5, key=start)
-        expected = data.expected()
+        expected, sampler = data.expected(), data.contexts(128, 128)
 
         def observe(m):
             p = jax.vmap(m.attend)(expected.x, expected.query)[:, 10:]
             return jnp.mean(entropy(p / jnp.sum(p, axis=1, keepdims=True)))
 
         optimiser = nets.sgd(1.0, eta_y=eta_z * factor, eta_z=eta_z, momentum=0.9)
-        sampler = data.contexts(128, 128)
         return train(model, nets.cross_entropy, sampler, optimiser, 100, key=draw, observe=observe).observed[-1]
 
-    over_factors = jax.vmap(cell, (None, None, None, 0))
-    over_etas = jax.vmap(over_factors, (None, None, 0, None))
-    over_seeds = jax.vmap(over_etas, (None, 0, None, None))
-    return [over_seeds(data, keys, etas, factors) for data in tasks]
+    over_etas = jax.vmap(jax.vmap(cell, (None, None, None, 0)), (None, None, 0, None))
+    return [jax.vmap(over_etas, (None, 0, None, None))(data, keys, etas, factors) for data in tasks]
 
 
 @claim(
@@ -269,34 +302,30 @@ def figure_6_cells(tasks, keys) -> list:
 def figure_6(setting: Setting) -> Evidence:
     numbers = setting.pick(smoke=(5,), laptop=(1, 3, 5, 10), paper=(1, 3, 5, 10))
     seeds = setting.pick(smoke=4, laptop=10, paper=40)
-    keys = jax.random.split(setting.key, seeds)
-    ours = np.stack([np.asarray(x, float) for x in jax.jit(figure_6_cells)([figure_6_task(n) for n in numbers], keys)])
+    cells = jax.jit(figure_6_cells)([figure_6_task(n) for n in numbers], jax.random.split(setting.key, seeds))
+    ours = np.asarray(cells, float)
     published = np.array([FIGURE_6[n].split() for n in numbers], float).reshape(-1, 4, 4)
     middle, std = ours.mean(axis=1), ours.std(axis=1, ddof=1)
-    close = std < 0.05
+    close, gap, several = std < 0.05, np.abs(middle - published), middle[np.array(numbers) >= 3]
     # The last is that of the difference: the published means are of ten seeds.
     tight = lambda table: (np.abs(middle - table) / (0.02 + 3 * std * np.sqrt(1 / seeds + 1 / 10)))[close]
-    gap, several = np.abs(middle - published), middle[np.array(numbers) >= 3]
     wide = np.append(0, (gap / (2 * std))[~close])
+    by_factor, y = ("η_Y/η_Z", np.array(FACTORS)), "nats; η_Z = 0.5, 1, 2, 3 from the top"
+    titles, label = [f"queries: {n}; entropy over distinct tokens" for n in numbers], f"ours, {seeds} seeds"
     panels = [
-        panel(
-            f"queries: {n}; entropy over distinct tokens",
-            ("η_Y/η_Z", np.array(FACTORS)),
-            y="nats; η_Z = 0.5, 1, 2, 3 from the top",
-            observed={f"ours, {seeds} seeds": middle[i].T},
-            predicted={"published": published[i].T},
-            log="x",
-        )
-        for i, n in enumerate(numbers)
+        panel(title, by_factor, y=y, observed={label: a.T}, predicted={"published": b.T}, log="x")
+        for title, a, b in zip(titles, middle, published, strict=True)
     ]
     tightly = f"{close.sum()} cells of std < 0.05: |ours − published| over 0.02 + 3 standard errors"
-    step, growth = (lambda axis: np.diff(middle, axis=axis)), middle[:, :, 3] - middle[:, :, 1]
+    exchanged = {"table with its axes exchanged": tight(published.swapaxes(1, 2))}
+    by_eta, by_ratio = np.diff(middle, axis=1), {"to a larger η_Y/η_Z": np.diff(middle, axis=2)}
+    growth, wrong = middle[:, :, 3] - middle[:, :, 1], {"η_Z = 1 to 3": middle[:, 3] - middle[:, 1]}
     fall = several[:, :, 0] - several[:, :, 1]
     return evidence(
-        at_most(tightly, tight(published), 1.0, {"table with its axes exchanged": tight(published.swapaxes(1, 2))}),
+        at_most(tightly, tight(published), 1.0, exchanged),
         at_most(f"{(~close).sum()} other cells: |ours − published| over 2 std", wide, 1.0),
-        at_most("steps of entropy to a larger η_Z", step(1), 0.0, {"to a larger η_Y/η_Z": step(2)}),
-        at_least("rise of entropy, η_Y/η_Z = 2 to 10", growth, 0.0, {"η_Z = 1 to 3": middle[:, 3] - middle[:, 1]}),
+        at_most("steps of entropy to a larger η_Z", by_eta, 0.0, by_ratio),
+        at_least("rise of entropy, η_Y/η_Z = 2 to 10", growth, 0.0, wrong),
         at_least("fall of entropy from η_Y/η_Z = 1 to 2, three queries or more", fall, 0.0),
         panels=panels,
         remarks=[

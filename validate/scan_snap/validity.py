@@ -5,18 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ...dynamics.scan_snap import (
-    Decoder,
-    PhaseTransition,
-    SymmetricAttention,
-    SymmetricDecoder,
-    backprop_coefficients,
-)
+from ...dynamics.scan_snap import Decoder, PhaseTransition, SymmetricAttention, SymmetricDecoder, backprop_coefficients
 from ...nets import scan_snap as nets
-from ...sweeps import Point, Subject
+from ...sweeps import Point
 from ..descent import descend, end_of, steps_to, uniforms
+from ..validity import gap, validity_map
 from . import PAPER
 
 TIME = 20.0  # to which all train: past the end of scanning, K ln M
@@ -24,27 +19,18 @@ LEAST = 1e-6  # a rate of attention so small that what it moves is of first orde
 CLASSES, DISTINCT, OUTPUTS = 3, 2, 8  # next tokens, distinct tokens of each, and the softmax of tiers A and C
 OWN = slice(0, 1 + DISTINCT)  # the tokens of the first class: the common one, then its distinct ones
 
-LABELS = {  # a theorem, and what becomes of its assumption from strength 0 to 1
-    "decoder": "Lemma 7, decoder: no common token → one",
-    "theorem_1": "Theorem 1: preconditioned decoder → plain",
-    "symmetric_decoder": "tier B's decoder: classes alike → random",
-    "lemma_4": "Lemma 4, tier A: η_Z/η_Y = strength",
-    "theorem_4": "Theorem 4, C₀ of the start: η_Z/η_Y = strength",
-    "law": "tier B's law of attention: η_Z/η_Y = strength",
-    "finite_length": "tier B's law: contexts of 1/strength tokens",
-    "theorem_3": "Theorem 3: top distinct token → common",
+ENTRIES = {  # a theorem, and what becomes of its assumption from strength 0 to 1; then the claims that it stands for
+    "decoder": ("Lemma 7, decoder: no common token → one", "decoder_law"),
+    "theorem_1": ("Theorem 1: preconditioned decoder → plain", "backprop", "three_tiers"),
+    "symmetric_decoder": ("tier B's decoder: classes alike → random", "symmetric_decoder"),
+    "lemma_4": ("Lemma 4, tier A: η_Z/η_Y = strength", "lemma_4"),
+    "theorem_4": ("Theorem 4, C₀ of the start: η_Z/η_Y = strength", "phase_transition"),
+    "law": ("tier B's law of attention: η_Z/η_Y = strength", "law"),
+    "finite_length": ("tier B's law: contexts of 1/strength tokens", "finite_length"),
+    "theorem_3": ("Theorem 3: top distinct token → common", "relative_gain"),
 }
-
-CLAIMS_COVERED = {  # by each entry, the claims that it stands for
-    "decoder": ("scan_snap.decoder_law",),
-    "theorem_1": ("scan_snap.backprop", "scan_snap.three_tiers"),
-    "symmetric_decoder": ("scan_snap.symmetric_decoder",),
-    "lemma_4": ("scan_snap.lemma_4",),
-    "theorem_4": ("scan_snap.phase_transition",),
-    "law": ("scan_snap.law",),
-    "finite_length": ("scan_snap.finite_length",),
-    "theorem_3": ("scan_snap.relative_gain",),
-}
+LABELS = {name: label for name, (label, *_) in ENTRIES.items()}
+CLAIMS_COVERED = {name: tuple(f"scan_snap.{claim}" for claim in claims) for name, (_, *claims) in ENTRIES.items()}
 NOT_COVERED = {
     "scan_snap.gradients": "an identity of two gradients: no learning rate in it",
     "scan_snap.population_flow": "an identity of two flows: no learning rate in it",
@@ -57,200 +43,136 @@ NOT_COVERED = {
     "scan_snap.text_attention": "a finding on text, beyond the assumptions of every theorem",
 }
 
-Errors = dict[str, Float[Array, ""]]
 
-
-def validity(point: Point) -> Errors:
+def validity(point: Point) -> dict[str, Array]:
     """The relative error of each theorem against the network trained at `learning_rate` to t = 20 times `time`, on the
     random table of `seed`, with the theorem's assumption given up by `strength`, from 0 (it holds) to 1. NaN or
     infinite where descent has diverged."""
     point = point | {name: jnp.asarray(point[name], float) for name in ("learning_rate", "strength", "time")}
-    return {
-        **orthogonal_decoder(point),
-        **back_propagated(point),
-        **symmetric_decoder(point),
-        **slow_attention(point),
-        **plain_attention(point),
-        **relative_gain(point),
-    }
+    draw = uniforms(jax.random.key(point["seed"]), common=(), distinct=(DISTINCT,))
+    # How often a class draws the common token and its distinct ones, but for a factor; the last one most often.
+    weights = 0.6 + 0.2 * draw["common"], jnp.linspace(0.5, 1.0, DISTINCT) + 0.1 * draw["distinct"]
+    theorems = orthogonal_decoder, back_propagated, symmetric_decoder, slow_attention, plain_attention, relative_gain
+    return {name: error for theorem in theorems for name, error in theorem(point, *weights).items()}
 
 
-def orthogonal_decoder(point: Point) -> Errors:
+def orthogonal_decoder(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Lemmas 5 to 7: the logits `(M−1) h ζ_n` of classes that share no token; at strength 1 all of them share
     one as frequent as the most frequent of their own."""
-    steps, reached = _steps(point)
-    _, distinct = _weights(point)
     data = _contexts(point["strength"] * distinct[-1], distinct)
-    end = descend(_network(OUTPUTS), nets.cross_entropy, data, nets.sgd(point["learning_rate"]), steps)
+    end, reached = _trained(point, OUTPUTS, data)
     h = Decoder(OUTPUTS, CLASSES, 1.0).exact(0.0, reached)
     zeta = OUTPUTS / (OUTPUTS - 1) * (jnp.eye(CLASSES, OUTPUTS) - 1 / OUTPUTS)
-    return {"decoder": _gap(jax.vmap(end)(data.x), (OUTPUTS - 1) * h * zeta)}
+    return {"decoder": gap(jax.vmap(end)(data.x), (OUTPUTS - 1) * h * zeta)}
 
 
-def back_propagated(point: Point) -> Errors:
+def back_propagated(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Theorem 1: of the gradient `γ(ι_n f_n − Σ β_nn' f_n')` that comes back to attention at rest, what moves it: the
     part across f_n. It assumes a decoder whose classes do not mix, which takes preconditioned descent; at strength 1 it
     is descent on the real network."""
-    steps, reached = _steps(point)
-    data = _contexts(*_weights(point))
-    mixing = _interpolate(nets.precondition(data), point["strength"])
-    optimiser = optax.chain(mixing, nets.sgd(point["learning_rate"], eta_z=0.0))
-    end = descend(_network(OUTPUTS), nets.cross_entropy, data, optimiser, steps)
+    data, s = _contexts(common, distinct), point["strength"]
+    transform = nets.precondition(data)
+
+    def mix(updates, state, params=None):
+        new, state = transform.update(updates, state, params)
+        return jax.tree.map(lambda a, b: (1 - s) * a + s * b, new, updates), state
+
+    mixing = optax.GradientTransformation(transform.init, mix)
+    end, reached = _trained(point, OUTPUTS, data, eta_z=0.0, transform=mixing)
     f = jax.vmap(end.features)(data.x)
     back = (jnp.eye(CLASSES, OUTPUTS) - jax.nn.softmax(f @ end.y, axis=1)) @ end.y.T
     iota, beta = backprop_coefficients(f, OUTPUTS)
     gamma = Decoder(OUTPUTS, CLASSES, 1.0).gamma(reached)
     across = lambda g: g - f * jnp.sum(f * g, axis=1, keepdims=True)
-    return {"theorem_1": _gap(across(back), across(gamma * (iota[:, None] * f - beta @ f)))}
+    return {"theorem_1": gap(across(back), across(gamma * (iota[:, None] * f - beta @ f)))}
 
 
-def symmetric_decoder(point: Point) -> Errors:
+def symmetric_decoder(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Tier B's closed form `a_n = (K−1) h_ρ/(1−ρ) ζ_n` for the logits of classes that are alike; at strength 1 their
     tokens are of random frequencies and the classes of other frequencies, attention standing still."""
-    steps, reached = _steps(point)
-    s, (common, distinct) = point["strength"], _weights(point)
-    uneven = _draw(point, by_class=(CLASSES, 1 + DISTINCT), share=(CLASSES,))
-    data = _contexts(common, distinct, jnp.exp(s * uneven["by_class"]))
+    s = point["strength"]
+    uneven = uniforms(jax.random.key(point["seed"]), by_class=(CLASSES, 1 + DISTINCT), share=(CLASSES,))
     share = jax.nn.softmax(s * uneven["share"])
 
     def loss(model, data):
         logits = jax.vmap(model)(data.x, data.query)
         return jnp.sum(share * optax.softmax_cross_entropy_with_integer_labels(logits, data.label))
 
-    end = descend(_network(CLASSES), loss, data, nets.sgd(point["learning_rate"], eta_z=0.0), steps)
+    data = _contexts(common, distinct, jnp.exp(s * uneven["by_class"]))
+    end, reached = _trained(point, CLASSES, data, loss, eta_z=0.0)
     f = jax.vmap(end.features)(data.x)
     gram, eye = f @ f.T, jnp.eye(CLASSES, dtype=f.dtype)
     rho = (jnp.sum(gram) - jnp.trace(gram)) / (CLASSES * (CLASSES - 1))
     own, other = SymmetricDecoder(rho, CLASSES, CLASSES).from_zero(reached)
     law = ((1 - rho) * eye + rho) @ ((own - other) * eye + other)
-    return {"symmetric_decoder": _gap(f @ end.y, law)}
+    return {"symmetric_decoder": gap(f @ end.y, law)}
 
 
-def slow_attention(point: Point) -> Errors:
+def slow_attention(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Tier A: Lemma 4, and Theorem 4's `¼ ln(1 + 4Γ/C₀)` with the C₀ of attention's first speed. Both assume
     η_Z ≪ η_Y: their ratio is `strength`."""
-    steps, reached = _steps(point)
-    common, distinct = _weights(point)
     data, eta_z = _contexts(common, distinct), jnp.maximum(point["strength"], LEAST)
-    optimiser = optax.chain(nets.precondition(data), nets.sgd(point["learning_rate"], eta_z=eta_z))
-    z = descend(_network(OUTPUTS), nets.cross_entropy, data, optimiser, steps).z[0, OWN]
+    end, reached = _trained(point, OUTPUTS, data, eta_z=eta_z, transform=nets.precondition(data))
     flow = SymmetricAttention(common[None], distinct, CLASSES, outputs=OUTPUTS, eta_z=eta_z)
-    zero, decoder = jnp.zeros_like(z), Decoder(OUTPUTS, CLASSES, 1.0)
+    z, zero, decoder = end.z[0, OWN], jnp.zeros(1 + DISTINCT), Decoder(OUTPUTS, CLASSES, 1.0)
     speed = -flow(reached, zero)[0] / decoder.gamma(reached)
     snap = PhaseTransition(decoder, eta_z, eta_z / speed)
-    return {
-        "lemma_4": _gap(z, end_of(flow, zero, reached)),
-        "theorem_4": _gap(z[0], snap.exact(0.0, reached)),
-    }
+    return {"lemma_4": gap(z, end_of(flow, zero, reached)), "theorem_4": gap(z[0], snap.exact(0.0, reached))}
 
 
-def plain_attention(point: Point) -> Errors:
+def plain_attention(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Tier B's law of the common token, `½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀))`. It assumes η_Z ≪ η_Y, and their
     ratio is `strength`; and sequences without end, whose length is 1/`strength` in the second entry."""
-    steps, reached = _steps(point)
-    common, distinct = _weights(point)
-    expected = _contexts(common, distinct)
-    tokens = expected.x.shape[1]
+    expected, s = _contexts(common, distinct), point["strength"]
 
     def loss(model, inverse_length):
         """Contexts with the mean and the covariance of `P(l|n)` counted over so many tokens: with probability P(l|n)
         the mixture of P and of token l alone, in which token l weighs 1/√length. From ten tokens on the error is that
         of drawn contexts to 0.003, and at one token exactly; between two and five it is rougher."""
         part = jnp.sqrt(inverse_length)
-        eye = jnp.eye(tokens, dtype=part.dtype)
+        eye = jnp.eye(expected.x.shape[1], dtype=part.dtype)
         logits = jax.vmap(lambda p: jax.vmap(lambda token: model((1 - part) * p + part * token))(eye))(expected.x)
         label = jnp.broadcast_to(expected.label[:, None], logits.shape[:2])
         return jnp.sum(expected.x * optax.softmax_cross_entropy_with_integer_labels(logits, label)) / CLASSES
 
     def error(eta_z, inverse_length):
-        optimiser = nets.sgd(point["learning_rate"], eta_z=eta_z)
-        z = descend(_network(CLASSES), loss, inverse_length, optimiser, steps).z[0, 0]
-        return _gap(z, -SymmetricAttention(common[None], distinct, CLASSES, eta_z=eta_z).law(reached))
+        end, reached = _trained(point, CLASSES, inverse_length, loss, eta_z=eta_z)
+        return gap(end.z[0, 0], -SymmetricAttention(common[None], distinct, CLASSES, eta_z=eta_z).law(reached))
 
-    s = point["strength"]
     zero = jnp.zeros_like(s)
     by_ratio, by_length = jax.vmap(error)(jnp.stack([jnp.maximum(s, LEAST), zero + LEAST]), jnp.stack([zero, s]))
     return {"law": by_ratio, "finite_length": by_length}
 
 
-def relative_gain(point: Point) -> Errors:
+def relative_gain(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
     """Theorem 3 in the real network: `r(t) = r(0) e^{2z}` of the most frequent distinct token against the other; at
     strength 1 the token is as frequent in the other classes, and so not distinct."""
-    steps, _ = _steps(point)
-    common, distinct = _weights(point)
     data = _contexts(common, distinct, overlap=point["strength"])
-    optimiser = nets.sgd(point["learning_rate"], eta_z=LEAST)  # the theorem holds for η_Z ≪ η_Y
-    z = descend(_network(OUTPUTS), nets.cross_entropy, data, optimiser, steps).z[0, OWN]
+    z = _trained(point, OUTPUTS, data, eta_z=LEAST)[0].z[0, OWN]  # the theorem holds for η_Z ≪ η_Y
     ratio = (distinct[1] / distinct[0]) ** 2
     gain = jnp.log1p(ratio * jnp.expm1(2 * (z[2] - z[1])) / (ratio - 1))  # ln r(t)/r(0)
-    return {"theorem_3": _gap(2 * z[2], gain)}
-
-
-def _steps(point: Point) -> tuple[Array, Array]:
-    return steps_to(TIME * point["time"], point["learning_rate"])
-
-
-def _draw(point: Point, **shapes: tuple[int, ...]) -> dict[str, Array]:
-    return uniforms(jax.random.key(point["seed"]), **shapes)
-
-
-def _weights(point: Point) -> tuple[Float[Array, ""], Float[Array, " distinct"]]:
-    """How often a class draws the common token and its distinct ones, but for a factor; the last one most often."""
-    draw = _draw(point, common=(), distinct=(DISTINCT,))
-    return 0.6 + 0.2 * draw["common"], jnp.linspace(0.5, 1.0, DISTINCT) + 0.1 * draw["distinct"]
+    return {"theorem_3": gap(2 * z[2], gain)}
 
 
 def _contexts(
-    common: Float[Array, ""],
-    distinct: Float[Array, " distinct"],
-    by_class: Float[Array, "classes own"] | None = None,
-    overlap: Float[Array, ""] | None = None,
+    common: Array, distinct: Array, by_class: Array | float = 1.0, overlap: Array | float = 0.0
 ) -> nets.Contexts:
     """One context a class, its frequencies being `P(l|n)`: the common token, then the distinct tokens class by class.
     `by_class` multiplies a class's own tokens; `overlap` is the share of each most frequent token in other classes."""
     eye = jnp.eye(CLASSES, dtype=distinct.dtype)
-    own = jnp.broadcast_to(jnp.append(common, distinct), (CLASSES, 1 + DISTINCT))
-    own = own if by_class is None else own * by_class
-    spread = eye[:, :, None] * own[:, None, 1:]
-    if overlap is not None:
-        spread = spread.at[:, :, -1].add(overlap * (1 - eye) * distinct[-1])
+    own = jnp.broadcast_to(jnp.append(common, distinct), (CLASSES, 1 + DISTINCT)) * by_class
+    spread = (eye[:, :, None] * own[:, None, 1:]).at[:, :, -1].add(overlap * (1 - eye) * distinct[-1])
     x = jnp.concatenate([own[:, :1], spread.reshape(CLASSES, -1)], axis=1)
-    x = x / jnp.sum(x, axis=1, keepdims=True)
-    return nets.Contexts(x, jnp.arange(CLASSES), jnp.zeros(CLASSES, int))
+    return nets.Contexts(x / jnp.sum(x, axis=1, keepdims=True), jnp.arange(CLASSES), jnp.zeros(CLASSES, int))
 
 
-def _network(outputs: int) -> nets.YZTransformer:
-    return nets.YZTransformer(1 + CLASSES * DISTINCT, 1, outputs)
+def _trained(point: Point, outputs: int, data, loss=nets.cross_entropy, *, eta_z=1.0, transform=None):
+    """The network at the end of descent, and the time that it reached. `transform` comes before the learning rates."""
+    steps, reached = steps_to(TIME * point["time"], point["learning_rate"])
+    descent = nets.sgd(point["learning_rate"], eta_z=eta_z)
+    optimiser = descent if transform is None else optax.chain(transform, descent)
+    return descend(nets.YZTransformer(1 + CLASSES * DISTINCT, 1, outputs), loss, data, optimiser, steps), reached
 
 
-def _interpolate(transform: optax.GradientTransformation, strength: Float[Array, ""]) -> optax.GradientTransformation:
-    """A transform of the gradient, `strength` of the way back to the gradient itself."""
-
-    def update(updates, state, params=None):
-        new, state = transform.update(updates, state, params)
-        return jax.tree.map(lambda a, b: (1 - strength) * a + strength * b, new, updates), state
-
-    return optax.GradientTransformation(transform.init, update)
-
-
-def _gap(observed: Array, predicted: Array) -> Float[Array, ""]:
-    """The error of a prediction over its size, which is the distance it has moved from zero."""
-    return jnp.linalg.norm(observed - predicted) / jnp.linalg.norm(predicted)
-
-
-VALIDITY = Subject(
-    name="scan_snap.validity",
-    statement="The relative error of the theorems of Scan and Snap against training, over the learning rate and how "
-    "far the assumption of each is given up.",
-    fn=validity,
-    defaults={"learning_rate": 0.1, "strength": 0.0, "time": 1.0, "seed": 0},
-    axes={
-        "learning_rate": np.geomspace(0.02, 10.0, 12),
-        "strength": np.array([0.0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0]),
-    },
-    cost=lambda point: point["time"] / point["learning_rate"],
-    labels=LABELS,
-    bounds=dict.fromkeys(LABELS, 0.1),
-    source=str(PAPER),
-    domains={"strength": {"least": 0, "most": 1}},
-)
+RATES, THEOREMS = np.geomspace(0.02, 10.0, 12), "the theorems of Scan and Snap"
+VALIDITY = validity_map("scan_snap.validity", THEOREMS, validity, LABELS, rate=0.1, rates=RATES, paper=PAPER)
