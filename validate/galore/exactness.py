@@ -38,7 +38,7 @@ def _quadratic(setting: Setting, shapes: dict[str, tuple[int, int]]) -> dict[str
     return jax.tree.map(lambda x: jnp.asarray(x, setting.dtype), dict(zip(shapes, tasks, strict=True)))
 
 
-def _descend(optimiser: Any, task: Task, q: Array | None = None) -> Array:
+def _descend(optimiser: Any, task: Task, q: Array | None = None) -> Any:
     """W after each step; with an orthogonal Q, V = Qᵀ W after each step of an optimiser that sees V."""
     start, curvature, targets = task
     turned, back = (lambda w: w if q is None else q.T @ w), (lambda v: v if q is None else q @ v)

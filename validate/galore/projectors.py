@@ -121,7 +121,7 @@ def projectors(setting: Setting) -> Evidence:
     )
     sizes = [f"{size[0]} × {size[1]}, r = {rank}" for size, rank in ((k_exact, r_exact), (large, r))]
     others = (f"{n} {kept:.4f} for {label}" for (label, n), kept in share.items() if n not in (*EXACT, NARROW))
-    singular, orders = np.arange(1, large[0] + 1) ** -0.5, np.arange(4)
+    singular, orders = np.arange(1, large[0] + 1) ** -0.5, range(4)
     law = [_expected(singular, r, q) / np.sum(singular[:r] ** 2) for q in orders]
     sketched = [share.get((half, f"randomized, q = {q}"), np.nan) for q in orders]
     return evidence(
@@ -134,7 +134,7 @@ def projectors(setting: Setting) -> Evidence:
         panels=[
             panel(
                 f"random sketch, {half}, {sizes[1]}",
-                ("power iterations q", orders),
+                ("power iterations q", np.arange(4)),
                 y="share of the best energy",
                 observed={"best r of r + 8": sketched},
                 predicted={"limit law, r columns": law},

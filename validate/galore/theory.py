@@ -2,14 +2,14 @@
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...dynamics.galore import ReversibleGradient, Split, stable_rank_bound
+from ...dynamics.galore import ReversibleGradient, stable_rank_bound
 from ..checks import at_most, evidence, quantile, rounding, scales
 from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
@@ -25,7 +25,7 @@ class _Path(NamedTuple):
     1)`, q^s and Lemma 3.3's corrected bound."""
 
     g: np.ndarray
-    split: Split
+    split: Any  # a Split, on the host
     shrunk: np.ndarray
     bound: np.ndarray
 
