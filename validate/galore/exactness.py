@@ -21,6 +21,7 @@ PROJECTORS = (*FEW, gl.gram_eigh, gl.randomized_range)
 FULL = "rank min(m, n), scale 1, no weight decay"
 QUADRATIC = "loss ½ Σ c (W − T_t)² with curvatures c in [0.5, 1.5] and targets T_t drawn anew for each step"
 Task = tuple[Array, Array, Array]
+Case = tuple[str, Callable]
 
 
 def _shapes(setting: Setting) -> dict[str, tuple[int, int]]:
@@ -58,22 +59,27 @@ def _distance(x: Array, y: Array) -> Array:
     return norm(x - y) / norm(y)
 
 
-def _from_plain(plain: Any, make: Callable[[Array], Any], task: Task, gaps: Array) -> Array:
-    """The distance of `make(gap)` from the plain optimiser, `(gaps, steps)`."""
-    law = _descend(plain, task)
-    return jax.vmap(lambda gap: _distance(_descend(make(gap), task), law))(gaps)
+def _case(shape: str, **options: Any) -> Case:
+    """A shape, and full-rank GaLore as it is called for it, with singular vectors unless `options` say otherwise."""
+    return shape, functools.partial(gl.galore, **{"projector": gl.exact_svd()} | options)
 
 
-@functools.partial(jax.jit, static_argnames="others")
-def _full_rank(tasks, gaps, others):
-    """Distance from gradient descent: for each shape with singular vectors, for the tall one with each of the other
-    projectors, and for it with the long side projected, by us and by optax.contrib."""
-    rank, svd = len(tasks["square"][0]), gl.exact_svd()
-    of = lambda make, shape="tall": _from_plain(optax.sgd(RATE), make, tasks[shape], gaps)
-    ours = lambda **options: lambda gap: gl.galore(RATE, rank, gap, 1.0, optax.identity(), **options)
-    theirs = lambda gap: optax.contrib.galore(RATE, rank, gap, 1.0, optax.identity())
-    exact = {shape: of(ours(projector=svd), shape) for shape in tasks}
-    return exact, [of(ours(projector=x())) for x in others], of(ours(projector=svd, side="long")), of(theirs)
+def _from_plain(setting: Setting, gaps: np.ndarray, base: Any, cases: dict[str, Case]) -> dict[str, np.ndarray]:
+    """The distance of GaLore around `base` from descent by `base` itself, `(gaps, steps)`, in each case."""
+    shapes = _shapes(setting)
+
+    @jax.jit
+    def distances(tasks, gaps):
+        plain = {shape: _descend(optax.chain(base, optax.scale(-RATE)), task) for shape, task in tasks.items()}
+
+        def of(shape: str, make: Callable) -> Array:
+            ours = lambda gap: _descend(make(RATE, min(shapes[shape]), gap, 1.0, base), tasks[shape])
+            return jax.vmap(lambda gap: _distance(ours(gap), plain[shape]))(gaps)
+
+        return [of(*case) for case in cases.values()]
+
+    found = distances(_quadratic(setting, shapes), jnp.asarray(gaps, jnp.int32))
+    return dict(zip(cases, map(np.asarray, found), strict=True))
 
 
 @claim(
@@ -85,40 +91,28 @@ def _full_rank(tasks, gaps, others):
 )
 def full_rank(setting: Setting) -> Evidence:
     shapes, gaps = _shapes(setting), np.array([1, 3, 7, NEVER])
-    others = setting.pick(smoke=FEW, laptop=PROJECTORS, paper=PROJECTORS)[1:]
-    found = _full_rank(_quadratic(setting, shapes), jnp.asarray(gaps, jnp.int32), others)
-    exact, by_others, long, theirs = jax.tree.map(np.asarray, found)
-    long_sides = {"side='long'": long, "optax.contrib.galore": theirs}
-    wrong = {f"{side}, gap {gap}": x[i] for side, x in long_sides.items() for i, gap in enumerate(gaps) if gap > 1}
+    cases = {f"exact_svd, {shape} {shapes[shape]}": _case(shape) for shape in ("tall", "wide", "square")}
+    for make in setting.pick(smoke=FEW, laptop=PROJECTORS, paper=PROJECTORS)[1:]:
+        cases[f"{make.__name__}, tall"] = _case("tall", projector=make())
+    long_sides = {"side='long'": _case("tall", side="long"), "optax.contrib.galore": ("tall", optax.contrib.galore)}
+    found = _from_plain(setting, gaps, optax.identity(), cases | long_sides)
+    theirs, over = found["optax.contrib.galore"], [(i, gap) for i, gap in enumerate(gaps) if gap > 1]
+    wrong = {f"{side}, gap {gap}": found[side][i] for side in long_sides for i, gap in over}
     drawn: dict[str, Any] = {"x": ("step", np.arange(1, STEPS + 1)), "y": "‖W − W_SGD‖/‖W_SGD‖", "log": "y"}
 
-    def check(name: str, distance: np.ndarray, **more: Any) -> Evidence:
-        return vanishes(f"distance from gradient descent, {name}", distance.T, within=rounding(40), **more)
+    def check(name: str, **more: Any) -> Evidence:
+        return vanishes(f"distance from gradient descent, {name}", found[name].T, within=rounding(40), **more)
 
+    first, *others = cases
     return evidence(
-        check(f"exact_svd, tall {shapes['tall']}", exact["tall"], wrong=wrong, **drawn),
-        *(check(f"exact_svd, {shape} {shapes[shape]}", exact[shape]) for shape in ("wide", "square")),
-        *(check(f"{x.__name__}, tall", distance) for x, distance in zip(others, by_others, strict=True)),
+        check(first, wrong=wrong, **drawn),
+        *map(check, others),
         remarks=[
             f"optax.contrib.galore is {theirs[2, -1]:.2f} away from gradient descent after {STEPS} steps at a gap of 7 "
             f"on the tall matrix. Renewed at every step it is {theirs[0].max():.1g} away: its basis then holds the "
             "columns of the one gradient it is used for."
         ],
     )
-
-
-@jax.jit
-def _momenta(tasks, gaps):
-    """Distance from heavy ball in the end, for each gap: momentum turned, by shape, and kept and reset."""
-    ball, rank = optax.trace(0.9), len(tasks["square"][0])
-    plain = optax.chain(ball, optax.scale(-RATE))
-
-    def of(shape, transport="momentum", side: Any = "short"):
-        options = {"projector": gl.exact_svd(), "transport": transport, "side": side}
-        return _from_plain(plain, lambda gap: gl.galore(RATE, rank, gap, 1.0, ball, **options), tasks[shape], gaps)
-
-    turned = {"wide": of("wide"), "tall": of("tall"), "square": of("square", side="both")}
-    return turned, {transport: of("wide", transport) for transport in ("keep", "reset")}
 
 
 @claim(
@@ -129,32 +123,35 @@ def _momenta(tasks, gaps):
     tex=r"M \leftarrow P_{\mathrm{new}}^\top P_{\mathrm{old}}\, M",
 )
 def momentum_transport(setting: Setting) -> Evidence:
-    gaps, within = np.array([1, 2, 5, 10, 25, NEVER]), rounding(40)
-    found = _momenta(_quadratic(setting, _shapes(setting)), jnp.asarray(gaps, jnp.int32))
-    never = np.asarray(found[1]["keep"])[-1]
-    turned, others = jax.tree.map(lambda x: np.asarray(x)[:, -1], found)
-    wrong = {f"transport={name!r}, gap {gap}": x[i] for name, x in others.items() for i, gap in enumerate(gaps[:-1])}
+    gaps, within, turned = np.array([1, 2, 5, 10, 25, NEVER]), rounding(40), {"transport": "momentum"}
+    cases = {shape: _case(shape, **turned) for shape in ("wide", "tall")}
+    cases["square"] = _case("square", side="both", **turned)
+    cases |= {transport: _case("wide", transport=transport) for transport in ("keep", "reset")}
+    found = _from_plain(setting, gaps, optax.trace(0.9), cases)
+    end = {name: x[:, -1] for name, x in found.items()}
+    others = [(name, i, gap) for name in ("keep", "reset") for i, gap in enumerate(gaps[:-1])]
+    wrong = {f"transport={name!r}, gap {gap}": end[name][i] for name, i, gap in others}
     each = "momentum turned, every gap"
     return evidence(
-        vanishes(f"{each}, wide", turned["wide"], wrong, within=within),
-        vanishes(f"{each}, tall", turned["tall"], within=within),
+        vanishes(f"{each}, wide", end["wide"], wrong, within=within),
+        vanishes(f"{each}, tall", end["tall"], within=within),
         # Two sides are twice as many products, and roundings, as one.
-        vanishes(f"{each}, square, both sides projected", turned["square"], within=2 * within),
-        vanishes("momentum kept, basis never renewed", never, within=within),
+        vanishes(f"{each}, square, both sides projected", end["square"], within=2 * within),
+        vanishes("momentum kept, basis never renewed", found["keep"][-1], within=within),
         panels=[
             panel(
                 f"distance from heavy ball after {STEPS} steps, wide matrix",
                 ("gap T (last: never renewed)", np.minimum(gaps, 2 * STEPS)),
                 y="‖W − W_heavy ball‖/‖W_heavy ball‖",
-                observed={"momentum turned": turned["wide"]},
-                control={"kept (paper)": others["keep"], "reset": others["reset"]},
+                observed={"momentum turned": end["wide"]},
+                control={"kept (paper)": end["keep"], "reset": end["reset"]},
                 log="xy",
             )
         ],
         remarks=[
             "Bases of successive gradients have arbitrary signs and order, so that a momentum that is kept points "
-            f"anywhere: {others['keep'][2]:.2f} from heavy ball at a gap of 5, where forgetting it leaves "
-            f"{others['reset'][2]:.2f}."
+            f"anywhere: {end['keep'][2]:.2f} from heavy ball at a gap of 5, where forgetting it leaves "
+            f"{end['reset'][2]:.2f}."
         ],
     )
 

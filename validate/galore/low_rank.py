@@ -1,7 +1,7 @@
 """Whether the gradient becomes low rank: on JoMA's flow, on the trained block, and on a small LLaMA on text."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -137,16 +137,6 @@ KINDS = (*SQUARE, *RECTANGULAR)
 Spectra = dict[str, dict[str, np.ndarray]]
 
 
-class _Size(NamedTuple):
-    """Of the small LLaMA, of its training, and of what is recorded."""
-
-    model: LlamaConfig
-    batch: int
-    every: int  # steps between records
-    records: int
-    seeds: int
-
-
 def _tokens(corpus: str) -> np.ndarray:
     """The bytes of the text: the most frequent ones by number, the last for all others."""
     data = np.frombuffer(corpus.encode()[: 2**20], np.uint8)
@@ -156,18 +146,18 @@ def _tokens(corpus: str) -> np.ndarray:
     return number[data].astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _train_llama(tokens: Array, key: Array, size: _Size) -> tuple[Array, dict[str, Array]]:
+@functools.partial(jax.jit, static_argnames=("config", "batch", "every", "records"))
+def _train_llama(tokens: Array, key: Array, config: LlamaConfig, batch: int, every: int, records: int):
     """The training loss at each record, and the gradient of each kind of matrix, `(records, layers, out, in)`, and of
     the head. Minibatch gradients, as Adam sees them."""
-    model: Any = Llama(size.model, dtype=jnp.float32, key=key)
+    model: Any = Llama(config, dtype=jnp.float32, key=key)
     params, static = eqx.partition(model, eqx.is_inexact_array)
-    windows, adam = Windows(tokens, size.model.length, size.batch), optax.adam(3e-3)
+    windows, adam = Windows(tokens, config.length, batch), optax.adam(3e-3)
 
     def step(carry, number):
         params, state, _, _ = carry
-        batch = windows(jax.random.fold_in(key, number))
-        loss, gradient = jax.value_and_grad(lambda p: next_token_loss(eqx.combine(p, static), batch))(params)
+        data = windows(jax.random.fold_in(key, number))
+        loss, gradient = jax.value_and_grad(lambda p: next_token_loss(eqx.combine(p, static), data))(params)
         with jax.numpy_dtype_promotion("standard"):
             updates, state = adam.update(gradient, state, params)
             return (optax.apply_updates(params, updates), state, loss, gradient), None
@@ -178,7 +168,7 @@ def _train_llama(tokens: Array, key: Array, size: _Size) -> tuple[Array, dict[st
         of = {kind: jnp.stack([getattr(block, kind).weight for block in gradient.blocks]) for kind in KINDS}
         return carry, (loss, of | {"head": gradient.head.weight[None]})
 
-    numbers = jnp.arange(1, size.records * size.every + 1, dtype=jnp.uint32).reshape(-1, size.every)
+    numbers = jnp.arange(1, records * every + 1, dtype=jnp.uint32).reshape(-1, every)
     return jax.lax.scan(record, (params, adam.init(params), jnp.zeros((), jnp.float32), params), numbers)[1]
 
 
@@ -219,13 +209,14 @@ def _reversible(rng: np.random.Generator, start: np.ndarray) -> np.ndarray:
 )
 def low_rank_llama(setting: Setting) -> Evidence:
     model = functools.partial(LlamaConfig, vocabulary=VOCABULARY, heads=4)
-    size = setting.pick(
-        smoke=_Size(model(width=32, hidden=88, layers=1, length=16), 32, 10, 16, 3),
-        laptop=_Size(model(width=64, hidden=176, layers=2, length=32), 16, 10, 26, 3),
-        paper=_Size(model(width=256, hidden=688, layers=4, length=128), 64, 50, 101, 4),
+    config, batch, every, records, seeds = setting.pick(
+        smoke=(model(width=32, hidden=88, layers=1, length=16), 32, 10, 16, 3),
+        laptop=(model(width=64, hidden=176, layers=2, length=32), 16, 10, 26, 3),
+        paper=(model(width=256, hidden=688, layers=4, length=128), 64, 50, 101, 4),
     )
     tokens, rng = jnp.asarray(_tokens(setting.corpus)), setting.rng
-    runs = [_train_llama(tokens, jax.random.fold_in(setting.key, seed), size) for seed in range(size.seeds)]
+    keys = [jax.random.fold_in(setting.key, seed) for seed in range(seeds)]
+    runs = [_train_llama(tokens, key, config, batch, every, records) for key in keys]
     losses, gradients = zip(*jax.tree.map(np.asarray, runs), strict=True)
     stack = lambda trees: jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
     spectra = stack([{name: _spectra(g) for name, g in run.items()} for run in gradients])  # seeds first
@@ -244,18 +235,18 @@ def low_rank_llama(setting: Setting) -> Evidence:
         mean("energy of the k/4 leading directions", top(spectra), {wrong: top(random)}, at_least=0.9),
         mean("sr(G) over a random matrix's", rank(spectra), {wrong: rank(random)}, at_most=0.5),
         mean("sr(G) at the end over the start", rise, reversible, at_least=1),
-        panels=_llama_panels(size, spectra, random),
+        panels=_llama_panels(config, every, spectra, random),
         remarks=_llama_remarks(spectra, [loss[-1] for loss in losses], rise),
     )
 
 
-def _llama_panels(size: _Size, spectra: Spectra, random: Spectra) -> list:
+def _llama_panels(config: LlamaConfig, every: int, spectra: Spectra, random: Spectra) -> list:
     """Curves over training, and over the lag since a refresh: means over seeds, layers and matrices."""
-    steps, lags = size.every * np.arange(1, size.records + 1), size.every * np.arange(1, LAGS + 1)
+    steps, lags = (every * np.arange(1, n + 1) for n in (spectra["head"]["rank"].shape[1], LAGS))
     captured = lambda side: np.mean([spectra[name][side].mean((0, 1, 3)) for name in RECTANGULAR], axis=0)
     return [
         panel(
-            f"width {size.model.width}, {size.model.layers} layers: stable rank of the gradient",
+            f"width {config.width}, {config.layers} layers: stable rank of the gradient",
             ("step", steps),
             y="stable rank",
             observed={name: spectra[name]["rank"].mean((0, 2)) for name in KINDS},

@@ -153,18 +153,6 @@ UPDATE_RANK, SCALE = 4, 0.25
 SIZE, RANK = "‖update‖/(α‖N‖) − 1", "σ_{r+1}/σ₁ of the update"
 
 
-def _remembered(base: optax.GradientTransformation) -> optax.GradientTransformation:
-    """A transform that keeps its last output N in its state."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        n, inner = base.update(updates, state[0], params)
-        return n, (inner, n)
-
-    return optax.GradientTransformation(
-        lambda params: (base.init(params), jax.tree.map(jnp.zeros_like, params)), update
-    )
-
-
 @functools.partial(jax.jit, static_argnames=("names", "ranks"))
 def _updates(grads, bases, names, ranks):
     """Updates, bases and Adam's output N, `(draws, steps, …)` each, for each projector and a Gaussian matrix; and sizes
@@ -172,13 +160,16 @@ def _updates(grads, bases, names, ranks):
     adam = optax.scale_by_adam()
 
     def trail(projector):
-        tx = gl.scale_by_galore(_remembered(adam), UPDATE_RANK, 2, SCALE, projector=projector, transport="keep")
+        tx = gl.scale_by_galore(adam, UPDATE_RANK, 2, SCALE, projector=projector, transport="keep")
 
-        def step(state: Any, g: Any) -> Any:
-            update, state = tx.update(g, state)
-            return state, (update, state.left, state.inner_state[1])
+        def step(carry, g):
+            result: Any = tx.update(g, carry[0])
+            update, state = result
+            n, inner = adam.update(state.left.T @ g, carry[1])
+            return (state, inner), (update, state.left, n)
 
-        return jax.vmap(lambda g: jax.lax.scan(step, tx.init(g[0]), g)[1])(grads)
+        start = lambda g: (tx.init(g), adam.init(jnp.zeros_like(g[:UPDATE_RANK])))
+        return jax.vmap(lambda g: jax.lax.scan(step, start(g[0]), g)[1])(grads)
 
     def size(g, basis, r):
         tx = gl.scale_by_galore(adam, r, 1000, SCALE, projector=lambda g, previous, key, r: basis[:, :r])

@@ -89,19 +89,9 @@ def _split(ids: Int[np.ndarray, " length"], size: _Size) -> tuple[Windows, Int[A
 
 
 @functools.partial(jax.jit, static_argnames=("method", "size"))
-def _losses(
-    windows: Windows,
-    held_out: Int[Array, "windows length_and_one"],
-    keys: Key[Array, "lanes 2"],
-    rates: Float[Array, " lanes"],
-    which: Int[Array, ""],
-    scale: Float[Array, ""],
-    *,
-    method: str,
-    size: _Size,
-) -> Float[Array, "lanes records"]:
-    """Held-out losses, one run a lane, of a product, or of GaLore on the `method` side of the matrices, with its
-    projector of number `which` and its α, `scale`."""
+def _losses(windows, held_out, keys, rates, which, scale, *, method, size):
+    """Held-out losses, `(lanes, records)`, one run a lane, of a product, or of GaLore on the `method` side of the
+    matrices, with its projector of number `which` and its α, `scale`."""
 
     def one(keys: Key[Array, " 2"], rate: Float[Array, ""]) -> Float[Array, " records"]:
         start, factors = jax.random.split(keys[0])
