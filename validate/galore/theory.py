@@ -207,32 +207,29 @@ def lemma_3_3(setting: Setting) -> Evidence:
 FEATURES, WIDTH, SPAN = 8, 6, 3  # samples, the order n of W, and N'
 
 
-class _Features(NamedTuple):
-    """`G = (1/N) Σ (a_i − B_i W f_i) f_iᵀ`: draws of a, B and f, `(draws, samples, …)`."""
-
-    a: np.ndarray
-    b: np.ndarray
-    f: np.ndarray
-
-    def operators(self, span: int | None = None) -> Operators:
-        """In full, or within the span of the features, of that dimension."""
-        f = self.f if span is None else self.f @ np.linalg.svd(self.f)[2][:, :span].swapaxes(1, 2)
-        outer = lambda x: x[..., :, None] * f[..., None, :]
-        return Operators(outer(self.a), self.b, outer(f), np.zeros((len(f), WIDTH, f.shape[2])))
+Features = tuple[np.ndarray, np.ndarray, np.ndarray]  # draws of a, B and f in G = (1/N) Σ (a_i − B_i W f_i) f_iᵀ
 
 
-def _draw_features(rng: np.random.Generator, draws: int, span: int, common: bool = False) -> _Features:
+def _operators(features: Features, span: int | None = None) -> Operators:
+    """In full, or within the span of the features, of that dimension."""
+    a, b, f = features
+    f = f if span is None else f @ np.linalg.svd(f)[2][:, :span].swapaxes(1, 2)
+    outer = lambda x: x[..., :, None] * f[..., None, :]
+    return Operators(outer(a), b, outer(f), np.zeros((len(f), WIDTH, f.shape[2])))
+
+
+def _draw_features(rng: np.random.Generator, draws: int, span: int, common: bool = False) -> Features:
     """Features in a random subspace of dimension `span`; B of full rank, with `common` the same for all samples."""
     a, f = rng.standard_normal((2, draws, FEATURES, WIDTH))
     basis = orthonormal(rng, draws, WIDTH, span)
     b = psd(rng, (draws, 1 if common else FEATURES), WIDTH, True) + 0.1 * np.eye(WIDTH)
-    return _Features(a, np.broadcast_to(b, (draws, FEATURES, WIDTH, WIDTH)), f @ basis @ basis.swapaxes(1, 2))
+    return a, np.broadcast_to(b, (draws, FEATURES, WIDTH, WIDTH)), f @ basis @ basis.swapaxes(1, 2)
 
 
-def _long_run(features: _Features, left: float) -> tuple[np.ndarray, np.ndarray]:
+def _long_run(features: Features, left: float) -> tuple[np.ndarray, np.ndarray]:
     """Stable ranks, `(draws,)`, by the closed form `(1 − ηS)^s G(0)` at `η = 0.9/λ_max` when `q^s ‖G⊥‖/‖G∥‖ = left`
     within the span, and those of G∥ there."""
-    a, b, c, _ = features.operators(SPAN)
+    a, b, c, _ = _operators(features, SPAN)
     draws, modes = len(a), WIDTH * SPAN
     values, vectors = np.linalg.eigh(np.einsum("dkia,dkbj->dijab", b, c).reshape(draws, modes, modes) / FEATURES)
     inside = np.einsum("dpk,dp->dk", vectors, a.mean(1).reshape(draws, -1))
@@ -244,26 +241,21 @@ def _long_run(features: _Features, left: float) -> tuple[np.ndarray, np.ndarray]
     return rank(late), rank(inside * (np.arange(modes) == 0))
 
 
-def _five_units(draws: int) -> _Features:
+def _five_units(draws: int) -> Operators:
     """Five unit vectors as features, B = I and a_i = f_i: G(t) is a multiple of diag(1, 1, 1, 1, 1, 0) for ever. As
     often as there are draws, so that it shares their compiled program."""
     units = np.broadcast_to(np.eye(FEATURES, WIDTH) * (np.arange(WIDTH) < 5), (draws, FEATURES, WIDTH))
-    return _Features(units, np.broadcast_to(np.eye(WIDTH), (draws, FEATURES, WIDTH, WIDTH)), units)
+    return _operators((units, np.broadcast_to(np.eye(WIDTH), (draws, FEATURES, WIDTH, WIDTH)), units))
 
 
 def _rank_at_most_span(least: float, path: _Path, path_full: _Path, units: np.ndarray) -> Evidence:
     """Descent with features in the span, with features of full rank, and the stable ranks with five unit vectors."""
-
-    def beyond(path: _Path) -> np.ndarray:
-        """The singular value N' + 1 over the first, in the steps that are resolved."""
-        singular = np.linalg.svd(path.g, compute_uv=False)
-        return (singular[..., SPAN] / singular[..., 0])[path.resolved(least)]
-
-    def still(path: _Path) -> np.ndarray:
-        """The share of G∥. Roundings of S turn its eigenspaces by up to ε mn λ_max/λ₂."""
-        norm = lambda x: np.linalg.norm(x, axis=(1, 2))
-        return norm(path.split.parallel) / norm(path.g[:, 0]) * path.split.second / path.split.largest
-
+    norm, singular = (lambda x: np.linalg.norm(x, axis=(1, 2))), (lambda x: np.linalg.svd(x, compute_uv=False))
+    ratio = lambda values: values[..., SPAN] / values[..., 0]
+    beyond = lambda path: ratio(singular(path.g))[path.resolved(least)]
+    # Roundings of S turn its eigenspaces by up to ε mn λ_max/λ₂.
+    part = lambda path: norm(path.split.parallel) / norm(path.g[:, 0])
+    still = lambda path: part(path) * path.split.second / path.split.largest
     full = lambda of: {"features of full rank, median": np.median(of(path_full))}
     as_printed, in_span = {"sr(G) − n/2, as printed": units - WIDTH / 2}, (path.rank - SPAN)[path.resolved(least)]
     return evidence(
@@ -313,11 +305,11 @@ def corollary_3_4(setting: Setting) -> Evidence:
     least, fraction, left = setting.bound(1e-6, 1e-2), rng.uniform(0.05, 0.95, draws), 1e-3
     few, full = _draw_features(rng, draws, SPAN), _draw_features(rng, draws, WIDTH)
     common = _draw_features(rng, draws, SPAN, common=True)
-    path, path_full = (_follow(features.operators(), fraction) for features in (few, full))
-    units = _follow(_five_units(draws).operators(), np.full(draws, 0.3)).rank[0]
+    path, path_full = (_follow(_operators(features), fraction) for features in (few, full))
+    units = _follow(_five_units(draws), np.full(draws, 0.3)).rank[0]
     # From starts at which G∥ has, or already has not, been outlived by the rest: else the bound is infinite.
     scales = np.repeat(10 ** rng.uniform(-3, 0, (draws, 1)), 2, axis=1)
-    inside = _follow(few.operators(SPAN), fraction, scales)
+    inside = _follow(_operators(few, SPAN), fraction, scales)
     finite = np.mean(np.isfinite(inside.bound[inside.resolved(least)]))
     (late, _), (late_mixed, end_mixed) = _long_run(common, left), _long_run(few, left)
     excess, limit = inside.excess(inside.bound, least), stable_ranks(inside.split.parallel)[:, None]
