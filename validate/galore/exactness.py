@@ -168,12 +168,6 @@ def _adam_in_bases(bases, task):
     return jax.vmap(one)(bases)
 
 
-def _rotations(size: int, angles: np.ndarray) -> np.ndarray:
-    """Rotations of the planes of axes (0, 1), (2, 3), … by each angle."""
-    quarter = np.kron(np.eye(size // 2), [[0.0, -1.0], [1.0, 0.0]])
-    return np.cos(angles)[:, None, None] * np.eye(size) + np.sin(angles)[:, None, None] * quarter
-
-
 @claim(
     "At full rank GaLore with Adam is Adam on V = Qᵀ W. That is Adam on W for a signed permutation Q, and for no other "
     "rotation tried: Adam divides entry by entry.",
@@ -186,7 +180,10 @@ def adam_basis(setting: Setting) -> Evidence:
     rng, angles = np.random.default_rng(setting.seed + 1), np.linspace(0, np.pi / 2, 10)
     signed = np.stack([np.eye(k)[rng.permutation(k)] * rng.choice([-1.0, 1.0], k) for _ in range(draws)])
     random = np.linalg.qr(rng.standard_normal((draws, k, k)))[0]
-    bases = jnp.asarray(np.concatenate([signed, random, _rotations(k, angles)]), setting.dtype)
+    # Rotations of the planes of axes (0, 1), (2, 3), … by each angle.
+    turn = np.kron(np.eye(k // 2), [[0.0, -1.0], [1.0, 0.0]])
+    turns = np.cos(angles)[:, None, None] * np.eye(k) + np.sin(angles)[:, None, None] * turn
+    bases = jnp.asarray(np.concatenate([signed, random, turns]), setting.dtype)
     on_v, on_w = map(np.asarray, _adam_in_bases(bases, _quadratic(setting, {"w": (k, n)})["w"]))
     v_signed, v_random, v_turned = np.split(on_v, [draws, 2 * draws])
     w_signed, w_random, w_turned = np.split(on_w[:, -1], [draws, 2 * draws])

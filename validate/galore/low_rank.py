@@ -228,6 +228,10 @@ def low_rank_llama(setting: Setting) -> Evidence:
     rank = lambda among: pooled(lambda name: among[name]["rank"].mean(1) / random[name]["rank"].mean())
     rise = pooled(lambda name: spectra[name]["rank"][:, -LAGS:].mean(1) / spectra[name]["rank"][:, 0])
     falling = np.concatenate([_reversible(rng, run[name][0].astype(float)) for run in gradients for name in KINDS])
+    average = lambda name, side: spectra[name][side].mean()
+    shares = "; ".join(f"{name} {average(name, 'short'):.2f} and {average(name, 'long'):.2f}" for name in RECTANGULAR)
+    output, inputs = (np.mean([average(name, side) for name in SQUARE]) for side in ("short", "long"))
+    short, long = (spectra["head"][side].mean((0, 2, 3)) for side in ("short", "long"))
     wrong, reversible = "random matrices", {"a reversible network, as in Lemma 3.3": falling}
     captured = "gate, up, down: share captured, short − long"  # random matrices have r/k − r/o = 0.16
     return evidence(
@@ -236,7 +240,13 @@ def low_rank_llama(setting: Setting) -> Evidence:
         mean("sr(G) over a random matrix's", rank(spectra), {wrong: rank(random)}, at_most=0.5),
         mean("sr(G) at the end over the start", rise, reversible, at_least=1),
         panels=_llama_panels(config, every, spectra, random),
-        remarks=_llama_remarks(spectra, [loss[-1] for loss in losses], rise),
+        remarks=[
+            f"Captured by the short side and by the long: {shares}. Square matrices: output side {output:.2f}, input "
+            f"side {inputs:.2f}. Head: {short[0]:.2f} and {long[0]:.2f} by the first basis, {short[1:].mean():.2f} and "
+            f"{long[1:].mean():.2f} by later ones.",
+            f"The stable rank grows {np.mean(rise):.1f}-fold from the first record to the last, to a loss of "
+            f"{np.mean([loss[-1] for loss in losses]):.2f} nats a byte. Whether it falls in longer runs was not tried.",
+        ],
     )
 
 
@@ -260,18 +270,4 @@ def _llama_panels(config: LlamaConfig, every: int, spectra: Spectra, random: Spe
             observed={"short side": captured("short")},
             control={"long side": captured("long")},
         ),
-    ]
-
-
-def _llama_remarks(spectra: Spectra, losses: list[float], rise: np.ndarray) -> list[str]:
-    average = lambda name, side: spectra[name][side].mean()
-    shares = "; ".join(f"{name} {average(name, 'short'):.2f} and {average(name, 'long'):.2f}" for name in RECTANGULAR)
-    output, inputs = (np.mean([average(name, side) for name in SQUARE]) for side in ("short", "long"))
-    short, long = (spectra["head"][side].mean((0, 2, 3)) for side in ("short", "long"))
-    return [
-        f"Captured by the short side and by the long: {shares}. Square matrices: output side {output:.2f}, input side "
-        f"{inputs:.2f}. Head: {short[0]:.2f} and {long[0]:.2f} by the first basis, {short[1:].mean():.2f} and "
-        f"{long[1:].mean():.2f} by later ones.",
-        f"The stable rank grows {np.mean(rise):.1f}-fold from the first record to the last, to a loss of "
-        f"{np.mean(losses):.2f} nats a byte. Whether it falls in longer runs was not tried.",
     ]

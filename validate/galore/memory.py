@@ -45,17 +45,13 @@ def _table(unit: float, full: np.ndarray, low_rank: np.ndarray, lora: np.ndarray
     return {name: 2 * values / unit for name, values in zip(PRINTED, numbers, strict=True)}
 
 
-def _allocated(name: str) -> int:
-    """Bytes of the transform's own state on the real model, counters aside: of its shapes, nothing is allocated."""
-    model = eqx.filter_eval_shape(Llama, CONFIGS[name], dtype=jnp.bfloat16, key=jax.random.key(0))
-    model = eqx.filter(model, lambda x: isinstance(x, jax.ShapeDtypeStruct))
-    rank = lambda leaf, shape: RANKS[name] if leaf.startswith("blocks") else None
-    found = galore_state_bytes(model, rank, accumulator_dtype=jnp.bfloat16)
-    return found.bases + found.inner
-
-
 def _errata(states: np.ndarray) -> list[Erratum]:
-    off = lambda states: float(abs(states[0] / (_allocated("60M") / GB) - 1))
+    # The transform's own state on the real model, counters aside: of its shapes, nothing is allocated.
+    model = eqx.filter_eval_shape(Llama, CONFIGS["60M"], dtype=jnp.bfloat16, key=jax.random.key(0))
+    model = eqx.filter(model, lambda x: isinstance(x, jax.ShapeDtypeStruct))
+    rank = lambda name, shape: RANKS["60M"] if name.startswith("blocks") else None
+    own = galore_state_bytes(model, rank, accumulator_dtype=jnp.bfloat16)
+    off = lambda states: float(abs(states[0] * GB / (own.bases + own.inner) - 1))
     surplus = lambda layers: float(abs(_parameters(layers)[-1] / NOMINAL[-1] - 1))
     corrected = "r(k + 2o) for each matrix and two moments for each other parameter: "
     return [

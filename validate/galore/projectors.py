@@ -55,12 +55,6 @@ def _bases(g, used, names, r):
     return {name: refreshed(name) for name in names}
 
 
-def _leading(g: np.ndarray, r: int) -> np.ndarray:
-    """The first r left singular vectors, to single precision."""
-    k, g = len(g), g.astype(np.float32)
-    return scipy.linalg.eigh(g @ g.T, subset_by_index=(k - r, k - 1))[1][:, ::-1]
-
-
 def _expected(singular: np.ndarray, columns: int, power_iters: int) -> float:
     """The energy that a random sketch of so many columns keeps, in the limit of large matrices: the projector onto
     `S^{1/2} Z` is on average `S (S + κ)⁻¹`, of trace `columns`, with `S = (G Gᵀ)^{2q+1}` (Dereziński et al., 2020)."""
@@ -77,7 +71,8 @@ def _measure(
     g, used = _with_spectrum(rng, size, SPECTRA[label]), np.zeros((size[0], r))
     if warm:
         noise = rng.standard_normal(size)
-        used = _leading(g + NOISE * np.linalg.norm(g) / np.linalg.norm(noise) * noise, r)
+        x = (g + NOISE * np.linalg.norm(g) / np.linalg.norm(noise) * noise).astype(np.float32)
+        used = scipy.linalg.eigh(x @ x.T, subset_by_index=(len(x) - r, len(x) - 1))[1][:, ::-1]
     best, found = np.sum(np.arange(1.0, r + 1) ** (-2 * SPECTRA[label])), {}
     for name, basis in _bases(g, used.astype(g.dtype), tuple(names), r).items():
         p = np.asarray(basis, float)

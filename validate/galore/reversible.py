@@ -136,13 +136,6 @@ def _draw_moving(rng: np.random.Generator, draws: int, size: tuple[int, int], ra
     return _Moving(a, hats, near, peaks, lipschitz, p, q, w, rng.uniform(0.02, 0.3, draws) / curvature)
 
 
-def _one_by_one() -> _Moving:
-    """`B = C = min(w, 2 − w)` and A = 1.1, from w = 1: BwC = (2 − w)² w falls, so the gradient grows."""
-    one, w = np.ones((1, 1, 1, 1)), np.ones((1, 1, 1))
-    directions, peaks, lipschitz = np.ones((1, 1, 3, 1, 1)), np.ones((1, 1, 2)), np.array([[0.0, 1.0, 1.0]])
-    return _Moving(1.1 * one, (one, one, one), directions, peaks, lipschitz, w, w, w, np.array([0.05]))
-
-
 @claim(
     "Under fixed projections the projected gradient shrinks in each step by the factor 1 − η(κ − L_A − 2 L_B L_C D²) "
     "or more. With constant operators the factor is 1 − ηκ.",
@@ -158,8 +151,12 @@ def _one_by_one() -> _Moving:
 def theorem_3_8(setting: Setting) -> Evidence:
     draws, within = setting.pick(smoke=300, laptop=3000, paper=30000), rounding(1e4)
     rng = np.random.default_rng([setting.seed, 1])
-    cases = (_draw_moving(rng, draws, (1, 1), (1, 1)), _draw_moving(rng, draws, (4, 5), (2, 3)), _one_by_one())
-    bounds = [_shrink(setting, case) for case in cases]
+    # `B = C = min(w, 2 − w)` and A = 1.1, from w = 1: BwC = (2 − w)² w falls, so the gradient grows.
+    ones, w, sizes = np.ones((1, 1, 1, 1)), np.ones((1, 1, 1)), np.array([[0.0, 1.0, 1.0]])
+    directions, peaks = np.ones((1, 1, 3, 1, 1)), np.ones((1, 1, 2))
+    single = _Moving(1.1 * ones, (ones, ones, ones), directions, peaks, sizes, w, w, w, np.array([0.05]))
+    drawn = _draw_moving(rng, draws, (1, 1), (1, 1)), _draw_moving(rng, draws, (4, 5), (2, 3))
+    bounds = [_shrink(setting, case) for case in (*drawn, single)]
     excess = lambda factor: [np.subtract(*bound(factor)) for bound in bounds]
     two, one, none = excess(2.0), excess(1.0), excess(0.0)
     share = [np.mean(values > within) for values in one[:2]]

@@ -107,12 +107,6 @@ def _near_limit(setting: Setting, rng: np.random.Generator, draws: int, terms: i
     return logs[:, 8] / shrunk[:, 8], np.exp(np.median(left, axis=0))
 
 
-def _two_by_two() -> _Path:
-    """N = 1, B = C = e₁e₁ᵀ, G(0) = [[−0.3, 1], [1, 1]]: the printed bound is false at its first step."""
-    e, g = np.diag([1.0, 0.0])[None, None], np.array([[-0.3, 1.0], [1.0, 1.0]])[None, None]
-    return _follow(Operators(g, e, e, np.zeros((1, 2, 2))), np.array([0.5]))
-
-
 # Diagonals of three orthogonal 6 × 6 matrices, found by search: the parts of G at λ₁, at λ₂ just above it, and beyond.
 _NARROW = np.array(
     [
@@ -158,7 +152,10 @@ def lemma_3_3(setting: Setting) -> Evidence:
     rng, draws = setting.rng, setting.pick(smoke=1000, laptop=10000, paper=100000)
     least = setting.bound(1e-6, 1e-2)
     within = rounding(4 / least)  # what is resolved to `least` of the start has lost as many digits
-    paths = _drawn(rng, draws, (2, 2)), _drawn(rng, draws, (3, 4)), _two_by_two(), _narrow()
+    # N = 1, B = C = e₁e₁ᵀ: the printed bound is false at the first step.
+    e, g = np.diag([1.0, 0.0])[None, None], np.array([[-0.3, 1.0], [1.0, 1.0]])[None, None]
+    two_by_two = _follow(Operators(g, e, e, np.zeros((1, 2, 2))), np.array([0.5]))
+    paths = _drawn(rng, draws, (2, 2)), _drawn(rng, draws, (3, 4)), two_by_two, _narrow()
     near = functools.partial(_near_limit, setting, rng, setting.pick(smoke=300, laptop=1000, paper=4000))
     (power, left), (power_alone, left_alone) = near(4), near(1, fast=0.005)
     corrected, by_print, spectral = (
@@ -241,13 +238,6 @@ def _long_run(features: Features, left: float) -> tuple[np.ndarray, np.ndarray]:
     return rank(late), rank(inside * (np.arange(modes) == 0))
 
 
-def _five_units(draws: int) -> Operators:
-    """Five unit vectors as features, B = I and a_i = f_i: G(t) is a multiple of diag(1, 1, 1, 1, 1, 0) for ever. As
-    often as there are draws, so that it shares their compiled program."""
-    units = np.broadcast_to(np.eye(FEATURES, WIDTH) * (np.arange(WIDTH) < 5), (draws, FEATURES, WIDTH))
-    return _operators((units, np.broadcast_to(np.eye(WIDTH), (draws, FEATURES, WIDTH, WIDTH)), units))
-
-
 def _rank_at_most_span(least: float, path: _Path, path_full: _Path, units: np.ndarray) -> Evidence:
     """Descent with features in the span, with features of full rank, and the stable ranks with five unit vectors."""
     norm, singular = (lambda x: np.linalg.norm(x, axis=(1, 2))), (lambda x: np.linalg.svd(x, compute_uv=False))
@@ -306,7 +296,11 @@ def corollary_3_4(setting: Setting) -> Evidence:
     few, full = _draw_features(rng, draws, SPAN), _draw_features(rng, draws, WIDTH)
     common = _draw_features(rng, draws, SPAN, common=True)
     path, path_full = (_follow(_operators(features), fraction) for features in (few, full))
-    units = _follow(_five_units(draws), np.full(draws, 0.3)).rank[0]
+    # Five unit vectors as features, B = I and a_i = f_i: G(t) is a multiple of diag(1, 1, 1, 1, 1, 0) for ever. As
+    # often as there are draws, to share their compiled program.
+    units, eye = np.eye(FEATURES, WIDTH) * (np.arange(WIDTH) < 5), np.broadcast_to(np.eye(WIDTH), few[1].shape)
+    units = np.broadcast_to(units, few[0].shape)
+    units = _follow(_operators((units, eye, units)), np.full(draws, 0.3)).rank[0]
     # From starts at which G∥ has, or already has not, been outlived by the rest: else the bound is infinite.
     scales = np.repeat(10 ** rng.uniform(-3, 0, (draws, 1)), 2, axis=1)
     inside = _follow(_operators(few, SPAN), fraction, scales)
