@@ -21,6 +21,10 @@ class Operators(NamedTuple):
     w: Any  # (draws, rows, columns), where descent starts
 
 
+def orthonormal(rng: np.random.Generator, draws: int, size: int, rank: int) -> np.ndarray:
+    return np.linalg.qr(rng.standard_normal((draws, size, rank)))[0]
+
+
 def psd(rng: np.random.Generator, shape: tuple[int, ...], size: int, full: bool) -> np.ndarray:
     """Positive semidefinite matrices `XXᵀ` of normal X; unless `full`, of every rank from one on, equally likely."""
     rank = np.full(shape, size) if full else rng.integers(1, size + 1, size=shape)

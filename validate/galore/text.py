@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from ...nets import galore as gl
 from ...nets import low_rank, train
-from ...nets.galore.layout import Side
 from ...nets.llama import Llama, LlamaConfig
 from ...nets.pretrain import in_a_layer, warmup_cosine
 from ...nets.transformer import Windows, next_token_loss
@@ -60,13 +58,6 @@ class _Size(NamedTuple):
         return self.model.width // 4
 
 
-class _Data(NamedTuple):
-    """Training windows, and held-out ones of `length + 1` tokens each."""
-
-    windows: Windows
-    held_out: Int[Array, "windows length_and_one"]
-
-
 class _Result(NamedTuple):
     """Held-out losses, nats a byte, of the search and at its best rate."""
 
@@ -74,15 +65,11 @@ class _Result(NamedTuple):
     rate: float
     losses: Float[np.ndarray, "seeds records"]
 
-    @property
-    def perplexity(self) -> Float[np.ndarray, " seeds"]:
-        return np.exp(self.losses[:, -1])
-
 
 def _size(setting: Setting, vocabulary: int) -> _Size:
     model = functools.partial(LlamaConfig, vocabulary=vocabulary)
-    rates = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    small, every = model(width=32, hidden=86, layers=1, heads=2, length=32), tuple(PROJECTORS)
+    rates, every = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), tuple(PROJECTORS)
+    small = model(width=32, hidden=86, layers=1, heads=2, length=32)
     return setting.pick(
         smoke=_Size(small, 8, 300, 30, 5, rates[1:], every[:1]),
         laptop=_Size(small, 8, 400, 40, 10, rates, every),
@@ -90,122 +77,83 @@ def _size(setting: Setting, vocabulary: int) -> _Size:
     )
 
 
-def _bytes(corpus: str) -> tuple[Int[np.ndarray, " length"], int]:
-    """The bytes of a text, numbered, and how many different ones there are."""
-    kinds, ids = np.unique(np.frombuffer(corpus.encode(), np.uint8), return_inverse=True)
-    return ids.astype(np.int32), len(kinds)
-
-
-def _data(ids: Int[np.ndarray, " length"], size: _Size) -> _Data:
-    """The first nine tenths to train on; windows spread over the rest held out."""
+def _split(ids: Int[np.ndarray, " length"], size: _Size) -> tuple[Windows, Int[Array, "windows length_and_one"]]:
+    """Windows of the first nine tenths to train on, and held-out ones of `length + 1` bytes, spread over the rest."""
     cut, length = len(ids) * 9 // 10, size.model.length
     number = min(64, (len(ids) - cut) // (length + 1))
     if number < 1:
         raise ValueError(f"the corpus must have at least {10 * (length + 1)} bytes, got {len(ids)}.")
     starts = np.linspace(0, len(ids) - cut - length - 1, number).astype(int)
     held_out = ids[cut:][starts[:, None] + np.arange(length + 1)]
-    return _Data(Windows(jnp.asarray(ids[:cut]), length, size.batch), jnp.asarray(held_out))
+    return Windows(jnp.asarray(ids[:cut]), length, size.batch), jnp.asarray(held_out)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "size"))
-def _losses(
-    data: _Data,
-    keys: Key[Array, "lanes 2"],
-    rates: Float[Array, " lanes"],
-    which: Int[Array, ""],
-    scale: Float[Array, ""],
-    *,
-    method: str,
-    size: _Size,
-) -> Float[Array, "lanes records"]:
-    """One run a lane. `which` and `scale`: of GaLore's projectors, and its α; or of the two products."""
+def _losses(windows, held_out, keys, rates, which, scale, *, method, size):
+    """Held-out losses, `(lanes, records)`, one run a lane, of a product, or of GaLore on the `method` side of the
+    matrices, with its projector of number `which` and its α, `scale`."""
 
     def one(keys: Key[Array, " 2"], rate: Float[Array, ""]) -> Float[Array, " records"]:
         start, factors = jax.random.split(keys[0])
         model = Llama(size.model, dtype=jnp.float32, key=start)
-        if method == "products":
-            model, optimiser = _product(model, size.rank, which, factors), optax.adam(_schedule(rate, size))
+        unit = warmup_cosine(1.0, size.steps, size.steps // 10)
+        schedule = lambda step: rate * jnp.asarray(unit(step)).astype(rate.dtype)
+        optimiser = optax.adam(schedule)
+        if method == LORA:
+            model = low_rank.lora(model, size.rank, in_a_layer, float(size.rank), key=factors)
+        elif method == FACTORS:
+            model = low_rank.factorise(model, size.rank, in_a_layer, key=factors)
         else:
-            optimiser = _galore(rate, which, scale, size, "long" if method == "long" else "short")
-        return train(
-            model,
-            next_token_loss,
-            data.windows,
-            optimiser,
-            size.steps,
-            key=keys[1],
-            observe=lambda model: next_token_loss(model, data.held_out),
-            every=size.steps // size.records,
-        ).observed
+            side: Any = method
+            ours = gl.galore(schedule, 1.0, size.gap, scale, side=side, projector=_projector(which, size))
+            parts: dict[Any, Any] = {"galore": ours, "full": optimiser}
+            optimiser = optax.partition(parts, lambda params: gl.galore_labels(params, in_a_layer))
+        observe, every = lambda model: next_token_loss(model, held_out), size.steps // size.records
+        options = {"key": keys[1], "observe": observe, "every": every}
+        return train(model, next_token_loss, windows, optimiser, size.steps, **options).observed
 
     return jax.vmap(one)(keys, rates)
 
 
-def _schedule(rate: Float[Array, ""], size: _Size) -> optax.Schedule:
-    unit = warmup_cosine(1.0, size.steps, size.steps // 10)
-    return lambda step: rate * jnp.asarray(unit(step)).astype(rate.dtype)
-
-
-def _galore(
-    rate: Float[Array, ""], which: Int[Array, ""], scale: Float[Array, ""], size: _Size, side: Side
-) -> optax.GradientTransformation:
-    """GaLore on the matrices of the layers with the projector of number `which`, Adam on everything else.
-
-    One compilation for all: bases are as wide as the short side, and columns beyond the rank are zero, to which Adam
-    adds nothing. Past the last projector comes the identity, with which GaLore is Adam.
-    """
+def _projector(which: Int[Array, ""], size: _Size) -> Callable[..., Array]:
+    """One compilation for all: bases are as wide as the short side, and columns beyond the rank are zero, to which Adam
+    adds nothing. Past the last projector comes the identity, with which GaLore is Adam."""
 
     def projector(g: Array, previous: Array, key: Array, r: int) -> Array:
-        def low(projector: Callable) -> Callable[[], Array]:
-            pad = lambda basis: jnp.pad(basis, ((0, 0), (0, r - size.rank)))
-            return lambda: pad(projector(g, previous[:, : size.rank], key, size.rank))
-
+        pad = lambda basis: jnp.pad(basis, ((0, 0), (0, r - size.rank)))
+        low = lambda name: lambda: pad(PROJECTORS[name](g, previous[:, : size.rank], key, size.rank))
         whole = lambda: jnp.eye(*previous.shape, dtype=g.dtype)
-        return jax.lax.switch(which, [*(low(PROJECTORS[name]) for name in size.projectors), whole])
+        return jax.lax.switch(which, [*map(low, size.projectors), whole])
 
-    schedule = _schedule(rate, size)
-    projected = gl.galore(schedule, 1.0, size.gap, scale, side=side, projector=projector)
-    parts: dict[Any, Any] = {"galore": projected, "full": optax.adam(schedule)}
-    return optax.partition(parts, lambda params: gl.galore_labels(params, in_a_layer))
+    return projector
 
 
-def _product(model: Llama, rank: int, which: Int[Array, ""], key: Key[Array, ""]) -> Llama:
-    """LoRA (`which` 0); or low-rank factors, as LoRA whose frozen weight is zero: one compilation for both."""
-    lora = low_rank.lora(model, rank, in_a_layer, float(rank), key=key)
-    factors = low_rank.factorise(model, rank, in_a_layer, key=key)
-    is_lora = lambda x: isinstance(x, low_rank.LoRA)
+def _all_methods(setting: Setting, ids: Int[np.ndarray, " length"], size: _Size) -> dict[str, _Result]:
+    """Every rate on one seed; then the best of them on as many others. All methods have the same seeds. At the smoke
+    scale only what the rows and the control need."""
+    data, keys = _split(ids, size), jax.random.split(setting.key, (len(size.rates) + 1, 2))
 
-    def alone(x: Any, y: Any) -> Any:
-        if not is_lora(x):
-            return x
-        layer = eqx.tree_at(lambda m: m.weight, x.layer, jnp.zeros_like(x.layer.weight))
-        return low_rank.LoRA(y.a, y.b, layer, x.scale)
+    def losses(keys: Key[Array, "lanes 2"], rates: Any, method: str, which: int, scale: float) -> np.ndarray:
+        numbers = jnp.asarray(rates, jnp.float32), jnp.asarray(which, jnp.int32), jnp.asarray(scale, jnp.float32)
+        return np.asarray(_losses(*data, keys, *numbers, method=method, size=size), float)
 
-    alone = jax.tree.map(alone, lora, factors, is_leaf=is_lora)
-    return jax.tree.map(lambda x, y: jnp.where(which == 0, x, y), lora, alone)
+    def searched(*method: Any) -> _Result:
+        search = losses(jnp.broadcast_to(keys[:1], keys[1:].shape), size.rates, *method)
+        search = np.nan_to_num(search, nan=np.inf)
+        rate = size.rates[int(np.argmin(search[:, -1]))]
+        return _Result(search, rate, losses(keys[1:], (rate,) * len(size.rates), *method))
 
-
-def _searched(setting: Setting, data: _Data, size: _Size, method: str, which: int, scale: float) -> _Result:
-    """Every rate on one seed; then the best of them on as many others. All methods have the same seeds."""
-    keys = jax.random.split(setting.key, (len(size.rates) + 1, 2))
-    arguments = (jnp.asarray(which, jnp.int32), jnp.asarray(scale, jnp.float32))
-    run = lambda keys, rates: np.asarray(
-        _losses(data, keys, jnp.asarray(rates, jnp.float32), *arguments, method=method, size=size), float
-    )
-    search = np.nan_to_num(run(jnp.broadcast_to(keys[:1], keys[1:].shape), size.rates), nan=np.inf)
-    rate = size.rates[int(np.argmin(search[:, -1]))]
-    return _Result(search, rate, run(keys[1:], (rate,) * len(size.rates)))
-
-
-def _all_methods(setting: Setting, data: _Data, size: _Size) -> dict[str, _Result]:
-    """By name. At the smoke scale only what the rows and the control need."""
-    run, whole = functools.partial(_searched, setting, data, size), len(size.projectors)
-    results = {FULL_SCALED: run("short", whole, ALPHA), FROZEN: run("short", 0, 0.0)}
-    results |= {name: run("short", i, ALPHA) for i, name in enumerate(size.projectors)}
-    if setting.scale == "smoke":
-        return results
-    results |= {FULL: run("short", whole, 1.0), LONG: run("long", 0, ALPHA)}
-    return results | {LORA: run("products", 0, 1.0), FACTORS: run("products", 1, 1.0)}
+    whole = len(size.projectors)
+    methods: dict[str, tuple] = {FULL_SCALED: ("short", whole, ALPHA), FROZEN: ("short", 0, 0.0)}
+    methods |= {name: ("short", i, ALPHA) for i, name in enumerate(size.projectors)}
+    if setting.scale != "smoke":
+        methods |= {
+            FULL: ("short", whole, 1.0),
+            LONG: ("long", 0, ALPHA),
+            LORA: (LORA, 0, 1.0),
+            FACTORS: (FACTORS, 0, 1.0),
+        }
+    return {name: searched(*method) for name, method in methods.items()}
 
 
 @claim(
@@ -220,15 +168,14 @@ def _all_methods(setting: Setting, data: _Data, size: _Size) -> dict[str, _Resul
     tex=r"\frac{L_{\mathrm{frozen}} - L_{\mathrm{GaLore}}}{L_{\mathrm{frozen}} - L_{\mathrm{Adam}}} \geq \frac{1}{2}",
 )
 def text_perplexity(setting: Setting) -> Evidence:
-    ids, kinds = _bytes(setting.corpus)
-    size = _size(setting, kinds)
-    results = _all_methods(setting, _data(ids, size), size)
+    kinds, ids = np.unique(np.frombuffer(setting.corpus.encode(), np.uint8), return_inverse=True)
+    size = _size(setting, len(kinds))
+    results = _all_methods(setting, ids.astype(np.int32), size)
     full, frozen = results[FULL_SCALED].losses[:, -1], results[FROZEN].losses[:, -1]
-    early = "after a fifth of the steps"
 
     def gain(name: str) -> Evidence:
         share = lambda record: (frozen - results[name].losses[:, record]) / (frozen - full)
-        wrong = {early: share(size.records // 5)}
+        wrong = {"after a fifth of the steps": share(size.records // 5)}
         return mean(f"{name}: share of the gain of {FULL_SCALED}", share(-1), wrong, at_least=0.5)
 
     checks = [gain(name) for name in size.projectors]
@@ -240,51 +187,45 @@ def text_perplexity(setting: Setting) -> Evidence:
 
 
 def _panels(results: dict[str, _Result], size: _Size, corpus: str) -> list[xr.Dataset]:
-    step = np.linspace(0, size.steps, size.records + 1)
-    main = [name for name in (FULL, FULL_SCALED, OURS, LORA, FACTORS, FROZEN) if name in results]
+    main = [name for name in (FULL, FULL_SCALED, OURS, LORA, FACTORS) if name in results]
+
+    def curves(of: Callable[[_Result], np.ndarray]) -> dict[str, Any]:
+        return {"observed": {name: of(results[name]) for name in main}, "control": {FROZEN: of(results[FROZEN])}}
+
+    step, rates = ("step", np.linspace(0, size.steps, size.records + 1)), ("learning rate", np.array(size.rates))
+    loss, perplexity = curves(lambda x: x.losses.mean(0)), curves(lambda x: np.exp(x.search[:, -1]))
+    title = f"{corpus}, {len(size.rates)} seeds at the best rate"
     return [
-        panel(
-            f"{corpus}, {len(size.rates)} seeds at the best rate",
-            ("step", step),
-            y="held-out loss, nats a byte",
-            observed={name: results[name].losses.mean(0) for name in main if name != FROZEN},
-            control={FROZEN: results[FROZEN].losses.mean(0)},
-        ),
-        panel(
-            "search over learning rates, one seed",
-            ("learning rate", np.array(size.rates)),
-            y="perplexity",
-            observed={name: np.exp(results[name].search[:, -1]) for name in main if name != FROZEN},
-            control={FROZEN: np.exp(results[FROZEN].search[:, -1])},
-            log="xy",
-        ),
+        panel(title, step, y="held-out loss, nats a byte", **loss),
+        panel("search over learning rates, one seed", rates, y="perplexity", log="xy", **perplexity),
     ]
 
 
 def _remarks(results: dict[str, _Result], size: _Size) -> list[str]:
-    rows = {name: statistic(x.perplexity, at_most=1.0) for name, x in results.items()}
+    perplexity = {name: np.exp(x.losses[:, -1]) for name, x in results.items()}
+    rows = {name: statistic(x, at_most=1.0) for name, x in perplexity.items()}
+    each = "; ".join(f"{name} {row.measured_text} at {results[name].rate:g}" for name, row in rows.items())
     sizes = (
-        f"Perplexity a byte, mean of {len(size.rates)} seeds with its 95 % interval, at the best rate: "
-        + "; ".join(f"{name} {row.measured_text} at {results[name].rate:g}" for name, row in rows.items())
-        + f". {size.steps} steps of {size.batch} × {size.model.length} bytes, width {size.model.width}, layers: "
+        f"Perplexity a byte, mean of {len(size.rates)} seeds with its 95 % interval, at the best rate: {each}. "
+        f"{size.steps} steps of {size.batch} × {size.model.length} bytes, width {size.model.width}, layers: "
         f"{size.model.layers}, rank {size.rank}, gap {size.gap}."
     )
     if FULL not in results:
         return [sizes]
-    over = lambda name, base: statistic(results[name].perplexity / results[base].perplexity, at_most=GATE)
+    over = lambda name, base=OURS: statistic(perplexity[name] / perplexity[base], at_most=GATE)
     order = sorted(PUBLISHED, key=lambda name: rows[name].measured)
     apart = [f"{x} and {y}" for x, y in itertools.pairwise(order) if rows[x].interval[1] > rows[y].interval[0]]
     table = "; ".join(f"{name} {', '.join(f'{x:g}' for x in values)}" for name, values in PUBLISHED.items())
-    gate, scaled = over(OURS, FULL), over(FULL_SCALED, FULL)
+    gate = over(OURS, FULL)
     return [
         sizes,
         f"Against full Adam at one rate for all parameters, as published, GaLore's perplexity is {gate.measured_text} "
         f"times as large (published: 1.024, 1.011, 1.008, 1.005; at most {GATE:g}: {gate.verdict} here). "
         f"That flatters GaLore: α slows the matrices against embeddings and head, which helps by itself: full Adam "
-        f"with α comes to {scaled.measured_text} times full Adam.",
+        f"with α comes to {over(FULL_SCALED, FULL).measured_text} times full Adam.",
         f"Published (60M, 130M, 350M, 1B): {table}. The order here is {' < '.join(order)}; intervals overlap for "
         f"{', '.join(apart) or 'none'}. GaLore over LoRA {over(OURS, LORA).measured_text}, over low-rank factors "
         f"{over(OURS, FACTORS).measured_text}: the wide distance of these two in the paper is not seen at this size.",
-        f"Long side over short side: {over(LONG, OURS).measured_text}; random over the default projector: "
-        f"{over(RANDOM, OURS).measured_text}. At this size neither side nor basis decides much.",
+        f"Long side over short side: {over(LONG).measured_text}; random over the default projector: "
+        f"{over(RANDOM).measured_text}. At this size neither side nor basis decides much.",
     ]

@@ -2,18 +2,18 @@
 
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...dynamics.galore import ReversibleGradient, Split, stable_rank_bound
+from ...dynamics.galore import ReversibleGradient, stable_rank_bound
 from ..checks import at_most, evidence, quantile, rounding, scales
 from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
-from ._shared import Operators, draw_operators, psd, stable_ranks
+from ._shared import Operators, draw_operators, orthonormal, psd, stable_ranks
 
 STEPS = 30
 FORM = "G = (1/N) Σ (A_i − B_i W C_i) with constant A_i, B_i, C_i; B_i, C_i positive semidefinite"
@@ -21,22 +21,17 @@ DESCENT = "W ← W + ηG with ηλ_max < 1"
 
 
 class _Path(NamedTuple):
-    """Gradients G along descent, `(draws, steps + 1, rows, columns)`, their start split in two, and Lemma 3.3's q and
-    corrected bound."""
+    """Gradients G along descent, `(draws, steps + 1, rows, columns)`, their start split in two, and, `(draws, steps +
+    1)`, q^s and Lemma 3.3's corrected bound."""
 
     g: np.ndarray
-    split: Split
-    q: np.ndarray  # (draws,)
-    bound: np.ndarray  # (draws, steps + 1)
+    split: Any  # a Split, on the host
+    shrunk: np.ndarray
+    bound: np.ndarray
 
     @property
     def rank(self) -> np.ndarray:
         return stable_ranks(self.g)
-
-    @property
-    def shrunk(self) -> np.ndarray:
-        """q^s, `(draws, steps + 1)`."""
-        return self.q[:, None] ** np.arange(self.g.shape[1])
 
     def resolved(self, least: float) -> np.ndarray:
         """Where G is large enough against its start that the roundings of A − BWC do not show."""
@@ -49,12 +44,11 @@ class _Path(NamedTuple):
 
     def form(self, spectral: bool = False) -> np.ndarray:
         """The bound as printed; or, with `spectral`, the corrected one with ‖G⊥‖₂ in place of ‖G⊥‖_F below."""
-        square = lambda x: (x**2).sum((1, 2))[:, None]
-        top = lambda x: np.linalg.norm(x, ord=2, axis=(1, 2))[:, None]
-        parallel, rest, shrunk = self.split.parallel, self.split.rest, self.shrunk
-        below = np.maximum(0, top(parallel) - shrunk * top(rest)) if spectral else top(parallel)
+        size = lambda x, order: np.linalg.norm(x, ord=order, axis=(1, 2))[:, None]
+        parallel, rest = self.split.parallel, self.split.rest
+        below = np.maximum(0, size(parallel, 2) - self.shrunk * size(rest, 2) * spectral)
         with np.errstate(divide="ignore"):
-            return (square(parallel) + shrunk**2 * square(rest)) / below**2
+            return (size(parallel, "fro") ** 2 + self.shrunk**2 * size(rest, "fro") ** 2) / below**2
 
 
 @jax.jit
@@ -63,7 +57,7 @@ def _descend(operators: Operators, fraction: Array, scales: Float[Array, " 2"]):
     """Descent with `η = fraction/λ_max`. A is moved so that the part of G(0) at λ₂ is multiplied by the first of
     `scales`, and all parts beyond by the second."""
     a, b, c, w = operators
-    flow = ReversibleGradient(a, b, c)
+    flow, s = ReversibleGradient(a, b, c), jnp.arange(STEPS + 1)
     values, modes = flow.modes()
     start = flow(0.0, w)
     split = flow.split(start)
@@ -78,50 +72,39 @@ def _descend(operators: Operators, fraction: Array, scales: Float[Array, " 2"]):
         return w + eta * g, g
 
     g = jax.lax.scan(step, w, length=STEPS + 1)[1]
-    return g, split, split.ratio(eta), stable_rank_bound(split, eta, jnp.arange(STEPS + 1))
+    return g, split, split.ratio(eta) ** s.astype(w.dtype), stable_rank_bound(split, eta, s)
 
 
-def _follow(setting: Setting, operators: Operators, fraction: np.ndarray, scales: np.ndarray) -> _Path:
-    arguments = jax.tree.map(lambda x: jnp.asarray(x, setting.dtype), (operators, fraction, scales))
-    return _Path(*jax.tree.map(np.asarray, _descend(*arguments)))
+def _follow(operators: Operators, fraction: np.ndarray, scales: np.ndarray | None = None) -> _Path:
+    scales = np.ones((len(fraction), 2)) if scales is None else scales
+    return _Path(*jax.tree.map(np.asarray, _descend(operators, fraction, scales)))
 
 
-def _drawn(setting: Setting, rng: np.random.Generator, draws: int, size: tuple[int, int]) -> _Path:
+def _drawn(rng: np.random.Generator, draws: int, size: tuple[int, int]) -> _Path:
     """Descent on random instances, from starts at which G∥ has, or already has not, been outlived by the rest."""
     fraction, scale = rng.uniform(0.05, 0.95, draws), 10 ** rng.uniform(-2, 0, (draws, 1))
-    return _follow(setting, draw_operators(rng, draws, size), fraction, np.repeat(scale, 2, axis=1))
+    return _follow(draw_operators(rng, draws, size), fraction, np.repeat(scale, 2, axis=1))
 
 
-class _Approach(NamedTuple):
-    """To the limit, of draws: the power of q^s with which |sr(G_s) − sr(G∥)| shrinks, `(draws,)`; and the median of
-    this distance over its start at common values of q^s, `(values,)`."""
-
-    power: np.ndarray
-    q: np.ndarray
-    left: np.ndarray
+Q = np.geomspace(0.9, 0.45, 6)
 
 
-def _near_limit(setting: Setting, rng: np.random.Generator, draws: int, terms: int, fast: float = 0.0) -> _Approach:
+def _near_limit(setting: Setting, rng: np.random.Generator, draws: int, terms: int, fast: float = 0.0):
     """Of a gradient of which the two slowest parts are left, the second small: what every gradient comes to in the end.
-    `fast`: what is left of the others."""
+    `fast`: what is left of the others.
+
+    The power of q^s with which |sr(G_s) − sr(G∥)| shrinks, `(draws,)`; and the median of this distance over its start
+    where q^s is `Q`, for the draws have different q."""
     operators = draw_operators(rng, 4 * draws, (2, 2), full=True, terms=terms)
     fraction, scales = rng.uniform(0.5, 0.9, 4 * draws), np.tile([0.005, fast], (4 * draws, 1))
-    path = _follow(setting, operators, fraction, scales)
-    good = np.flatnonzero((path.q > 0.7) & (path.q < 0.9) & path.resolved(setting.bound(1e-5, 1e-2))[:, 8])
-    error = np.abs(path.rank - stable_ranks(np.asarray(path.split.parallel))[:, None])
-    good = good[error[good, 0] > setting.bound(1e-8, 3e-4)][:draws]  # and the error shows above roundings
+    path = _follow(operators, fraction, scales)
+    q, error = path.shrunk[:, 1], np.abs(path.rank - stable_ranks(path.split.parallel)[:, None])
+    good = (q > 0.7) & (q < 0.9) & path.resolved(setting.bound(1e-5, 1e-2))[:, 8]
+    good = np.flatnonzero(good & (error[:, 0] > setting.bound(1e-8, 3e-4)))[:draws]  # the error shows above roundings
     seen = np.maximum(error[good, :9], np.finfo(setting.dtype).eps)  # in float32 an error may round to zero
     logs, shrunk = np.log(seen / seen[:, :1]), np.log(path.shrunk[good, :9])
-    # The draws have different q: their errors are read off at common values of q^s.
-    q = np.geomspace(0.9, 0.45, 6)
-    left = [np.interp(np.log(q), x[::-1], y[::-1]) for x, y in zip(shrunk, logs, strict=True)]
-    return _Approach(logs[:, 8] / shrunk[:, 8], q, np.exp(np.median(left, axis=0)))
-
-
-def _two_by_two(setting: Setting) -> _Path:
-    """N = 1, B = C = e₁e₁ᵀ, G(0) = [[−0.3, 1], [1, 1]]: the printed bound is false at its first step."""
-    e, g = np.diag([1.0, 0.0])[None, None], np.array([[-0.3, 1.0], [1.0, 1.0]])[None, None]
-    return _follow(setting, Operators(g, e, e, np.zeros((1, 2, 2))), np.array([0.5]), np.ones((1, 2)))
+    left = [np.interp(np.log(Q), x[::-1], y[::-1]) for x, y in zip(shrunk, logs, strict=True)]
+    return logs[:, 8] / shrunk[:, 8], np.exp(np.median(left, axis=0))
 
 
 # Diagonals of three orthogonal 6 × 6 matrices, found by search: the parts of G at λ₁, at λ₂ just above it, and beyond.
@@ -134,17 +117,16 @@ _NARROW = np.array(
 )
 
 
-def _narrow(setting: Setting) -> _Path:
+def _narrow() -> _Path:
     """An instance on which the corrected bound with ‖G⊥‖₂ in place of ‖G⊥‖_F is false.
 
     On diagonal G the operator is to be `I − 0.3 (p̂p̂ᵀ + 0.999 q̂q̂ᵀ)`: any diagonally dominant matrix is a sum of
     `B_i ⊗ C_i` there, two rank-one terms for each pair of places.
     """
     q, r = np.linalg.qr(_NARROW.T)  # orthogonal to the last digit; r has their lengths, up to signs
-    unit, eye = (q * np.sign(np.diag(r))).T, np.eye(6)
-    parts = unit * np.abs(np.diag(r))[:, None]
-    wanted = eye - 0.3 * (np.outer(unit[0], unit[0]) + 0.999 * np.outer(unit[1], unit[1]))
-    spare = wanted.diagonal() - (np.abs(wanted).sum(1) - np.abs(wanted.diagonal()))
+    start, eye = q @ np.diag(r), np.eye(6)
+    wanted = eye - 0.3 * (np.outer(q[:, 0], q[:, 0]) + 0.999 * np.outer(q[:, 1], q[:, 1]))
+    spare = 2 * wanted.diagonal() - np.abs(wanted).sum(1)
     terms = [(eye[i], eye[j], 1.0 if i != j else spare[i]) for i, j in np.ndindex(6, 6)]
     for i, j in itertools.combinations(range(6), 2):
         same = np.sign(wanted[i, j])
@@ -153,8 +135,8 @@ def _narrow(setting: Setting) -> _Path:
     assert weights.min() >= 0
     b = np.einsum("k,ki,kj->kij", weights * len(weights), left, left)[None]
     c = np.einsum("ki,kj->kij", right, right)[None]
-    a = np.repeat(np.diag(parts.sum(0))[None, None], len(weights), axis=1)
-    return _follow(setting, Operators(a, b, c, np.zeros((1, 6, 6))), np.array([0.95]), np.ones((1, 2)))
+    a = np.repeat(np.diag(start)[None, None], len(weights), axis=1)
+    return _follow(Operators(a, b, c, np.zeros((1, 6, 6))), np.array([0.95]))
 
 
 @claim(
@@ -170,41 +152,39 @@ def lemma_3_3(setting: Setting) -> Evidence:
     rng, draws = setting.rng, setting.pick(smoke=1000, laptop=10000, paper=100000)
     least = setting.bound(1e-6, 1e-2)
     within = rounding(4 / least)  # what is resolved to `least` of the start has lost as many digits
-    small, large = (_drawn(setting, rng, draws, size) for size in ((2, 2), (3, 4)))
-    two, narrow = _two_by_two(setting), _narrow(setting)
+    # N = 1, B = C = e₁e₁ᵀ: the printed bound is false at the first step.
+    e, g = np.diag([1.0, 0.0])[None, None], np.array([[-0.3, 1.0], [1.0, 1.0]])[None, None]
+    two_by_two = _follow(Operators(g, e, e, np.zeros((1, 2, 2))), np.array([0.5]))
+    paths = _drawn(rng, draws, (2, 2)), _drawn(rng, draws, (3, 4)), two_by_two, _narrow()
     near = functools.partial(_near_limit, setting, rng, setting.pick(smoke=300, laptop=1000, paper=4000))
-    many, alone = near(4), near(1, fast=0.005)
-    printed, corrected = "the printed bound", [path.excess(path.bound, least) for path in (small, large, two, narrow)]
-    by_print = [path.excess(path.form(), least) for path in (small, large, two)]
-    spectral = [path.excess(path.form(spectral=True), least) for path in (small, large, narrow)]
-    share = [np.mean(values > within) for values in by_print]
-    finite = [np.mean(np.isfinite(path.bound[path.resolved(least)])) for path in (small, large)]
-    worst, name = float(max(values.max() for values in by_print)), "sr(G)/corrected bound − 1"
+    (power, left), (power_alone, left_alone) = near(4), near(1, fast=0.005)
+    corrected, by_print, spectral = (
+        [path.excess(bound(path), least) for path in paths]
+        for bound in (lambda path: path.bound, _Path.form, functools.partial(_Path.form, spectral=True))
+    )
+    share = [np.mean(values > within) for values in by_print[:2]]
+    finite = [np.mean(np.isfinite(path.bound[path.resolved(least)])) for path in paths[:2]]
+    worst, exceeded = max(float(values.max()) for values in by_print[:3]), max(0.0, *(x.max() for x in spectral[:2]))
+    cases = (f"{draws} draws 2 × 2", f"{draws} draws 3 × 4", "G = [[−0.3, 1], [1, 1]]", "6 × 6")
+    wrong = [*({"the printed bound": values} for values in by_print[:3]), {"‖G⊥‖₂ in place of ‖G⊥‖_F": spectral[3]}]
 
-    def drawn(case: str, excess: np.ndarray, wrong: dict[str, np.ndarray]) -> Evidence:
-        return at_most(f"{name}, {case}", excess, within, wrong, x=("step s", np.arange(len(excess))))
+    def bounded(i: int) -> Evidence:
+        x = None if i < 2 else ("step s", np.arange(len(corrected[i])))
+        return at_most(f"sr(G)/corrected bound − 1, {cases[i]}", corrected[i], within, wrong[i], x=x)
 
+    name, alone = "|sr(G) − sr(G∥)| over its start, median of draws", "N = 1, where the slowest parts share a factor"
     return evidence(
-        at_most(f"{name}, {draws} draws 2 × 2", corrected[0], within, {printed: by_print[0]}),
-        at_most(f"{name}, {draws} draws 3 × 4", corrected[1], within, {printed: by_print[1]}),
-        drawn("G = [[−0.3, 1], [1, 1]]", corrected[2], {printed: by_print[2]}),
-        drawn("6 × 6", corrected[3], {"‖G⊥‖₂ in place of ‖G⊥‖_F": spectral[2]}),
-        quantile("power of q^s, median", many.power, 0.5, {"of q^{2s}, as printed": many.power / 2}, at_least=0.95),
-        quantile("power of q^s, median, at most", many.power, 0.5, {"N = 1": alone.power}, at_most=1.05),
-        scales(
-            "|sr(G) − sr(G∥)| over its start, median of draws",
-            ("q^s", many.q),
-            many.left,
-            {"N = 1, where the slowest parts share a factor": alone.left},
-            order=1,
-        ),
+        *map(bounded, range(4)),
+        quantile("power of q^s, median", power, 0.5, {"of q^{2s}, as printed": power / 2}, at_least=0.95),
+        quantile("power of q^s, median, at most", power, 0.5, {"N = 1": power_alone}, at_most=1.05),
+        scales(name, ("q^s", Q), left, {alone: left_alone}, order=1),
         remarks=[
             f"The printed bound fails in {share[0]:.1%} of the checks on 2 × 2 and {share[1]:.1%} on 3 × 4 instances, "
             f"by up to {worst:.0%}. The corrected one says something (is finite) in {finite[0]:.0%} and "
             f"{finite[1]:.0%} of them.",
-            f"With the spectral norm ‖G⊥‖₂ in its denominator the corrected bound is exceeded by "
-            f"{max(0.0, spectral[0].max(), spectral[1].max()):.1g} in these draws. It is no theorem all the same: "
-            "parts of G⊥ that cancel in the spectral norm may shrink at different rates.",
+            f"With the spectral norm ‖G⊥‖₂ in its denominator the corrected bound is exceeded by {exceeded:.1g} in "
+            "these draws. It is no theorem all the same: parts of G⊥ that cancel in the spectral norm may shrink at "
+            "different rates.",
             "With N = 1 the approach is faster: the two slowest parts of G share a factor, so together they have rank "
             "one.",
         ],
@@ -224,73 +204,55 @@ def lemma_3_3(setting: Setting) -> Evidence:
 FEATURES, WIDTH, SPAN = 8, 6, 3  # samples, the order n of W, and N'
 
 
-class _Features(NamedTuple):
-    """`G = (1/N) Σ (a_i − B_i W f_i) f_iᵀ`: draws of a, B and f, `(draws, samples, …)`."""
-
-    a: np.ndarray
-    b: np.ndarray
-    f: np.ndarray
-
-    def operators(self, basis: np.ndarray | None = None) -> Operators:
-        """In full, or within the span of the features, of which `basis`, `(draws, n, N')`, has orthonormal columns."""
-        f = self.f if basis is None else self.f @ basis
-        outer = lambda x: x[..., :, None] * f[..., None, :]
-        return Operators(outer(self.a), self.b, outer(f), np.zeros((len(f), self.a.shape[2], f.shape[2])))
+Features = tuple[np.ndarray, np.ndarray, np.ndarray]  # draws of a, B and f in G = (1/N) Σ (a_i − B_i W f_i) f_iᵀ
 
 
-def _draw_features(rng: np.random.Generator, draws: int, span: int, common: bool = False) -> _Features:
+def _operators(features: Features, span: int | None = None) -> Operators:
+    """In full, or within the span of the features, of that dimension."""
+    a, b, f = features
+    f = f if span is None else f @ np.linalg.svd(f)[2][:, :span].swapaxes(1, 2)
+    outer = lambda x: x[..., :, None] * f[..., None, :]
+    return Operators(outer(a), b, outer(f), np.zeros((len(f), WIDTH, f.shape[2])))
+
+
+def _draw_features(rng: np.random.Generator, draws: int, span: int, common: bool = False) -> Features:
     """Features in a random subspace of dimension `span`; B of full rank, with `common` the same for all samples."""
     a, f = rng.standard_normal((2, draws, FEATURES, WIDTH))
-    basis = np.linalg.qr(rng.standard_normal((draws, WIDTH, span)))[0]
+    basis = orthonormal(rng, draws, WIDTH, span)
     b = psd(rng, (draws, 1 if common else FEATURES), WIDTH, True) + 0.1 * np.eye(WIDTH)
-    return _Features(a, np.broadcast_to(b, (draws, FEATURES, WIDTH, WIDTH)), f @ basis @ basis.swapaxes(1, 2))
+    return a, np.broadcast_to(b, (draws, FEATURES, WIDTH, WIDTH)), f @ basis @ basis.swapaxes(1, 2)
 
 
-def _long_run(features: _Features, left: float) -> tuple[np.ndarray, np.ndarray]:
+def _long_run(features: Features, left: float) -> tuple[np.ndarray, np.ndarray]:
     """Stable ranks, `(draws,)`, by the closed form `(1 − ηS)^s G(0)` at `η = 0.9/λ_max` when `q^s ‖G⊥‖/‖G∥‖ = left`
     within the span, and those of G∥ there."""
-    basis = np.linalg.svd(features.f)[2][:, :SPAN].swapaxes(1, 2)
-    a, b, c, _ = features.operators(basis)
-    draws = len(a)
-    s = np.einsum("dkia,dkbj->dijab", b, c).reshape(draws, WIDTH * SPAN, -1) / FEATURES
-    values, vectors = np.linalg.eigh(s)
+    a, b, c, _ = _operators(features, SPAN)
+    draws, modes = len(a), WIDTH * SPAN
+    values, vectors = np.linalg.eigh(np.einsum("dkia,dkbj->dijab", b, c).reshape(draws, modes, modes) / FEATURES)
     inside = np.einsum("dpk,dp->dk", vectors, a.mean(1).reshape(draws, -1))
     decay = 1 - 0.9 * values / values[:, -1:]
     rest = np.linalg.norm(inside[:, 1:], axis=1) / np.abs(inside[:, 0])
     steps = np.log(np.minimum(1, left / rest)) / np.log(decay[:, 1] / decay[:, 0])
     late = inside * (decay / decay[:, :1]) ** steps[:, None]
-    matrix = lambda x: np.einsum("dpk,dk->dp", vectors, x).reshape(draws, WIDTH, SPAN)
-    return stable_ranks(matrix(late)), stable_ranks(matrix(inside * (np.arange(WIDTH * SPAN) == 0)))
-
-
-def _five_units(draws: int) -> _Features:
-    """Five unit vectors as features, B = I and a_i = f_i: G(t) is a multiple of diag(1, 1, 1, 1, 1, 0) for ever. As
-    often as there are draws, so that it shares their compiled program."""
-    units = np.concatenate([np.eye(WIDTH)[: WIDTH - 1], np.zeros((FEATURES - WIDTH + 1, WIDTH))])
-    units = np.broadcast_to(units, (draws, FEATURES, WIDTH))
-    return _Features(units, np.broadcast_to(np.eye(WIDTH), (draws, FEATURES, WIDTH, WIDTH)), units)
+    rank = lambda x: stable_ranks(np.einsum("dpk,dk->dp", vectors, x).reshape(draws, WIDTH, SPAN))
+    return rank(late), rank(inside * (np.arange(modes) == 0))
 
 
 def _rank_at_most_span(least: float, path: _Path, path_full: _Path, units: np.ndarray) -> Evidence:
     """Descent with features in the span, with features of full rank, and the stable ranks with five unit vectors."""
-
-    def beyond(path: _Path) -> np.ndarray:
-        """The singular value N' + 1 over the first, in the steps that are resolved."""
-        singular = np.linalg.svd(path.g, compute_uv=False)
-        return (singular[..., SPAN] / singular[..., 0])[path.resolved(least)]
-
-    def still(path: _Path) -> np.ndarray:
-        """The share of G∥. Roundings of S turn its eigenspaces by up to ε mn λ_max/λ₂."""
-        norm = lambda x: np.linalg.norm(x, axis=(1, 2))
-        return norm(path.split.parallel) / norm(path.g[:, 0]) * path.split.second / path.split.largest
-
+    norm, singular = (lambda x: np.linalg.norm(x, axis=(1, 2))), (lambda x: np.linalg.svd(x, compute_uv=False))
+    ratio = lambda values: values[..., SPAN] / values[..., 0]
+    beyond = lambda path: ratio(singular(path.g))[path.resolved(least)]
+    # Roundings of S turn its eigenspaces by up to ε mn λ_max/λ₂.
+    part = lambda path: norm(path.split.parallel) / norm(path.g[:, 0])
+    still = lambda path: part(path) * path.split.second / path.split.largest
     full = lambda of: {"features of full rank, median": np.median(of(path_full))}
-    as_printed, in_span = units - WIDTH / 2, (path.rank - SPAN)[path.resolved(least)]
+    as_printed, in_span = {"sr(G) − n/2, as printed": units - WIDTH / 2}, (path.rank - SPAN)[path.resolved(least)]
     return evidence(
         at_most("σ_{N'+1}/σ₁ of G, N' = 3 of n = 6", beyond(path), rounding(10 / least), full(beyond)),
         at_most("‖G∥‖/‖G‖ for λ₁ = 0, times λ₂/λ_max", still(path), rounding(80), full(still)),
         at_most("sr(G) − N', N' = 3", in_span, rounding(10)),
-        at_most("sr(G) − N', f = e₁…e₅ of n = 6", units - 5, rounding(100), {"sr(G) − n/2, as printed": as_printed}),
+        at_most("sr(G) − N', f = e₁…e₅ of n = 6", units - 5, rounding(100), as_printed),
         panels=[
             panel(
                 "stable rank along descent, n = 6",
@@ -312,7 +274,7 @@ def _rank_at_most_span(least: float, path: _Path, path_full: _Path, units: np.nd
                 "sr(G∥) ≤ n − N', and thus sr(G_t) ≤ n/2 for large t",
                 "G∥ = 0; sr(G_t) ≤ rank G_t ≤ N', and Lemma 3.3 within the span of the features",
                 max(0.0, float(in_span.max()), float(units.max() - 5)),
-                float(as_printed.max()),
+                float(units.max() - WIDTH / 2),
                 "excess of the stable rank over the bound",
             )
         ],
@@ -330,35 +292,30 @@ def _rank_at_most_span(least: float, path: _Path, path_full: _Path, units: np.nd
 )
 def corollary_3_4(setting: Setting) -> Evidence:
     rng, draws = setting.rng, setting.pick(smoke=64, laptop=512, paper=4096)
-    least, fraction = setting.bound(1e-6, 1e-2), rng.uniform(0.05, 0.95, draws)
+    least, fraction, left = setting.bound(1e-6, 1e-2), rng.uniform(0.05, 0.95, draws), 1e-3
     few, full = _draw_features(rng, draws, SPAN), _draw_features(rng, draws, WIDTH)
-    common, still = _draw_features(rng, draws, SPAN, common=True), np.ones((draws, 2))
-    path, path_full = (_follow(setting, features.operators(), fraction, still) for features in (few, full))
-    units = _follow(setting, _five_units(draws).operators(), np.full(draws, 0.3), still).rank[0]
+    common = _draw_features(rng, draws, SPAN, common=True)
+    path, path_full = (_follow(_operators(features), fraction) for features in (few, full))
+    # Five unit vectors as features, B = I and a_i = f_i: G(t) is a multiple of diag(1, 1, 1, 1, 1, 0) for ever. As
+    # often as there are draws, to share their compiled program.
+    units, eye = np.eye(FEATURES, WIDTH) * (np.arange(WIDTH) < 5), np.broadcast_to(np.eye(WIDTH), few[1].shape)
+    units = np.broadcast_to(units, few[0].shape)
+    units = _follow(_operators((units, eye, units)), np.full(draws, 0.3)).rank[0]
     # From starts at which G∥ has, or already has not, been outlived by the rest: else the bound is infinite.
     scales = np.repeat(10 ** rng.uniform(-3, 0, (draws, 1)), 2, axis=1)
-    inside = _follow(setting, few.operators(np.linalg.svd(few.f)[2][:, :SPAN].swapaxes(1, 2)), fraction, scales)
+    inside = _follow(_operators(few, SPAN), fraction, scales)
     finite = np.mean(np.isfinite(inside.bound[inside.resolved(least)]))
-    limit = stable_ranks(np.asarray(inside.split.parallel))[:, None]
-    left = 1e-3
     (late, _), (late_mixed, end_mixed) = _long_run(common, left), _long_run(few, left)
+    excess, limit = inside.excess(inside.bound, least), stable_ranks(inside.split.parallel)[:, None]
+    wrong, mixed = {"sr(G∥) itself": inside.excess(limit, least)}, np.median(late_mixed) - 1
+    one_b, most = "one B for all: sr(G) − 1 where q^s‖G⊥‖", (1 + left**2) / (1 - left) ** 2 - 1  # for sr(G∥) = 1
     return evidence(
         _rank_at_most_span(least, path, path_full, units),
-        at_most(
-            "sr(G) over Lemma 3.3's bound within the span, less 1",
-            inside.excess(inside.bound, least),
-            rounding(4 / least),
-            {"sr(G∥) itself": inside.excess(limit, least)},
-        ),
-        at_most(
-            f"one B for all: sr(G) − 1 where q^s‖G⊥‖ = {left:g} ‖G∥‖",
-            late - 1,
-            (1 + left**2) / (1 - left) ** 2 - 1,  # Lemma 3.3 with sr(G∥) = 1
-            {"a B for each sample, median": np.median(late_mixed) - 1},
-        ),
+        at_most("sr(G) over Lemma 3.3's bound within the span, less 1", excess, rounding(4 / least), wrong),
+        at_most(f"{one_b} = {left:g} ‖G∥‖", late - 1, most, {"a B for each sample, median": mixed}),
         remarks=[
             f"Lemma 3.3's bound within the span is finite in {finite:.0%} of the checks. With a B for each sample the "
             f"limit has a median stable rank of {np.median(end_mixed):.2f}, at most {end_mixed.max():.2f}, in {draws} "
-            "draws of order 6 × 3.",
+            "draws of order 6 × 3."
         ],
     )
