@@ -14,10 +14,11 @@ import jax
 import matplotlib
 import numpy as np
 
-from .. import _files
+from .. import _files, _processes
 from .._checked import checked
 from .._checks import describe, integer, real
-from . import _pool, _records, report
+from .._code import digest_of
+from . import _records, report
 from ._records import Record
 from .claim import Claim, Evidence, Setting
 from .results import Result, Results, tree_of
@@ -137,9 +138,7 @@ def _finished(folder: Path, keys: dict[str, str], setting: Setting, resume: bool
             f"can't be told: {', '.join(changed)}",
             stacklevel=3,
         )
-    whole = lambda record: all(
-        _records.digest_of(folder / record["folder"] / f) == d for f, d in record["files"].items()
-    )
+    whole = lambda record: all(digest_of(folder / record["folder"] / f) == d for f, d in record["files"].items())
     return {n: record for n, record in done.items() if keys[n] and record["key"] == keys[n] and whole(record)}
 
 
@@ -167,17 +166,17 @@ def _checked_records(
     tasks: list[tuple[Claim, Setting, str, Path | None]], jobs: int, time_limit: float | None
 ) -> Generator[Record, None, None]:
     """Each record as it is found."""
-    apart = [task for task in tasks if (jobs > 1 or time_limit is not None) and _pool.can_be_sent(task[0])]
+    apart = [task for task in tasks if (jobs > 1 or time_limit is not None) and _processes.can_be_sent(task[0])]
     here = [task for task in tasks if not any(task is other for other in apart)]
     if here and time_limit is not None:
         raise ValueError(
             f"claims must stand at the top level of a module, under their own name, to have a time limit: "
             f"{', '.join(claim.name for claim, *_ in here)} can't be given to another process."
         )
-    running = _pool.run_apart(_check, apart, jobs=min(jobs, len(apart)), time_limit=time_limit)
+    running = _processes.run_apart(_check, apart, jobs=min(jobs, len(apart)), time_limit=time_limit)
     with contextlib.closing(running):
         for number, record in running:
-            if isinstance(record, _pool.Lost):
+            if isinstance(record, _processes.Lost):
                 claim, setting, *_ = apart[number]
                 record = record_of(claim, Evidence({}, {}), setting, record.seconds, record.reason)
             yield record
@@ -206,7 +205,7 @@ def _check(claim: Claim, setting: Setting, key: str, place: Path | None) -> Reco
             picture = report.figure(evidence.panels, claim.name)
             _files.write(place / "figure.png", lambda f: picture.savefig(f, dpi=100, format="png"))
             kept = {"folder": place.relative_to(_out_of(place, claim)).as_posix()}
-            kept |= {"files": {name: _records.digest_of(place / name) for name in FILES}}
+            kept |= {"files": {name: digest_of(place / name) for name in FILES}}
             record = _records.seal(record | kept)
         result = Result(record)
         result.panels = evidence.panels
@@ -224,7 +223,7 @@ def _check(claim: Claim, setting: Setting, key: str, place: Path | None) -> Reco
 
 def _measured(claim: Claim, setting: Setting) -> Evidence:
     """The settings that a claim changes are its own: the record, and the claims after it, have those of before."""
-    before = {name: getattr(jax.config, name) for name in _pool.DECISIVE}
+    before = {name: getattr(jax.config, name) for name in _processes.DECISIVE}
     folder = Path.cwd()
     try:
         with np.errstate(), warnings.catch_warnings(), matplotlib.rc_context():

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from .. import _start
+from . import _start
 
 DECISIVE = (  # JAX's settings that decide a number, or whether there is one
     "jax_enable_x64",
