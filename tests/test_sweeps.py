@@ -594,3 +594,10 @@ def test_two_processes_compute_what_one_does(tmp_path):
     subprocess.run([*sweep_it, "--out", str(tmp_path / "one")], check=True)
     with xr.open_dataset(tmp_path / "two/sweep.nc") as two, xr.open_dataset(tmp_path / "one/sweep.nc") as one:
         xr.testing.assert_identical(two, one)
+
+
+def test_descent_on_a_flow_that_depends_on_time_follows_it():
+    subject = next(one for one in subjects() if one.name == "scan_snap.PhaseTransition")
+    rates = [0.2, 0.1]
+    errors = [float(subject.fn({**subject.defaults, "learning_rate": rate, "time": 4.0})["error"]) for rate in rates]
+    assert errors[0] < 0.1 and errors[0] / errors[1] == pytest.approx(2, rel=0.1)
