@@ -13,6 +13,7 @@ from ..panels import panel
 from ._shared import hermitian
 
 TRUNCATED = "the truncated loss ℓ̃, without the potentials that have a or b twice"
+IID = "i.i.d. weights of mean zero and small variance"
 
 
 @jax.jit
@@ -47,28 +48,16 @@ def potential_flow(setting: Setting) -> Evidence:
     weights = jnp.asarray(setting.rng.normal(size=(3, 7, 10)), setting.dtype)
     z_dot, r_dot, descent, velocity, gram, unconjugated, rate = map(np.asarray, _speeds(weights))
     order = np.argsort(np.real(r_dot).ravel())
-    sorted_by = lambda x: np.real(x).ravel()[order]
+    laws = {"(2/d²) J J* (δ − r)": velocity, "with the matrix JJ*": gram}
+    wrong = {"without the conjugate": unconjugated, "2/d for 2/d²": 7 * velocity}
+    name, axis = "ṙ by autodiff of the weights' flow", ("potential, by speed", np.arange(len(order)))
+    by_speed = lambda curves: {label: np.real(x).ravel()[order] for label, x in curves.items()}
+    curves = {"observed": by_speed({name: r_dot}), "predicted": by_speed(laws), "control": by_speed(wrong)}
     return evidence(
-        agrees(
-            "ṙ by autodiff of the weights' flow",
-            None,
-            r_dot,
-            {"(2/d²) J J* (δ − r)": velocity, "with the matrix JJ*": gram},
-            {"without the conjugate": unconjugated, "2/d for 2/d²": 7 * velocity},
-            within=rounding(800),
-        ),
+        agrees(name, None, r_dot, laws, wrong, within=rounding(800)),
         agrees("ż likewise", None, z_dot, descent, {"2/d for 2/d²": 7 * descent}, within=rounding(800)),
         at_least("−(d/2) dℓ̃/dt", rate, 0.0),
-        panels=[
-            panel(
-                "speeds of all potentials, Z7",
-                ("potential, by speed", np.arange(len(order))),
-                y="Re ṙ",
-                observed={"autodiff of the weights' flow": sorted_by(r_dot)},
-                predicted={"(2/d²) JJ* (δ − r)": sorted_by(velocity)},
-                control={"without the conjugate": sorted_by(unconjugated)},
-            )
-        ],
+        panels=[panel("speeds of all potentials, Z7", axis, y="Re ṙ", **curves)],
     )
 
 
@@ -76,12 +65,7 @@ def potential_flow(setting: Setting) -> Evidence:
     "JJ*/(qσ⁴) tends to 3I for wide networks, its off-diagonal part as q^{−1/2}. At the start each potential follows "
     "its own equation, ṙ = (6qσ⁴/d²)(δ − r).",
     source="Theorem 6; its rate in q is measured here",
-    assumptions=(
-        TRUNCATED,
-        "i.i.d. weights of mean zero and small variance",
-        "the initial instant",
-        "means over up to 64 draws",
-    ),
+    assumptions=(TRUNCATED, IID, "the initial instant", "means over up to 64 draws"),
     tex=r"\frac{J J^*}{q \sigma^4} \to 3 I,\quad \dot r = \frac{6 q \sigma^4}{d^2} (\delta - r)",
     flow=InfiniteWidth,
 )
@@ -137,14 +121,14 @@ def _departure(setting: Setting) -> xr.Dataset:
     d, variance, group, rng = 5, 0.02, cyclic(5), setting.rng
     ts, flow, k = np.linspace(0, 3, 31), TruncatedFlow(d), np.arange(d - 1)
     potentials = jax.jit(jax.vmap(lambda y: flow.potentials(flow.unpack(y))))
-    curves = {}
-    for q in (64, 1024):
+
+    def curve(q):
         w = np.zeros((3, d, 1024))  # dead nodes, so that both share one compilation
         w[:, :, :q] = rng.normal(scale=np.sqrt(variance), size=(3, d, q))
         z = jnp.asarray((group.characters.conj()[1:] / d) @ w, complex)
-        # In units of the law's own time.
         states = solve(flow, flow.pack(z), ts / float(InfiniteWidth.of(d, q, variance).rate)).ys
-        curves[f"{q} nodes"] = np.real(np.asarray(potentials(states))[:, k, k, k]).mean(axis=1)
-    exact = {"1 − exp(−6qσ⁴/d² t)": 1 - np.exp(-ts)}
+        return np.real(np.asarray(potentials(states))[:, k, k, k]).mean(axis=1)
+
+    observed, law = {f"{q} nodes": curve(q) for q in (64, 1024)}, {"1 − exp(−6qσ⁴/d² t)": 1 - np.exp(-ts)}
     title, axis = "beyond the start the law fails (Z5)", ("6qσ⁴/d² · t", ts)
-    return panel(title, axis, y="mean of r_kkk", observed=curves, predicted=exact)
+    return panel(title, axis, y="mean of r_kkk", observed=observed, predicted=law)
