@@ -21,14 +21,8 @@ def no_loss() -> float:
     return rounding(800) ** 2
 
 
-GROUPS = (
-    *map(cyclic, (4, 5, 6, 7, 11, 23)),
-    product(2, 2),
-    product(2, 3),
-    product(3, 5),
-    product(3, 3),
-    product(2, 2, 3),
-)
+PRODUCTS = ((2, 2), (2, 3), (3, 5), (3, 3), (2, 2, 3))
+GROUPS = (*map(cyclic, (4, 5, 6, 7, 11, 23)), *(product(*orders) for orders in PRODUCTS))
 
 
 def some_groups(scale: str) -> tuple[Abelian, ...]:

@@ -5,7 +5,6 @@ for weights in the code's scale, `scale = 1`. One frequency's nodes are the colu
 `(3, nodes)`, at +k.
 """
 
-import functools
 import itertools
 import operator
 from collections import Counter
@@ -20,6 +19,7 @@ Columns = Complex[np.ndarray, "3 _"]
 
 LIVE = 0.05  # of |z_a|: below it a node is dead
 NEAR = 0.1  # how close entries come to those of a label
+PERMUTATIONS = {n: np.array(list(itertools.permutations(range(n)))) for n in (4, 6)}
 OMEGA = np.exp(2j * np.pi / 3)
 FAMILIES = {
     ("ν=i", "ξ"): "ν=i·ξ",
@@ -52,11 +52,6 @@ def orders(z: Complex[np.ndarray, "3 order nodes"], group: Abelian) -> Int[np.nd
     return np.sum(np.abs(np.asarray(z)[0, list(group.frequencies)]) > LIVE, axis=1)
 
 
-@functools.cache
-def _permutations(n: int) -> Int[np.ndarray, "permutations n"]:
-    return np.array(list(itertools.permutations(range(n))))
-
-
 def factorise(columns: Columns) -> Factors:
     """Four or six nodes as `C1 * C2` with C1 of order two, by the paper's procedure.
 
@@ -70,7 +65,7 @@ def factorise(columns: Columns) -> Factors:
     n = columns.shape[1]
     if n not in (4, 6):
         raise ValueError(f"columns must have 4 or 6 nodes, got {n}.")
-    tried = _permutations(n)
+    tried = PERMUTATIONS[n]
     ratio = columns[2][tried[:, : n // 2]] / columns[2][tried[:, n // 2 :]]
     spread = np.linalg.norm(ratio - ratio.mean(axis=1, keepdims=True), axis=1)
     arranged = columns[:, tried[np.argmin(spread)]]
