@@ -49,23 +49,16 @@ def loss_decomposition(setting: Setting) -> Evidence:
     cells = {"printed, zero means": printed_centred, "zero means": centred, "general": general, "printed": printed}
     worst = np.maximum(np.max([*cells.values()], axis=2), np.finfo(setting.dtype).eps / 4)
     axes = ("group", [g.name for g in groups]), ("formula", list(cells))
-    control = {"as printed, median of draws, least over groups": typical}
+    control, errors = {"as printed, median of draws, least over groups": typical}, (general.max(), typical)
+    as_printed = "ℓ = 1 − 1/d + (1/d) Σ_{k≠0} ℓ_k for all weights"
+    corrected = "where W_a and W_b have zero mean over the group; else ½A^p belongs into the squares at (m, 0), (0, m)"
     return evidence(
         vanishes("printed formula, zero means, relative", printed_centred, within=bound),
         vanishes("general formula, any means, relative", general, control, within=bound),
         vanishes("general formula, zero means, relative", centred, within=bound),
         panels=[heatmap("relative error of the loss", *axes, worst, z_label="worst of 6 draws", log="z")],
         remarks=[f"The loss as printed errs by up to {printed.max():.2g} of it where means are not zero."],
-        errata=[
-            Erratum(
-                "Theorem 1",
-                "ℓ = 1 − 1/d + (1/d) Σ_{k≠0} ℓ_k for all weights",
-                "where W_a and W_b have zero mean over the group; else ½A^p belongs into the squares at (m, 0), (0, m)",
-                float(general.max()),
-                float(typical),
-                "relative error of the loss",
-            )
-        ],
+        errata=[Erratum("Theorem 1", as_printed, corrected, *errors, "relative error of the loss")],
     )
 
 
@@ -124,6 +117,9 @@ def transform(setting: Setting) -> Evidence:
     outputs = np.einsum("mnj,sgj->smng", (a[:, None] + b[None]) ** 2, [c, c[group.inverse]])  # one sign for all: −g
     answers = np.argmax(outputs, axis=-1)
     wrong, mirrored = (answers != group.table).mean(axis=(1, 2))
+    printed = "w_pmj = Σ_k z_pkj e^{imk/d} for p = a, b, c"
+    measure = "relative error of the loss, the least over the three slips"
+    corrected = "e^{2πi mk/d} for a and b, e^{−2πi mk/d} for c, and 1/d in the inverse"
     negated = (answers[1] == group.inverse[group.table]).mean()
     axes, titles = (("g1", np.arange(7)), ("g2", np.arange(7))), ("z_F6, Z7", "one sign for a, b, c: −(g1 + g2)")
     slips = lambda name: dict(zip([f"without {slip}" for slip in SLIPS][: LAWS[name]], errors[name][1:], strict=False))
@@ -132,16 +128,7 @@ def transform(setting: Setting) -> Evidence:
         at_most("z_F6 answers g1 + g2: fraction wrong", wrong, 0.0, {"without the sign of c": mirrored}),
         panels=[heatmap(t, *axes, x, z_label="answer", limits=(0, 6)) for t, x in zip(titles, answers, strict=True)],
         remarks=[f"With one sign for a, b and c z_F6 answers −(g1 + g2) to {negated:.0%} of the pairs."],
-        errata=[
-            Erratum(
-                "section 3, the scaled Fourier transform",
-                "w_pmj = Σ_k z_pkj e^{imk/d} for p = a, b, c",
-                "e^{2πi mk/d} for a and b, e^{−2πi mk/d} for c, and 1/d in the inverse",
-                float(loss),
-                float(min(slipped)),
-                "relative error of the loss, the least over the three slips",
-            )
-        ],
+        errata=[Erratum("section 3, the scaled Fourier transform", printed, corrected, loss, min(slipped), measure)],
     )
 
 

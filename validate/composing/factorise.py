@@ -102,18 +102,14 @@ def _label_two(column: np.ndarray) -> tuple[str, dict[str, complex]]:
 
 def _label_three(columns: np.ndarray) -> tuple[str, dict[str, complex]]:
     """The last two columns of a factor of order three, whose first is 1."""
-    columns = columns.copy()
-    for j in (1, 2):
-        if columns[0, j].real > 0:
-            columns[:2, j] *= -1
-    if columns[2, 1].imag < 0:
-        columns = columns.conj()
-    near = lambda j, w: np.linalg.norm(columns[:, j] - w) < NEAR * np.sqrt(3)
-    if near(1, OMEGA) and near(2, OMEGA.conj()):
+    columns, synthetic = columns[:, 1:].copy(), np.array([OMEGA, OMEGA.conj()])
+    columns[:2, columns[0].real > 0] *= -1
+    columns = columns.conj() if columns[2, 0].imag < 0 else columns
+    if (np.linalg.norm(columns - synthetic, axis=0) < NEAR * np.sqrt(3)).all():
         return "syn", {}
-    if abs(columns[2, 1] - OMEGA) < NEAR and abs(columns[2, 2] - OMEGA.conj()) < NEAR:
+    if (np.abs(columns[2] - synthetic) < NEAR).all():
         # The released code divides by ω for β too.
-        return "syn,αβ", {"α": columns[0, 1] / OMEGA, "β": columns[0, 2] / OMEGA.conj()}
+        return "syn,αβ", dict(zip("αβ", columns[0] / synthetic, strict=True))
     return "", {}
 
 
@@ -134,10 +130,10 @@ def potential_order(columns: Columns) -> int | None:
 
 
 class Table(NamedTuple):
-    """The paper's table for one network. In per cent: `other_order` and `dead` of all frequencies, `unfactored` of
-    those of order 4 and of 6, `families` (as `FAMILIES`, then others) of those factored, the first three of all
-    `in_families` that are alive. `error`: mean misfits ×100 of orders 4 and 6. `count`: frequencies by order, of the
-    paper's procedure and by potentials, and how many `agree`. NaN where there are none."""
+    """The paper's table for one network. In per cent: `other_order` and `dead` of all frequencies, `in_families` of
+    those alive, `order_4` of orders 4 and 6, `unfactored` of each of these, `families` (as `FAMILIES`, then others) of
+    those factored. `error`: mean misfits ×100 of orders 4 and 6. `count`: frequencies by order, of the paper's
+    procedure and by potentials, and how many `agree`. NaN where there are none."""
 
     other_order: float
     dead: float
@@ -145,6 +141,7 @@ class Table(NamedTuple):
     error: tuple[float, ...]
     families: tuple[float, ...]
     in_families: float
+    order_4: float
     count: Counter
     by_potentials: Counter
     agree: int
@@ -166,6 +163,7 @@ def table(z: Complex[np.ndarray, "3 order nodes"], group: Abelian) -> Table:
         error=tuple(percent([f.error for f in several if f.factorable]) for several in found.values()),
         families=tuple(percent([f.family == name for f in good]) for name in names),
         in_families=100 * sum(f.family != "others" for f in good) / max(len(nodes) - count[0], 1),
+        order_4=100 * count[4] / max(count[4] + count[6], 1),
         count=count,
         by_potentials=Counter(by_potentials),
         agree=sum(map(operator.eq, order, by_potentials)),

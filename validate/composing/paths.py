@@ -80,38 +80,24 @@ def occam_norm(setting: Setting) -> Evidence:
     scaled = lambda z, *abc: Solution(np.asarray(z) * np.array(abc)[:, None, None], group)
     stretch, unbalanced = scaled(np.ones((3, 11, 1)), 1 / 3, 3, 1), scaled(f6.z, 3, 1 / 3, 1)
     balanced = {"z_F6": f6, "z_3c * z_syn": composing.f9(group), "z_M": composing.memorisation(group)}
-    ys = [_rows(random_unit(rng, group, 1 + draw % 4)) for draw in range(draws)] + [_rows(stretch)]
-
-    def gain(z: Solution) -> np.ndarray:
-        """‖y * z‖²/‖z‖², without the frequency zero, which no potential needs."""
-        rows = _rows(z)[:, 1:]
-        return np.sort([np.sum(y[:, 1:] * rows) / np.sum(rows) for y in ys])
-
+    # `‖z_pk‖²`, which multiply under `*`, without the frequency zero, which no potential needs.
+    rows = lambda z: np.sum(np.abs(np.asarray(z.z)) ** 2, axis=2)[:, 1:]
+    ys = np.array([rows(y) for y in (*(random_unit(rng, group, 1 + draw % 4) for draw in range(draws)), stretch)])
+    gain = lambda z: np.sort(np.sum(ys * rows(z), axis=(1, 2)) / np.sum(rows(z)))  # ‖y * z‖²/‖z‖²
     gains = {name: gain(z) for name, z in balanced.items()}
     least, lost = min(x[0] for x in gains.values()), gain(unbalanced)
     axis, wrong = ("y, sorted", np.arange(draws + 1)), {"z_F6 with 3a and b/3, out of balance": lost}
     optima = [unbalanced, stretch * unbalanced]
     weight, lighter = (float(z.norm()) for z in optima)
+    falls = f"by how much ‖y * z'‖² falls below ‖z'‖², relative, over {draws + 1} y"
+    printed, corrected = "‖e * z'‖ ≤ ‖y * z'‖ for any optimum z'", "for a balanced z', ‖z'_ak‖ = ‖z'_bk‖ = ‖z'_ck‖"
+    errors = max(0.0, 1 - least), 1 - lost[0]
     return evidence(
         at_least("‖y * z'‖²/‖z'‖²", gains, 1 - rounding(800), wrong, x=axis, y="ratio", log="y"),
         vanishes("loss of the counterexample's two optima", measure(optima)[:, 1], within=no_loss()),
         remarks=[f"Both of zero loss: ‖z'‖² = {weight:.1f}, but ‖y * z'‖² = {lighter:.1f} with y = (⅓, 3, 1)."],
-        errata=[
-            Erratum(
-                "Theorem 5, the norm inequality",
-                "‖e * z'‖ ≤ ‖y * z'‖ for any optimum z'",
-                "for a balanced z', ‖z'_ak‖ = ‖z'_bk‖ = ‖z'_ck‖",
-                float(max(0.0, 1 - least)),
-                float(1 - lost[0]),
-                f"by how much ‖y * z'‖² falls below ‖z'‖², relative, over {draws + 1} y",
-            )
-        ],
+        errata=[Erratum("Theorem 5, the norm inequality", printed, corrected, *errors, falls)],
     )
-
-
-def _rows(z: Solution) -> np.ndarray:
-    """`‖z_pk‖²`, which multiply under `*`."""
-    return np.sum(np.abs(np.asarray(z.z)) ** 2, axis=2)
 
 
 @partial(jax.jit, static_argnums=3)

@@ -60,9 +60,8 @@ def _run(group: Abelian, decay: float, **options: Any) -> PairRuns:
     """All seeds, by the paper's recipe; its axes of fractions and rates have one entry, and are dropped."""
     rates = {"learning_rates": [0.01], "weight_decays": [decay]}
     run = train_pairs(group.table, fractions=[0.9], **rates, observe=_watch(group), **options)
-    return jax.tree.map(lambda x: np.asarray(x)[0, 0, 0], run._replace(steps=None))._replace(
-        steps=np.asarray(run.steps)
-    )
+    dropped = jax.tree.map(lambda x: np.asarray(x)[0, 0, 0], run._replace(steps=None))
+    return dropped._replace(steps=np.asarray(run.steps))
 
 
 def _train(group: Abelian, decay: float, **options: Any) -> Trained:
@@ -83,11 +82,6 @@ def _norms(runs: list[Trained], group: Abelian) -> np.ndarray:
     return np.array(sorted(found, key=lambda x: x[1])).T
 
 
-def _share(t: factorise.Table) -> float:
-    """Order 4 among orders 4 and 6, in per cent."""
-    return 100 * t.count[4] / max(t.count[4] + t.count[6], 1)
-
-
 @claim(
     "Trained networks end in the solutions built by hand. Every frequency has order 4 or 6, and nearly all are ν=i·ξ, "
     "ν=i·syn,αβ or ν·syn. Their weight is N(n4, n6) within 1 %, and more decay means more of order 4.",
@@ -101,13 +95,10 @@ def trained(setting: Setting) -> Evidence:
 
 
 def _trained(setting: Setting, d: int, named: str) -> Evidence:
-    group, few, weak, strong = cyclic(d), setting.pick(smoke=6, laptop=5, paper=5), 1e-5, 5e-4
-    options = {
-        "seeds": [few * setting.seed + s for s in range(1, few + 1)],  # the paper's are 1 to 5
-        "nodes": setting.pick(smoke=128, laptop=512, paper=512),
-        "steps": setting.pick(smoke=4000, laptop=10_000, paper=10_000),
-        "every": 500,
-    }
+    group, weak, strong = cyclic(d), 1e-5, 5e-4
+    few, nodes, steps = setting.pick(smoke=(6, 128, 4000), laptop=(5, 512, 10_000), paper=(5, 512, 10_000))
+    seeds = [few * setting.seed + s for s in range(1, few + 1)]  # the paper's are 1 to 5
+    options = {"seeds": seeds, "nodes": nodes, "steps": steps, "every": 500}
     settled = setting.pick(smoke=(2e-4, 5e-4), laptop=(5e-5, 1e-4, 2e-4), paper=(5e-5, 1e-4, 2e-4))
     runs = {decay: _train(group, decay, **options) for decay in sorted({weak, *settled, strong})}
     main, rng = [runs[decay] for decay in settled], setting.rng
@@ -116,7 +107,7 @@ def _trained(setting: Setting, d: int, named: str) -> Evidence:
     turned = lambda z: factorise.table(np.abs(z) * np.exp(2j * np.pi * rng.random(z.shape)), group)
     random = {"random phases": over(lambda t: t.in_families, [[turned(z) for z in run.z] for run in main])}
     accuracy = np.array([(one.run.train_accuracy[:, -1], one.run.test_accuracy[:, -1]) for one in main])
-    least, most = setting.pick(smoke=50, laptop=75, paper=75), setting.pick(smoke=10.0, laptop=0.0, paper=5.0)
+    least, most = setting.pick(smoke=(50, 10.0), laptop=(75, 0.0), paper=(75, 5.0))
     others = lambda t: t.other_order + t.dead
     other, unsettled = np.mean(over(others)), {f"decay {weak:g}": np.mean(over(others, [runs[weak].tables]))}
     weight, law, without = _norms(main, group)
@@ -129,8 +120,8 @@ def _trained(setting: Setting, d: int, named: str) -> Evidence:
         agrees(f"{named}‖z‖² against N(n4, n6)", axis, weight, law, lighter, within=0.01, measure=relative, y="‖z‖²"),
     ]
     if setting.scale != "smoke":  # statistics of Z_23 and more
-        share, word = over(_share), f"at {strong:g} less that at {settled[0]:g}"
-        rise = over(_share, [runs[strong].tables]) - over(_share, tables[:1])
+        of_order_4, word = lambda t: t.order_4, f"at {strong:g} less that at {settled[0]:g}"
+        rise, share = over(of_order_4, [runs[strong].tables]) - over(of_order_4, tables[:1]), over(of_order_4)
         found += [
             mean(f"{named}% of order 4, at least", share, at_least=SHARE[d][0]),
             mean(f"{named}% of order 4, at most", share, at_most=SHARE[d][1]),
@@ -155,7 +146,7 @@ def _panels(runs: dict[float, Trained], settled: tuple[float, ...], group: Abeli
     counts = [np.concatenate([factorise.orders(z, group) for z in run.z]) for run in runs.values()]
     pooled = np.stack([np.bincount(np.minimum(c, 10), minlength=11) for c in counts], axis=1)
     axes = ("weight decay", [f"{decay:g}" for decay in decays]), ("nodes of a frequency", np.arange(11))
-    shares = {"seeds": np.array([[_share(t) for t in run.tables] for run in runs.values()])}
+    shares = {"seeds": np.array([[t.order_4 for t in run.tables] for run in runs.values()])}
     title = f"potentials over training, {middle:g}, first seed"
     size = np.abs(z[:, :, np.max(np.abs(z[0]), axis=0) > factorise.LIVE])  # of the nodes alive, as on the slides
     size = size[:, :, np.argsort(np.argmax(size[0, : group.order // 2 + 1], axis=0), kind="stable")]
@@ -229,9 +220,5 @@ def generalisation(setting: Setting) -> Evidence:
             panel("accuracy, first seed", axis, y="accuracy", observed=accuracy),
             panel("potentials, all seeds", axis, y="sum", observed=sums, predicted={"22": np.full(len(at), 22.0)}),
             panel("each frequency, first seed", axis, y="|r_kkk|", observed={"k = 1 … 11": seen["target"][0]}),
-        ],
-        remarks=[
-            f"Steps of accuracy 1: trained on {memory.tolist()}, held out {general.tolist()}; Σ r_kkk peaks at "
-            f"{np.round(peak, 1).tolist()} in steps {at[peak_at].tolist()}."
         ],
     )

@@ -121,10 +121,10 @@ def bilinear(setting: Setting) -> Evidence:
     rng, still = setting.rng, np.zeros((8, TOKENS, TOKENS))
 
     def measure(width, groups, symmetric):
-        """L, L_rev, `(times, runs)`, the ε of each run, `(runs,)`, and the logits at the end of the first."""
+        """L, L_rev, `(times, runs)`, the ε of each run, `(runs,)`, and logits of the pairs at the end of the first."""
         grams = [_vectors(rng, width)[1] for _ in range(groups)]
         *curves, c = zip(*(map(np.asarray, _reduced(gram, still, symmetric)) for gram in grams), strict=True)
-        return *(np.concatenate(x, axis=-1) for x in curves), grams[0][0] @ c[0][0, -1] @ grams[0][0]
+        return *(np.concatenate(x, axis=-1) for x in curves), (grams[0][0] @ c[0][0, -1] @ grams[0][0])[2:22, 2:22]
 
     free, symmetric = [measure(d, groups, False) for d in widths], [measure(d, 1, True) for d in widths]
     exponent, exponent_s = (np.stack([run[2] for run in runs]) for runs in (free, symmetric))
@@ -148,10 +148,8 @@ def bilinear(setting: Setting) -> Evidence:
         "control": {"L_rev, symmetric Θ": late(reverse_s)},
     }
     tokens = np.array([f"{letter}{i}" for letter in "AB" for i in range(1, 11)])
-    axes, scale = (
-        (("next token", tokens), ("token", tokens)),
-        {"z_label": "logit", "limits": (0, logits[2:22, 2:22].max())},
-    )
+    axes, maps = (("next token", tokens), ("token", tokens)), {"free": logits, "symmetric": logits_s}
+    scale = {"z_label": "logit", "limits": (0, logits.max())}
     return evidence(
         mean(name, slope(grouped), {"symmetric Θ": slope(grouped_s)}, at_most=-0.5),
         at_most(f"largest ε at d = 1600, {groups * 8} runs", exponent[wide], 0.05, same),
@@ -159,10 +157,7 @@ def bilinear(setting: Setting) -> Evidence:
         panels=[
             panel("the ε that serves 8 runs", ("width d", widths), y="ε", **least, log="xy"),
             panel("d = 1600, mean over runs", AXIS, y="cross-entropy (nats)", **losses, log="xy"),
-            *(
-                heatmap(f"{word} Θ, d = 1600; (B10, A10) is the test", *axes, x[2:22, 2:22], **scale)
-                for word, x in (("free", logits), ("symmetric", logits_s))
-            ),
+            *(heatmap(f"{word} Θ, d = 1600; (B10, A10) is the test", *axes, x, **scale) for word, x in maps.items()),
         ],
         remarks=[
             f"Mean L_rev at the end, from ln {TOKENS} = {np.log(TOKENS):.2f}: {ends}; L is {loss[-1].mean():.1g} there."
