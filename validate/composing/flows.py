@@ -10,7 +10,6 @@ from ...dynamics.composing import InfiniteWidth, TruncatedFlow, cyclic
 from ..checks import agrees, at_least, at_most, evidence, rounding, scales, vanishes
 from ..claim import Evidence, Setting, claim
 from ..panels import panel
-from ._shared import hermitian
 
 TRUNCATED = "the truncated loss ℓ̃, without the potentials that have a or b twice"
 IID = "i.i.d. weights of mean zero and small variance"
@@ -70,8 +69,7 @@ def potential_flow(setting: Setting) -> Evidence:
     flow=InfiniteWidth,
 )
 def infinite_width(setting: Setting) -> Evidence:
-    widths = 4 ** np.arange(3, setting.pick(smoke=7, laptop=8, paper=9))
-    rng = setting.rng
+    widths, rng = 4 ** np.arange(3, setting.pick(smoke=7, laptop=8, paper=9)), setting.rng
     mean, off, deviation = _at_start(rng, widths).T
     mean_tied, off_tied, deviation_tied = _at_start(rng, widths, tied=True).T
     wide, tied = widths >= 1024, "b = a, which is not independent"
@@ -96,16 +94,14 @@ def _at_start(rng: np.random.Generator, widths: np.ndarray, tied: bool = False) 
     """Of JJ*/(qσ⁴) at the start, for each width: the mean of the diagonal, the rms of the rest, and by how much ṙ_kkk
     is off its law, relative; means over draws. `tied`: with b = a."""
     d, variance, all_nodes = 7, 1e-4, 2**15  # at widths from 512 on, in one draw or in many
-    group, sigma2 = cyclic(d), variance / d
-    fourier = group.characters.conj()[1:] / d
+    fourier, sigma2 = cyclic(d).characters.conj()[1:] / d, variance / d
 
     def one(q):
         w = rng.normal(scale=np.sqrt(variance), size=(3, d, q))
-        w = w[[0, 0, 2]] if tied else w
-        z = hermitian(np.pad(fourier @ w, ((0, 0), (1, 0), (0, 0))), group)[:, 1:]
+        z = fourier @ (w[[0, 0, 2]] if tied else w)
         gram = np.asarray(_gram(jnp.asarray(z / np.sqrt(sigma2), complex))) / q
         diagonal, k = np.diagonal(gram), np.arange(d - 1)
-        off = np.sqrt((np.sum(np.abs(gram) ** 2) - np.sum(np.abs(diagonal) ** 2)) / (gram.size - len(gram)))
+        off = np.sqrt(np.mean(np.abs(gram[~np.eye(len(gram), dtype=bool)]) ** 2))
         gap = np.asarray(composing.target(d - 1)) - np.einsum("ij,kj,lj->ikl", *z)
         speed = (2 / d**2) * q * sigma2**2 * (gram @ gap.reshape(-1)).reshape(gap.shape)
         predicted = float(InfiniteWidth.of(d, q, variance).rate) * gap
@@ -118,14 +114,14 @@ def _at_start(rng: np.random.Generator, widths: np.ndarray, tied: bool = False) 
 
 def _departure(setting: Setting) -> xr.Dataset:
     """The finite flow against the law that holds at its start: r_kkk over time at two widths."""
-    d, variance, group, rng = 5, 0.02, cyclic(5), setting.rng
+    d, variance, rng = 5, 0.02, setting.rng
     ts, flow, k = np.linspace(0, 3, 31), TruncatedFlow(d), np.arange(d - 1)
     potentials = jax.jit(jax.vmap(lambda y: flow.potentials(flow.unpack(y))))
 
     def curve(q):
         w = np.zeros((3, d, 1024))  # dead nodes, so that both share one compilation
         w[:, :, :q] = rng.normal(scale=np.sqrt(variance), size=(3, d, q))
-        z = jnp.asarray((group.characters.conj()[1:] / d) @ w, complex)
+        z = jnp.asarray((cyclic(d).characters.conj()[1:] / d) @ w, complex)
         states = solve(flow, flow.pack(z), ts / float(InfiniteWidth.of(d, q, variance).rate)).ys
         return np.real(np.asarray(potentials(states))[:, k, k, k]).mean(axis=1)
 
