@@ -26,7 +26,7 @@ def _losses(weights: Weights, group: Abelian):
     """Relative errors of the general and the printed formula, `(draws, as drawn or of zero means, 2)`."""
 
     def of(w):
-        z = composing.from_weights(w.a, w.b, w.c, group).z
+        z = composing.from_weights(*w, group).z
         formulas = jnp.stack([composing.loss(z, group), composing.printed_loss(z, group)])
         return formulas / composing.direct_loss(w, group) - 1
 
@@ -62,11 +62,8 @@ def loss_decomposition(setting: Setting) -> Evidence:
     )
 
 
-SLIPS = {  # (turn, factor, sign of c): 1 for 2π, no division by d, one sign for a, b and c
-    "2π": (1.0, 1 / 7, 1),
-    "1/d": (2 * np.pi, 1.0, 1),
-    "the sign of c": (2 * np.pi, 1 / 7, -1),
-}
+# (turn, factor, sign of c): 1 for 2π, no division by d, one sign for a, b and c
+SLIPS = {"2π": (1.0, 1 / 7, 1), "1/d": (2 * np.pi, 1.0, 1), "the sign of c": (2 * np.pi, 1 / 7, -1)}
 LAWS = {  # each with how many of the slips break it
     "loss by the decomposition, relative": 3,
     "to_weights(from_weights(W)) − W": 3,
@@ -97,7 +94,7 @@ def _transformed(weights: Weights) -> tuple[jax.Array, ...]:
         back, mirrored = jnp.stack(composing.to_weights(z, group)) - w, z[:, group.inverse] - jnp.conj(z)
         return error, back, jnp.abs(z - fast), jnp.abs(mirrored), 7 * jnp.sum(jnp.abs(z) ** 2) / jnp.sum(w**2) - 1
 
-    right = composing.from_weights(weights.a, weights.b, weights.c, group).z
+    right = composing.from_weights(*weights, group).z
     return jax.lax.map(of, jnp.stack([right, *(_slipped(w, *slip) for slip in SLIPS.values())]))
 
 

@@ -21,12 +21,8 @@ LIVE = 0.05  # of |z_a|: below it a node is dead
 NEAR = 0.1  # how close entries come to those of a label
 PERMUTATIONS = {n: np.array(list(itertools.permutations(range(n)))) for n in (4, 6)}
 OMEGA = np.exp(2j * np.pi / 3)
-FAMILIES = {
-    ("ν=i", "ξ"): "ν=i·ξ",
-    ("ν=i", "syn,αβ"): "ν=i·syn,αβ",
-    ("ν=i", "syn"): "ν=i·syn,αβ",
-    ("ν", "syn"): "ν·syn",
-}  # by the labels of both factors; all else: others
+# By the labels of both factors; all else: others.
+FAMILIES = {("ν=i", "ξ"): "ν=i·ξ", ("ν=i", "syn,αβ"): "ν=i·syn,αβ", ("ν=i", "syn"): "ν=i·syn,αβ", ("ν", "syn"): "ν·syn"}
 
 
 class Factors(NamedTuple):

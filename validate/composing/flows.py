@@ -20,7 +20,7 @@ def _speeds(weights: jax.Array) -> tuple[jax.Array, ...]:
     """ż and ṙ by autodiff of the weights' flow, ż, ṙ and JJ*(δ − r) by the laws, ṙ without the conjugate, and
     −(d/2) dℓ̃/dt."""
     group, flow = cyclic(7), TruncatedFlow(7)
-    element = lambda w: composing.from_weights(w[0], w[1], w[2], group).z[:, 1:]
+    element = lambda w: composing.from_weights(*w, group).z[:, 1:]
 
     def truncated(w):
         r, k = flow.potentials(element(w)), jnp.arange(6)
