@@ -221,4 +221,8 @@ def generalisation(setting: Setting) -> Evidence:
             panel("potentials, all seeds", axis, y="sum", observed=sums, predicted={"22": np.full(len(at), 22.0)}),
             panel("each frequency, first seed", axis, y="|r_kkk|", observed={"k = 1 … 11": seen["target"][0]}),
         ],
+        remarks=[
+            f"Steps of accuracy 1: trained on {memory.tolist()}, held out {general.tolist()}; Σ r_kkk peaks at "
+            f"{np.round(peak, 1).tolist()} in steps {at[peak_at].tolist()}."
+        ],
     )

@@ -86,6 +86,7 @@ def _evidence(setting: Setting, data: nets.Sentences, groups: dict[str, slice], 
     title = f"layers: {size.layers}, width: {size.width}, mean over {size.seeds} seeds"
     axes = [(f"{which} entity, one a sentence", np.arange(len(maps[trained][0]))) for which in ("last", "first")]
     scale = {"z_label": "logit", "limits": (maps[known[0]][0].min(), maps[known[0]][0].max())}
+    by_seed = "; ".join(f"{name} {_by_seed(end(score, name))}" for name in score)
     return evidence(
         mean("loss of the test", end(loss, "unseen"), {trained: end(loss, trained)}, at_least=uniform),
         at_most("loss of training", end(loss, "train"), 0.01, {"before training": loss["train"][:, 0].min()}),
@@ -96,7 +97,12 @@ def _evidence(setting: Setting, data: nets.Sentences, groups: dict[str, slice], 
             panel("diagonal of the weights, mean over seeds", step, y="standard deviations", observed=scores),
             *(heatmap(f"{name}, one seed", *axes, x[0], **scale) for name, x in maps.items()),
         ],
+        remarks=[f"By seed: test loss {_by_seed(end(loss, 'unseen'))} (ln V = {uniform:.3g}); scores {by_seed}."],
     )
+
+
+def _by_seed(values: np.ndarray) -> str:
+    return ", ".join(f"{v:.3g}" for v in values)
 
 
 @claim(
@@ -118,15 +124,14 @@ def transformer(setting: Setting) -> Evidence:
     tied, guess = _recalled(setting, data, tied=True), np.log(pairs)
     loss, trained = (tied.loss[:, -1, rows].mean(1) for rows in (slice(number, None), slice(0, test)))
     first, last = (tied.loss[:, record, :number].mean(1) for record in (0, -1))
-    by_seed = lambda values: ", ".join(f"{v:.3g}" for v in values)
     trace = diagonal_score(tied.weights[:, -1, number:, number:])
     return evidence(
         found,
         mean("tied: loss of the test, at least that of guessing a B", loss, {"A→B of both": trained}, at_least=guess),
         at_most("tied: loss of training", last, 0.01, {"before training": first.min()}),
         remarks=[
-            f"Embeddings that also decode, as in GPT-2, leave a trace of the reversal: its score is {by_seed(trace)}; "
-            f"test loss {by_seed(loss)}, against ln {pairs} = {guess:.3g} of guessing among all B (or all A).",
+            f"Embeddings that also decode, as in GPT-2, leave a trace of the reversal: its score is {_by_seed(trace)}; "
+            f"test loss {_by_seed(loss)}, against ln {pairs} = {guess:.3g} of guessing among all B (or all A).",
         ],
     )
 
