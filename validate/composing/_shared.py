@@ -21,14 +21,8 @@ def no_loss() -> float:
     return rounding(800) ** 2
 
 
-GROUPS = (
-    *map(cyclic, (4, 5, 6, 7, 11, 23)),
-    product(2, 2),
-    product(2, 3),
-    product(3, 5),
-    product(3, 3),
-    product(2, 2, 3),
-)
+PRODUCTS = ((2, 2), (2, 3), (3, 5), (3, 3), (2, 2, 3))
+GROUPS = (*map(cyclic, (4, 5, 6, 7, 11, 23)), *(product(*orders) for orders in PRODUCTS))
 
 
 def some_groups(scale: str) -> tuple[Abelian, ...]:
@@ -36,22 +30,22 @@ def some_groups(scale: str) -> tuple[Abelian, ...]:
     return (cyclic(7), cyclic(4), product(3, 3)) if scale == "smoke" else GROUPS
 
 
-def hermitian(z: Complex[np.ndarray, "*rows order nodes"], group: Abelian) -> Complex[np.ndarray, "*rows order nodes"]:
+def _element(z: Complex[np.ndarray, "3 order nodes"], group: Abelian) -> Solution:
     """The part of any array that belongs to real weights."""
-    return (z + z[..., group.inverse, :].conj()) / 2
+    return Solution((z + z[:, group.inverse].conj()) / 2, group)
 
 
 def random_element(rng: np.random.Generator, group: Abelian, nodes: int) -> Solution:
     """Normal weights in Fourier space."""
     shape = (3, group.order, nodes)
-    return Solution(hermitian(rng.normal(size=shape) + 1j * rng.normal(size=shape), group), group)
+    return _element(rng.normal(size=shape) + 1j * rng.normal(size=shape), group)
 
 
 def random_unit(rng: np.random.Generator, group: Abelian, nodes: int) -> Solution:
     """A random element with `r_kkk = 1` for all k."""
     z = np.array(random_element(rng, group, nodes).z)
-    z[2] /= np.sum(z[0] * z[1] * z[2], axis=1, keepdims=True)
-    return Solution(hermitian(z, group), group)
+    z[2] /= np.sum(np.prod(z, axis=0), axis=1, keepdims=True)
+    return _element(z, group)
 
 
 def turns(rng: np.random.Generator, size: int) -> Complex[np.ndarray, " size"]:

@@ -17,9 +17,8 @@ from ._shared import ALL_PAIRS, FINITE, random_element, some_groups
 UNITS = 800  # of rounding
 
 
-def _random_weights(rng: np.random.Generator, setting: Setting, draws: int, order: int, nodes: int) -> Weights:
-    a, b, c = (jnp.asarray(rng.normal(size=(draws, order, nodes)), setting.dtype) for _ in range(3))
-    return Weights(a, b, c)
+def _random_weights(setting: Setting, rng: np.random.Generator, *shape: int) -> Weights:
+    return Weights(*(jnp.asarray(rng.normal(size=shape), setting.dtype) for _ in range(3)))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -27,7 +26,7 @@ def _losses(weights: Weights, group: Abelian):
     """Relative errors of the general and the printed formula, `(draws, as drawn or of zero means, 2)`."""
 
     def of(w):
-        z = composing.from_weights(w.a, w.b, w.c, group).z
+        z = composing.from_weights(*w, group).z
         formulas = jnp.stack([composing.loss(z, group), composing.printed_loss(z, group)])
         return formulas / composing.direct_loss(w, group) - 1
 
@@ -44,33 +43,27 @@ def _losses(weights: Weights, group: Abelian):
 )
 def loss_decomposition(setting: Setting) -> Evidence:
     rng, groups = setting.rng, some_groups(setting.scale)
-    found = [_losses(_random_weights(rng, setting, 6, group.order, 12), group) for group in groups]
+    found = [_losses(_random_weights(setting, rng, 6, group.order, 12), group) for group in groups]
     (general, printed), (centred, printed_centred) = np.abs(np.array(found)).transpose(2, 3, 0, 1)
-    typical = np.median(printed, axis=1).min()
+    typical, bound = np.median(printed, axis=1).min(), rounding(UNITS)
     cells = {"printed, zero means": printed_centred, "zero means": centred, "general": general, "printed": printed}
-    worst = [np.maximum(x.max(axis=1), np.finfo(setting.dtype).eps / 4) for x in cells.values()]
+    worst = np.maximum(np.max([*cells.values()], axis=2), np.finfo(setting.dtype).eps / 4)
     axes = ("group", [g.name for g in groups]), ("formula", list(cells))
-    control = {"as printed, median of draws, least over groups": typical}
+    control, errors = {"as printed, median of draws, least over groups": typical}, (general.max(), typical)
+    as_printed = "ℓ = 1 − 1/d + (1/d) Σ_{k≠0} ℓ_k for all weights"
+    corrected = "where W_a and W_b have zero mean over the group; else ½A^p belongs into the squares at (m, 0), (0, m)"
     return evidence(
-        vanishes("printed formula, zero means, relative", printed_centred, within=rounding(UNITS)),
-        vanishes("general formula, any means, relative", general, control, within=rounding(UNITS)),
-        vanishes("general formula, zero means, relative", centred, within=rounding(UNITS)),
+        vanishes("printed formula, zero means, relative", printed_centred, within=bound),
+        vanishes("general formula, any means, relative", general, control, within=bound),
+        vanishes("general formula, zero means, relative", centred, within=bound),
         panels=[heatmap("relative error of the loss", *axes, worst, z_label="worst of 6 draws", log="z")],
         remarks=[f"The loss as printed errs by up to {printed.max():.2g} of it where means are not zero."],
-        errata=[
-            Erratum(
-                "Theorem 1",
-                "ℓ = 1 − 1/d + (1/d) Σ_{k≠0} ℓ_k for all weights",
-                "where W_a and W_b have zero mean over the group; else ½A^p belongs into the squares at (m, 0), (0, m)",
-                float(general.max()),
-                float(typical),
-                "relative error of the loss",
-            )
-        ],
+        errata=[Erratum("Theorem 1", as_printed, corrected, *errors, "relative error of the loss")],
     )
 
 
-SLIPS = {"2π": {"turn": 1.0}, "1/d": {"divide": False}, "the sign of c": {"sign": -1}}
+# (turn, factor, sign of c): 1 for 2π, no division by d, one sign for a, b and c
+SLIPS = {"2π": (1.0, 1 / 7, 1), "1/d": (2 * np.pi, 1.0, 1), "the sign of c": (2 * np.pi, 1 / 7, -1)}
 LAWS = {  # each with how many of the slips break it
     "loss by the decomposition, relative": 3,
     "to_weights(from_weights(W)) − W": 3,
@@ -80,14 +73,12 @@ LAWS = {  # each with how many of the slips break it
 }
 
 
-def _slipped(weights: Weights, *, turn: float = 2 * np.pi, divide: bool = True, sign: int = 1) -> jax.Array:
-    """As on the slides, on request: 1 for 2π, no division by d, one sign for a, b and c (−1)."""
-    d = weights.a.shape[0]
-    m = np.arange(d)
-    phi = np.exp(-1j * turn * np.outer(m, m) / d) / (d if divide else 1)
-    phi = jnp.asarray(np.stack([phi, phi, phi if sign < 0 else phi.conj()]))
-    phi = phi.astype(np.result_type(weights.a.dtype, np.complex64))
-    return phi @ jnp.stack(weights).astype(phi.dtype)
+def _slipped(w: jax.Array, turn: float, factor: float, sign: int) -> jax.Array:
+    """The transform as on the slides, with one of the `SLIPS`."""
+    phase, signs = turn / 7 * np.outer(np.arange(7), np.arange(7)), np.array([-1, -1, sign])
+    phi = jnp.asarray(factor * np.exp(1j * signs[:, None, None] * phase))
+    phi = phi.astype(np.result_type(w.dtype, np.complex64))
+    return phi @ w.astype(phi.dtype)
 
 
 @jax.jit
@@ -103,8 +94,8 @@ def _transformed(weights: Weights) -> tuple[jax.Array, ...]:
         back, mirrored = jnp.stack(composing.to_weights(z, group)) - w, z[:, group.inverse] - jnp.conj(z)
         return error, back, jnp.abs(z - fast), jnp.abs(mirrored), 7 * jnp.sum(jnp.abs(z) ** 2) / jnp.sum(w**2) - 1
 
-    right = composing.from_weights(weights.a, weights.b, weights.c, group).z
-    return jax.lax.map(of, jnp.stack([right, *(_slipped(weights, **slip) for slip in SLIPS.values())]))
+    right = composing.from_weights(*weights, group).z
+    return jax.lax.map(of, jnp.stack([right, *(_slipped(w, *slip) for slip in SLIPS.values())]))
 
 
 @claim(
@@ -116,33 +107,25 @@ def _transformed(weights: Weights) -> tuple[jax.Array, ...]:
 )
 def transform(setting: Setting) -> Evidence:
     group = cyclic(7)
-    weights = Weights(*(w[0] for w in _random_weights(setting.rng, setting, 1, 7, 12)))
+    weights = _random_weights(setting, setting.rng, 7, 12)
     errors = dict(zip(LAWS, map(np.asarray, _transformed(weights)), strict=True))
     loss, *slipped = np.abs(errors["loss by the decomposition, relative"])
     a, b, c = map(np.asarray, composing.f6(group).to_weights())
     outputs = np.einsum("mnj,sgj->smng", (a[:, None] + b[None]) ** 2, [c, c[group.inverse]])  # one sign for all: −g
     answers = np.argmax(outputs, axis=-1)
     wrong, mirrored = (answers != group.table).mean(axis=(1, 2))
+    printed = "w_pmj = Σ_k z_pkj e^{imk/d} for p = a, b, c"
+    measure = "relative error of the loss, the least over the three slips"
+    corrected = "e^{2πi mk/d} for a and b, e^{−2πi mk/d} for c, and 1/d in the inverse"
+    negated = (answers[1] == group.inverse[group.table]).mean()
     axes, titles = (("g1", np.arange(7)), ("g2", np.arange(7))), ("z_F6, Z7", "one sign for a, b, c: −(g1 + g2)")
     slips = lambda name: dict(zip([f"without {slip}" for slip in SLIPS][: LAWS[name]], errors[name][1:], strict=False))
     return evidence(
         *(vanishes(name, x[0], slips(name), within=rounding(UNITS)) for name, x in errors.items()),
         at_most("z_F6 answers g1 + g2: fraction wrong", wrong, 0.0, {"without the sign of c": mirrored}),
         panels=[heatmap(t, *axes, x, z_label="answer", limits=(0, 6)) for t, x in zip(titles, answers, strict=True)],
-        remarks=[
-            f"With one sign for a, b and c z_F6 answers −(g1 + g2) to "
-            f"{(answers[1] == group.inverse[group.table]).mean():.0%} of the pairs.",
-        ],
-        errata=[
-            Erratum(
-                "section 3, the scaled Fourier transform",
-                "w_pmj = Σ_k z_pkj e^{imk/d} for p = a, b, c",
-                "e^{2πi mk/d} for a and b, e^{−2πi mk/d} for c, and 1/d in the inverse",
-                float(loss),
-                float(min(slipped)),
-                "relative error of the loss, the least over the three slips",
-            )
-        ],
+        remarks=[f"With one sign for a, b and c z_F6 answers −(g1 + g2) to {negated:.0%} of the pairs."],
+        errata=[Erratum("section 3, the scaled Fourier transform", printed, corrected, loss, min(slipped), measure)],
     )
 
 
@@ -158,7 +141,7 @@ WRONG = {"r(y * z) = r(y) r(z)": "node j with node j only", "r(y + z) = r(y) + r
 )
 def semi_ring(setting: Setting) -> Evidence:
     rng = setting.rng
-    first, second = (_laws(rng, group) for group in (cyclic(7), product(2, 3)))
+    first, second = (_errors(rng, group) for group in (cyclic(7), product(2, 3)))
     errors = {name: [first[name], second[name]] for name in first}
     wrong = {name: {label: min(errors.pop(label))} for name, label in WRONG.items()}
     cells, axes = np.maximum([*errors.values()], np.finfo(setting.dtype).eps / 4), ("group", ("Z7", "Z2×Z3"))
@@ -168,42 +151,33 @@ def semi_ring(setting: Setting) -> Evidence:
     )
 
 
-def _sorted_nodes(z: jax.Array) -> np.ndarray:
-    """The nodes in an order of their own, by a fixed random projection."""
-    nodes = np.asarray(z).reshape(-1, z.shape[-1])
-    probe = np.random.default_rng(0).normal(size=len(nodes))
-    return nodes[:, np.argsort((probe @ nodes).real)]
-
-
-def _relative(x, y) -> float:
-    """The distance of two trees of arrays, relative to the size of the first."""
-    pairs = list(zip(jax.tree.leaves(x), jax.tree.leaves(y), strict=True))
-    size = max(np.max(np.abs(a)) for a, _ in pairs)
-    return float(max(np.max(np.abs(np.asarray(a) - np.asarray(b))) for a, b in pairs) / size)
-
-
-def _laws(rng: np.random.Generator, group: Abelian) -> dict[str, float]:
-    """By how much each law is missed, and `WRONG` ones."""
+def _errors(rng: np.random.Generator, group: Abelian) -> dict[str, float]:
+    """By how much each law is missed, and `WRONG` ones, relative to the size of its left side."""
     x, y, w = (random_element(rng, group, 4) for _ in range(3))
     one, zero, third = composing.one(group), composing.zero(group), 2.7 ** (1 / 3)
-    r = jax.jit(composing.potentials)
-    same = lambda first, second: _relative(_sorted_nodes(first.z), _sorted_nodes(second.z))
-    rx, ry = (jax.tree.map(np.asarray, r(s.z)) for s in (x, y))
-    total, products = (jax.tree.map(f, rx, ry) for f in (np.add, np.multiply))
-    sizes = lambda s: np.sum(np.abs(np.asarray(s.z)) ** 2, axis=2)
-    return {
-        "r(y * z) = r(y) r(z)": _relative(products, r((x * y).z)),
-        "r(y + z) = r(y) + r(z)": _relative(total, r((x + y).z)),
-        "r(1) = 1": _relative(jax.tree.map(np.ones_like, rx), r(one.z)),
-        "r(t^⅓ z) = t r(z)": _relative(jax.tree.map(lambda v: 2.7 * v, rx), r((x * third).z)),
-        "‖(y*z)_pk‖² = ‖y_pk‖² ‖z_pk‖²": _relative(sizes(x) * sizes(y), sizes(x * y)),
-        "y + z = z + y": same(x + y, y + x),
-        "y * z = z * y": same(x * y, y * x),
-        "(x + y) + z = x + (y + z)": same((x + y) + w, x + (y + w)),
-        "(x * y) * z = x * (y * z)": same((x * y) * w, x * (y * w)),
-        "x * (y + z) = x * y + x * z": same(x * (y + w), x * y + x * w),
-        "1 * z = z": same(one * x, x),
-        "0 + z = z": same(zero + x, x),
-        "weights added": _relative(total, r(x.z + y.z)),
-        "node j with node j only": _relative(products, r(x.z * y.z)),
+    potentials = jax.jit(lambda z: jnp.stack(composing.potentials(z)))
+    r, sizes = lambda z: np.asarray(potentials(z)), lambda s: np.sum(np.abs(np.asarray(s.z)) ** 2, axis=2)
+    rx, ry, probe = r(x.z), r(y.z), np.random.default_rng(0).normal(size=3 * group.order)
+
+    def nodes(s):
+        """In an order of their own, by a fixed random projection."""
+        z = np.asarray(s.z).reshape(len(probe), -1)
+        return z[:, np.argsort((probe @ z).real)]
+
+    laws = {
+        "r(y * z) = r(y) r(z)": (rx * ry, r((x * y).z)),
+        "r(y + z) = r(y) + r(z)": (rx + ry, r((x + y).z)),
+        "r(1) = 1": (np.ones_like(rx), r(one.z)),
+        "r(t^⅓ z) = t r(z)": (2.7 * rx, r((x * third).z)),
+        "‖(y*z)_pk‖² = ‖y_pk‖² ‖z_pk‖²": (sizes(x) * sizes(y), sizes(x * y)),
+        "y + z = z + y": (nodes(x + y), nodes(y + x)),
+        "y * z = z * y": (nodes(x * y), nodes(y * x)),
+        "(x + y) + z = x + (y + z)": (nodes((x + y) + w), nodes(x + (y + w))),
+        "(x * y) * z = x * (y * z)": (nodes((x * y) * w), nodes(x * (y * w))),
+        "x * (y + z) = x * y + x * z": (nodes(x * (y + w)), nodes(x * y + x * w)),
+        "1 * z = z": (nodes(one * x), nodes(x)),
+        "0 + z = z": (nodes(zero + x), nodes(x)),
+        "weights added": (rx + ry, r(x.z + y.z)),
+        "node j with node j only": (rx * ry, r(x.z * y.z)),
     }
+    return {name: float(np.max(np.abs(a - b)) / np.max(np.abs(a))) for name, (a, b) in laws.items()}

@@ -10,9 +10,9 @@ from ...dynamics.composing import InfiniteWidth, TruncatedFlow, cyclic
 from ..checks import agrees, at_least, at_most, evidence, rounding, scales, vanishes
 from ..claim import Evidence, Setting, claim
 from ..panels import panel
-from ._shared import hermitian
 
 TRUNCATED = "the truncated loss ℓ̃, without the potentials that have a or b twice"
+IID = "i.i.d. weights of mean zero and small variance"
 
 
 @jax.jit
@@ -20,7 +20,7 @@ def _speeds(weights: jax.Array) -> tuple[jax.Array, ...]:
     """ż and ṙ by autodiff of the weights' flow, ż, ṙ and JJ*(δ − r) by the laws, ṙ without the conjugate, and
     −(d/2) dℓ̃/dt."""
     group, flow = cyclic(7), TruncatedFlow(7)
-    element = lambda w: composing.from_weights(w[0], w[1], w[2], group).z[:, 1:]
+    element = lambda w: composing.from_weights(*w, group).z[:, 1:]
 
     def truncated(w):
         r, k = flow.potentials(element(w)), jnp.arange(6)
@@ -47,28 +47,16 @@ def potential_flow(setting: Setting) -> Evidence:
     weights = jnp.asarray(setting.rng.normal(size=(3, 7, 10)), setting.dtype)
     z_dot, r_dot, descent, velocity, gram, unconjugated, rate = map(np.asarray, _speeds(weights))
     order = np.argsort(np.real(r_dot).ravel())
-    sorted_by = lambda x: np.real(x).ravel()[order]
+    laws = {"(2/d²) J J* (δ − r)": velocity, "with the matrix JJ*": gram}
+    wrong = {"without the conjugate": unconjugated, "2/d for 2/d²": 7 * velocity}
+    name, axis = "ṙ by autodiff of the weights' flow", ("potential, by speed", np.arange(len(order)))
+    by_speed = lambda curves: {label: np.real(x).ravel()[order] for label, x in curves.items()}
+    curves = {"observed": by_speed({name: r_dot}), "predicted": by_speed(laws), "control": by_speed(wrong)}
     return evidence(
-        agrees(
-            "ṙ by autodiff of the weights' flow",
-            None,
-            r_dot,
-            {"(2/d²) J J* (δ − r)": velocity, "with the matrix JJ*": gram},
-            {"without the conjugate": unconjugated, "2/d for 2/d²": 7 * velocity},
-            within=rounding(800),
-        ),
+        agrees(name, None, r_dot, laws, wrong, within=rounding(800)),
         agrees("ż likewise", None, z_dot, descent, {"2/d for 2/d²": 7 * descent}, within=rounding(800)),
         at_least("−(d/2) dℓ̃/dt", rate, 0.0),
-        panels=[
-            panel(
-                "speeds of all potentials, Z7",
-                ("potential, by speed", np.arange(len(order))),
-                y="Re ṙ",
-                observed={"autodiff of the weights' flow": sorted_by(r_dot)},
-                predicted={"(2/d²) JJ* (δ − r)": sorted_by(velocity)},
-                control={"without the conjugate": sorted_by(unconjugated)},
-            )
-        ],
+        panels=[panel("speeds of all potentials, Z7", axis, y="Re ṙ", **curves)],
     )
 
 
@@ -76,18 +64,12 @@ def potential_flow(setting: Setting) -> Evidence:
     "JJ*/(qσ⁴) tends to 3I for wide networks, its off-diagonal part as q^{−1/2}. At the start each potential follows "
     "its own equation, ṙ = (6qσ⁴/d²)(δ − r).",
     source="Theorem 6; its rate in q is measured here",
-    assumptions=(
-        TRUNCATED,
-        "i.i.d. weights of mean zero and small variance",
-        "the initial instant",
-        "means over up to 64 draws",
-    ),
+    assumptions=(TRUNCATED, IID, "the initial instant", "means over up to 64 draws"),
     tex=r"\frac{J J^*}{q \sigma^4} \to 3 I,\quad \dot r = \frac{6 q \sigma^4}{d^2} (\delta - r)",
     flow=InfiniteWidth,
 )
 def infinite_width(setting: Setting) -> Evidence:
-    widths = 4 ** np.arange(3, setting.pick(smoke=7, laptop=8, paper=9))
-    rng = setting.rng
+    widths, rng = 4 ** np.arange(3, setting.pick(smoke=7, laptop=8, paper=9)), setting.rng
     mean, off, deviation = _at_start(rng, widths).T
     mean_tied, off_tied, deviation_tied = _at_start(rng, widths, tied=True).T
     wide, tied = widths >= 1024, "b = a, which is not independent"
@@ -112,16 +94,14 @@ def _at_start(rng: np.random.Generator, widths: np.ndarray, tied: bool = False) 
     """Of JJ*/(qσ⁴) at the start, for each width: the mean of the diagonal, the rms of the rest, and by how much ṙ_kkk
     is off its law, relative; means over draws. `tied`: with b = a."""
     d, variance, all_nodes = 7, 1e-4, 2**15  # at widths from 512 on, in one draw or in many
-    group, sigma2 = cyclic(d), variance / d
-    fourier = group.characters.conj()[1:] / d
+    fourier, sigma2 = cyclic(d).characters.conj()[1:] / d, variance / d
 
     def one(q):
         w = rng.normal(scale=np.sqrt(variance), size=(3, d, q))
-        w = w[[0, 0, 2]] if tied else w
-        z = hermitian(np.pad(fourier @ w, ((0, 0), (1, 0), (0, 0))), group)[:, 1:]
+        z = fourier @ (w[[0, 0, 2]] if tied else w)
         gram = np.asarray(_gram(jnp.asarray(z / np.sqrt(sigma2), complex))) / q
         diagonal, k = np.diagonal(gram), np.arange(d - 1)
-        off = np.sqrt((np.sum(np.abs(gram) ** 2) - np.sum(np.abs(diagonal) ** 2)) / (gram.size - len(gram)))
+        off = np.sqrt(np.mean(np.abs(gram[~np.eye(len(gram), dtype=bool)]) ** 2))
         gap = np.asarray(composing.target(d - 1)) - np.einsum("ij,kj,lj->ikl", *z)
         speed = (2 / d**2) * q * sigma2**2 * (gram @ gap.reshape(-1)).reshape(gap.shape)
         predicted = float(InfiniteWidth.of(d, q, variance).rate) * gap
@@ -134,17 +114,17 @@ def _at_start(rng: np.random.Generator, widths: np.ndarray, tied: bool = False) 
 
 def _departure(setting: Setting) -> xr.Dataset:
     """The finite flow against the law that holds at its start: r_kkk over time at two widths."""
-    d, variance, group, rng = 5, 0.02, cyclic(5), setting.rng
+    d, variance, rng = 5, 0.02, setting.rng
     ts, flow, k = np.linspace(0, 3, 31), TruncatedFlow(d), np.arange(d - 1)
     potentials = jax.jit(jax.vmap(lambda y: flow.potentials(flow.unpack(y))))
-    curves = {}
-    for q in (64, 1024):
+
+    def curve(q):
         w = np.zeros((3, d, 1024))  # dead nodes, so that both share one compilation
         w[:, :, :q] = rng.normal(scale=np.sqrt(variance), size=(3, d, q))
-        z = jnp.asarray((group.characters.conj()[1:] / d) @ w, complex)
-        # In units of the law's own time.
+        z = jnp.asarray((cyclic(d).characters.conj()[1:] / d) @ w, complex)
         states = solve(flow, flow.pack(z), ts / float(InfiniteWidth.of(d, q, variance).rate)).ys
-        curves[f"{q} nodes"] = np.real(np.asarray(potentials(states))[:, k, k, k]).mean(axis=1)
-    exact = {"1 − exp(−6qσ⁴/d² t)": 1 - np.exp(-ts)}
+        return np.real(np.asarray(potentials(states))[:, k, k, k]).mean(axis=1)
+
+    observed, law = {f"{q} nodes": curve(q) for q in (64, 1024)}, {"1 − exp(−6qσ⁴/d² t)": 1 - np.exp(-ts)}
     title, axis = "beyond the start the law fails (Z5)", ("6qσ⁴/d² · t", ts)
-    return panel(title, axis, y="mean of r_kkk", observed=curves, predicted=exact)
+    return panel(title, axis, y="mean of r_kkk", observed=observed, predicted=law)

@@ -14,6 +14,7 @@ from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
 from ._shared import ALL_PAIRS, measure, no_loss, random_unit
 
+OCCAM = "Z_d, z' = z_F6 or z_M, potentials of z' all 0 or 1 (z_F4/6 needs y real and constant in k)"
 POINTS = np.linspace(0, 4, 81)  # 21 a piece
 
 
@@ -28,21 +29,17 @@ def _along_occam(y, other, group: Abelian):
     return jax.lax.map(at, jnp.asarray(POINTS, other.real.dtype))
 
 
-def _occam(y: Solution, other: Solution) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _occam(y: Solution, other: Solution) -> tuple[np.ndarray, ...]:
     """Filled up to three nodes, all y share one compilation."""
     filled = np.pad(np.asarray(y.z), ((0, 0), (0, 0), (0, 3 - y.nodes)))
-    loss, norm, live = map(np.asarray, _along_occam(filled, other.z, other.group))
-    return loss, norm, live
+    return tuple(map(np.asarray, _along_occam(filled, other.z, other.group)))
 
 
 @claim(
     "From y * z' a path of zero loss leads to e * z', which has the nodes and the norm of z' alone. It holds for every "
     "z' whose potentials are 0 or 1 and every y with r_kkk(y) = 1.",
     source="Theorem 5; the explicit path of four straight pieces is derived here",
-    assumptions=(
-        ALL_PAIRS,
-        "Z_d, z' = z_F6 or z_M, potentials of z' all 0 or 1 (z_F4/6 needs y real and constant in k)",
-    ),
+    assumptions=(ALL_PAIRS, OCCAM),
     tex=r"\ell(y(t) * z') = 0,\quad y(0) = y,\quad y(4) = e",
 )
 def occam_path(setting: Setting) -> Evidence:
@@ -52,13 +49,11 @@ def occam_path(setting: Setting) -> Evidence:
     runs = [_occam(random_unit(rng, z.group, 2 + i % 2), z) for i, z in enumerate(others)]
     loss, norm, live = (np.stack(x, axis=1) for x in zip(*runs, strict=True))  # (points, runs)
     own, nodes = np.array([float(z.norm()) for z in others]), np.array([z.nodes for z in others])
-    group = others[-1].group
-    mixed = composing.f4_6(group)
+    group, mixed = others[-1].group, composing.f4_6(others[-1].group)
     anyhow = min((_occam(random_unit(rng, group, 3), mixed)[0] for _ in range(3)), key=np.max)
     flat = np.ones((3, group.order, 1)) * np.array([[1.0, 0.5], [0.5, 1.0], [1.2, 0.8]])[:, None]  # Σ abc = 1
-    constant = _occam(Solution(flat, group), mixed)[0]
-    axis, wrong, shown = ("t", POINTS), {"z' = z_F4/6, any y": anyhow}, norm[:, -3]
-    six = np.full(len(POINTS), own[-3])
+    constant, axis, shown = _occam(Solution(flat, group), mixed)[0], ("t", POINTS), norm[:, -3]
+    wrong, six = {"z' = z_F4/6, any y": anyhow}, np.full(len(POINTS), own[-3])
     more, heavier = {"those of y * z'": live[0]}, {"that of y * z'": norm[0]}
     return evidence(
         vanishes("loss on the path", loss, wrong, within=no_loss(), x=axis, y="loss", log="y"),
@@ -85,38 +80,24 @@ def occam_norm(setting: Setting) -> Evidence:
     scaled = lambda z, *abc: Solution(np.asarray(z) * np.array(abc)[:, None, None], group)
     stretch, unbalanced = scaled(np.ones((3, 11, 1)), 1 / 3, 3, 1), scaled(f6.z, 3, 1 / 3, 1)
     balanced = {"z_F6": f6, "z_3c * z_syn": composing.f9(group), "z_M": composing.memorisation(group)}
-    ys = [_rows(random_unit(rng, group, 1 + draw % 4)) for draw in range(draws)] + [_rows(stretch)]
-
-    def gain(z: Solution) -> np.ndarray:
-        """‖y * z‖²/‖z‖², without the frequency zero, which no potential needs."""
-        rows = _rows(z)[:, 1:]
-        return np.sort([np.sum(y[:, 1:] * rows) / np.sum(rows) for y in ys])
-
+    # `‖z_pk‖²`, which multiply under `*`, without the frequency zero, which no potential needs.
+    rows = lambda z: np.sum(np.abs(np.asarray(z.z)) ** 2, axis=2)[:, 1:]
+    ys = np.array([rows(y) for y in (*(random_unit(rng, group, 1 + draw % 4) for draw in range(draws)), stretch)])
+    gain = lambda z: np.sort(np.sum(ys * rows(z), axis=(1, 2)) / np.sum(rows(z)))  # ‖y * z‖²/‖z‖²
     gains = {name: gain(z) for name, z in balanced.items()}
     least, lost = min(x[0] for x in gains.values()), gain(unbalanced)
     axis, wrong = ("y, sorted", np.arange(draws + 1)), {"z_F6 with 3a and b/3, out of balance": lost}
     optima = [unbalanced, stretch * unbalanced]
     weight, lighter = (float(z.norm()) for z in optima)
+    falls = f"by how much ‖y * z'‖² falls below ‖z'‖², relative, over {draws + 1} y"
+    printed, corrected = "‖e * z'‖ ≤ ‖y * z'‖ for any optimum z'", "for a balanced z', ‖z'_ak‖ = ‖z'_bk‖ = ‖z'_ck‖"
+    errors = max(0.0, 1 - least), 1 - lost[0]
     return evidence(
         at_least("‖y * z'‖²/‖z'‖²", gains, 1 - rounding(800), wrong, x=axis, y="ratio", log="y"),
         vanishes("loss of the counterexample's two optima", measure(optima)[:, 1], within=no_loss()),
         remarks=[f"Both of zero loss: ‖z'‖² = {weight:.1f}, but ‖y * z'‖² = {lighter:.1f} with y = (⅓, 3, 1)."],
-        errata=[
-            Erratum(
-                "Theorem 5, the norm inequality",
-                "‖e * z'‖ ≤ ‖y * z'‖ for any optimum z'",
-                "for a balanced z', ‖z'_ak‖ = ‖z'_bk‖ = ‖z'_ck‖",
-                float(max(0.0, 1 - least)),
-                float(1 - lost[0]),
-                f"by how much ‖y * z'‖² falls below ‖z'‖², relative, over {draws + 1} y",
-            )
-        ],
+        errata=[Erratum("Theorem 5, the norm inequality", printed, corrected, *errors, falls)],
     )
-
-
-def _rows(z: Solution) -> np.ndarray:
-    """`‖z_pk‖²`, which multiply under `*`."""
-    return np.sum(np.abs(np.asarray(z.z)) ** 2, axis=2)
 
 
 @partial(jax.jit, static_argnums=3)

@@ -31,11 +31,10 @@ def _optima(rng: np.random.Generator, group: Abelian) -> dict[str, Solution]:
 
 
 def _not_optima(rng: np.random.Generator, group: Abelian) -> dict[str, Solution]:
-    mixed = lambda _: times(syn(*turns(rng, 2)), nu(turns(rng, 1)[0]))
     return {
         "order 4 alone": from_blocks(group, lambda _: times(nu(1j), xi(turns(rng, 1)[0]))),
         "z_syn alone": from_blocks(group, lambda _: syn()),
-        "any ν with any α, β": from_blocks(group, mixed),
+        "any ν with any α, β": from_blocks(group, lambda _: times(syn(*turns(rng, 2)), nu(turns(rng, 1)[0]))),
     }
 
 
@@ -48,24 +47,18 @@ def _not_optima(rng: np.random.Generator, group: Abelian) -> dict[str, Solution]
 )
 def solutions(setting: Setting) -> Evidence:
     rng, groups = setting.rng, some_groups(setting.scale)
-    names = list(_optima(rng, cyclic(5)))
-    cells, good, wrong, odd = np.full((len(names), len(groups)), np.nan), [], {}, []
-    for column, group in enumerate(groups):
-        optima, others = _optima(rng, group), {}
-        if len(group.factors) == 1 and group.order % 2:
-            others = _not_optima(rng, group)
-            odd.append(group.order)
-        found = measure([*optima.values(), *others.values()])
-        good.append(found[: len(optima)])
-        cells[[names.index(name) for name in optima], column] = found[: len(optima), 1]
-        for name, x in zip(others, found[len(optima) :], strict=True):
-            wrong.setdefault(name, []).append(x)
-    wrong = {name: np.array(x) for name, x in wrong.items()}
-    by_decomposition, loss, accuracy = np.concatenate(good).T
+    names, found = list(_optima(rng, cyclic(5))), []  # by name, of each group
+    odd = [group for group in groups if len(group.factors) == 1 and group.order % 2]
+    for group in groups:
+        built = _optima(rng, group) | (_not_optima(rng, group) if group in odd else {})
+        found.append(dict(zip(built, measure([*built.values()]), strict=True)))
+    of = lambda name: np.array([one[name] for one in found if name in one])
+    by_decomposition, loss, accuracy = np.concatenate([of(name) for name in names]).T
+    wrong = {name: of(name) for one in found for name in one if name not in names}
     least = lambda column: {name: x[:, column].min() for name, x in wrong.items()}
-    axes, d = (("group", [g.name for g in groups]), ("solution", names)), np.array(odd)
+    axes, d = (("group", [g.name for g in groups]), ("solution", names)), np.array([group.order for group in odd])
     synthetic, law, half = wrong["z_syn alone"][:, 1], (d - 1) / (2 * d), {"½": 0.5}
-    shown = np.where(cells == 0, 1e-33, cells)
+    cells = np.array([[one[name][1] if name in one else np.nan for one in found] for name in names])
     ends = lambda x: f"{x.min():.3f} to {x.max():.3f}"
     ranges = "; ".join(f"{name}: loss {ends(x[:, 1])}, accuracy {ends(x[:, 2])}" for name, x in wrong.items())
     return evidence(
@@ -73,7 +66,9 @@ def solutions(setting: Setting) -> Evidence:
         vanishes("loss by the decomposition", by_decomposition, least(0), within=no_loss()),
         at_least("accuracy", accuracy, 1 - 1e-6, {"order 4 alone": wrong["order 4 alone"][:, 2]}),
         agrees("loss of z_syn alone: (d − 1)/2d", None, synthetic, law, half, within=rounding(800), measure=absolute),
-        panels=[heatmap("loss of the real network", *axes, shown, z_label="loss", log="z")],
+        panels=[
+            heatmap("loss of the real network", *axes, np.where(cells == 0, 1e-33, cells), z_label="loss", log="z")
+        ],
         remarks=[f"Over Z_d with d odd, {ranges}."],
     )
 
@@ -91,13 +86,10 @@ def polynomial(setting: Setting) -> Evidence:
     generators = [(np.exp(0.7j), np.exp(1.9j), np.exp(-2.6j)), (seventh, seventh**3, seventh**-4), *generic]
     blocks = [composing.polynomial(np.array(u)) for u in generators]
     flipped = [np.stack([a, b, c * (-1.0) ** np.arange(len(c))]) for a, b, c in blocks]
-    found = []
-    for group in (cyclic(7), cyclic(11)):
-        solutions = [from_blocks(group, lambda _, block=block: block) for block in (*blocks, *flipped)]
-        found.append(measure(solutions)[:, :2].reshape(2, len(blocks), 2))
-    right, wrong = np.concatenate(found, axis=2)  # (generators, by decomposition and of the network, in both groups)
-    orders = np.array([block.shape[1] for block in blocks])
-    sums = [np.prod(block, axis=0) for block in blocks]
+    built = lambda group: [from_blocks(group, lambda _, block=block: block) for block in (*blocks, *flipped)]
+    losses = [measure(built(cyclic(d)))[:, :2].reshape(2, len(blocks), 2) for d in (7, 11)]
+    right, wrong = np.concatenate(losses, axis=2)  # (generators, by decomposition and of the network, in both groups)
+    orders, sums = np.array([block.shape[1] for block in blocks]), [np.prod(block, axis=0) for block in blocks]
     # What rounding is multiplied with, squared.
     cancelled = np.array([np.sum(np.abs(x)) / abs(np.sum(x)) for x in sums])[:, None] ** 2
     other, axis = "ŝ of the other sign", ("generator", np.arange(len(blocks)))
@@ -137,26 +129,24 @@ def _split(group: Abelian, number6: int, balanced: bool = True) -> Solution:
 def norms(setting: Setting) -> Evidence:
     group, n = cyclic(23), 11
     six = np.arange(1, n + 1)
-    splits = [_split(group, n6) for n6 in range(1, n + 1)]
-    weight = np.array([np.sum(np.abs(np.asarray(z.z)) ** 2) for z in splits])
-    law = np.array([composing.least_norm(n - int(n6), int(n6)) for n6 in six])
+    splits, law = zip(*((_split(group, n6), composing.least_norm(n - n6, n6)) for n6 in range(1, n + 1)), strict=True)
+    size = lambda *solutions: np.array([np.sum(np.abs(np.asarray(z.z)) ** 2) for z in solutions])
+    memory = Solution(composing.memorisation(group).z.at[:, 0].set(0), group)  # no potential needs its frequency zero
+    built = size(composing.f6(group), memory, composing.f4_biased(group), composing.f4_6(group))
     without = {"without the last term": law - np.cbrt(6) * (n - six) / six}
-    f4_6, biased = float(composing.f4_6(group).norm()), float(composing.f4_biased(group).norm())
-    memory = float(np.sum(np.abs(np.asarray(composing.memorisation(group).z)[:, 1:]) ** 2))
-    built = [float(composing.f6(group).norm()), memory, biased, f4_6]
     closed = [3 * 22 * np.cbrt(6), 3 * 22 * 23 ** (2 / 3), 6 * np.cbrt(4) * n + 3 * np.cbrt(n), law[0]]
     half = np.array([d // 2 for d in (23, 71, 127)])
     best = [min(range(1, m + 1), key=lambda n6, m=m: composing.least_norm(m - n6, n6)) for m in map(int, half)]
     loss = measure([*splits, *(_split(group, n6, balanced=False) for n6 in range(1, n))])[:, 1]
-    root, axis, shares = np.sqrt(half), ("frequencies of order 6", six), zip(half, best, strict=True)
+    root, axis = np.sqrt(half), ("frequencies of order 6", six)
+    fractions = ", ".join(f"{1 - b / m:.1%} (d = {2 * m + 1})" for m, b in zip(half, best, strict=True))
     return evidence(
-        agrees("‖z‖² of the built optima", axis, weight, law, without, within=rounding(800), measure=relative),
+        agrees("‖z‖² of the built optima", axis, size(*splits), law, without, within=rounding(800), measure=relative),
         vanishes("loss of each of them", loss[:n], {"without the biases": loss[n:].min()}, within=no_loss()),
         agrees("‖z‖² of z_F6, z_M, bias form, z_F4/6", None, built, closed, within=rounding(800), measure=relative),
         agrees("best n6 at d = 23, 71, 127", None, best, 1.148 * root, {"√n": root}, within=0.5, measure=absolute),
         remarks=[
-            "Fraction of order 4 at the least N: "
-            + ", ".join(f"{1 - b / m:.1%} (d = {2 * m + 1})" for m, b in shares)
-            + f". One bias node is cheaper still ({biased:.2f}, not {law.min():.2f}, at d = 23): never found."
+            f"Fraction of order 4 at the least N: {fractions}. One bias node is cheaper still ({built[2]:.2f}, not "
+            f"{min(law):.2f}, at d = 23): never found."
         ],
     )

@@ -27,14 +27,11 @@ COLUMNS = "% of other orders, % unfactored of 4 and 6, misfit × 100 of 4 and 6;
 
 
 class Trained(NamedTuple):
-    """All seeds at one weight decay."""
+    """All seeds at one weight decay: `z`, `(seeds, 3, order, nodes)` in the code's scale, and a table each."""
 
-    z: np.ndarray  # (seeds, 3, order, nodes), in the code's scale
+    run: PairRuns
+    z: np.ndarray
     tables: list[factorise.Table]
-    accuracy: np.ndarray  # (seeds, 2): trained pairs and held-out ones
-    loss: np.ndarray  # (seeds, 2)
-    steps: np.ndarray
-    seen: dict[str, np.ndarray]  # (seeds, records, …)
 
 
 @functools.cache  # one function a group, so that what records it is compiled once
@@ -63,60 +60,26 @@ def _run(group: Abelian, decay: float, **options: Any) -> PairRuns:
     """All seeds, by the paper's recipe; its axes of fractions and rates have one entry, and are dropped."""
     rates = {"learning_rates": [0.01], "weight_decays": [decay]}
     run = train_pairs(group.table, fractions=[0.9], **rates, observe=_watch(group), **options)
-    return jax.tree.map(lambda x: x[0, 0, 0], run._replace(steps=None))._replace(steps=run.steps)
+    dropped = jax.tree.map(lambda x: np.asarray(x)[0, 0, 0], run._replace(steps=None))
+    return dropped._replace(steps=np.asarray(run.steps))
 
 
 def _train(group: Abelian, decay: float, **options: Any) -> Trained:
-    run = _run(group, decay, compact=True, **options)
-    a, b, c = (np.asarray(w) for w in (run.model.a, run.model.b, run.model.c))
-    phi = group.characters / group.order
-    z = np.stack([phi.conj() @ a, phi.conj() @ b, phi @ c], axis=1)
-    last = lambda *curves: np.stack([np.asarray(curve)[:, -1] for curve in curves], axis=1)
-    return Trained(
-        z,
-        [factorise.table(one, group) for one in z],
-        last(run.train_accuracy, run.test_accuracy),
-        last(run.train_loss, run.test_loss),
-        np.asarray(run.steps),
-        {name: np.asarray(value) for name, value in run.observed.items()},
-    )
+    run, phi = _run(group, decay, compact=True, **options), group.characters / group.order
+    z = np.stack([phi.conj() @ run.model.a, phi.conj() @ run.model.b, phi @ run.model.c], axis=1)
+    return Trained(run, z, [factorise.table(one, group) for one in z])
 
 
 def _norms(runs: list[Trained], group: Abelian) -> np.ndarray:
     """`(3, runs)`, lightest last: ‖z‖² in the paper's scale, that of theory for as many frequencies of orders 4 and 6,
     and this without its last term. Runs that have other orders are left out."""
     found, n = [], len(group.frequencies)
-    for run in runs:
-        for z, count in zip(run.z, (t.count for t in run.tables), strict=True):
-            if count[4] + count[6] == n and count[6] > 0:
-                law = composing.least_norm(count[4], count[6])
-                weight = (2 * group.order) ** (2 / 3) * np.sum(np.abs(z) ** 2)
-                found.append((weight, law, law - np.cbrt(6) * count[4] / count[6]))
+    for z, t in ((z, t) for run in runs for z, t in zip(run.z, run.tables, strict=True)):
+        if t.count[4] + t.count[6] == n and t.count[6] > 0:
+            law = composing.least_norm(t.count[4], t.count[6])
+            weight = (2 * group.order) ** (2 / 3) * np.sum(np.abs(z) ** 2)
+            found.append((weight, law, law - np.cbrt(6) * t.count[4] / t.count[6]))
     return np.array(sorted(found, key=lambda x: x[1])).T
-
-
-def _share(run: Trained) -> np.ndarray:
-    """Order 4 among orders 4 and 6, in per cent, of each seed."""
-    return np.array([100 * t.count[4] / max(t.count[4] + t.count[6], 1) for t in run.tables])
-
-
-def _others(run: Trained) -> list[float]:
-    """Frequencies neither of order 4 nor of order 6, in per cent, of each seed."""
-    return [t.other_order + t.dead for t in run.tables]
-
-
-def _in_families(tables: list[factorise.Table]) -> np.ndarray:
-    """Frequencies that are one of the three products built by hand, of all that are alive, in per cent."""
-    found = []
-    for t in tables:
-        alive = sum(t.count.values()) - t.count[0]
-        factored = sum(t.count[n] * (1 - t.unfactored[i] / 100) for i, n in enumerate((4, 6)) if t.count[n])
-        found.append(sum(t.families[:3]) * factored / alive if factored else 0.0)
-    return np.array(found)
-
-
-def _random_phases(run: Trained, group: Abelian, rng: np.random.Generator) -> list[factorise.Table]:
-    return [factorise.table(np.abs(z) * np.exp(2j * np.pi * rng.random(z.shape)), group) for z in run.z]
 
 
 @claim(
@@ -132,110 +95,94 @@ def trained(setting: Setting) -> Evidence:
 
 
 def _trained(setting: Setting, d: int, named: str) -> Evidence:
-    group, few, weak, strong = cyclic(d), setting.pick(smoke=6, laptop=5, paper=5), 1e-5, 5e-4
-    options = {
-        "seeds": [few * setting.seed + s for s in range(1, few + 1)],  # the paper's are 1 to 5
-        "nodes": setting.pick(smoke=128, laptop=512, paper=512),
-        "steps": setting.pick(smoke=4000, laptop=10_000, paper=10_000),
-        "every": 500,
-    }
+    group, weak, strong = cyclic(d), 1e-5, 5e-4
+    few, nodes, steps = setting.pick(smoke=(6, 128, 4000), laptop=(5, 512, 10_000), paper=(5, 512, 10_000))
+    seeds = [few * setting.seed + s for s in range(1, few + 1)]  # the paper's are 1 to 5
+    options = {"seeds": seeds, "nodes": nodes, "steps": steps, "every": 500}
     settled = setting.pick(smoke=(2e-4, 5e-4), laptop=(5e-5, 1e-4, 2e-4), paper=(5e-5, 1e-4, 2e-4))
     runs = {decay: _train(group, decay, **options) for decay in sorted({weak, *settled, strong})}
-    main = [runs[decay] for decay in settled]
-    over = lambda f: np.nanmean([f(run) for run in main], axis=0)  # one number a seed
-    misfit = lambda i: over(lambda run: [t.error[i] for t in run.tables])
-    families, share = over(lambda run: _in_families(run.tables)), over(_share)
-    random = {"random phases": over(lambda run: _in_families(_random_phases(run, group, setting.rng)))}
-    accuracy, least = np.array([run.accuracy for run in main]), setting.pick(smoke=50, laptop=75, paper=75)
-    other, most = np.mean(over(_others)), setting.pick(smoke=10.0, laptop=0.0, paper=5.0)
-    unsettled = {f"decay {weak:g}": np.mean(_others(runs[weak]))}
+    main, rng = [runs[decay] for decay in settled], setting.rng
+    tables = [run.tables for run in main]
+    over = lambda f, of=tables: np.nanmean([[f(t) for t in one] for one in of], axis=0)  # one number a seed
+    turned = lambda z: factorise.table(np.abs(z) * np.exp(2j * np.pi * rng.random(z.shape)), group)
+    random = {"random phases": over(lambda t: t.in_families, [[turned(z) for z in run.z] for run in main])}
+    accuracy = np.array([(one.run.train_accuracy[:, -1], one.run.test_accuracy[:, -1]) for one in main])
+    least, most = setting.pick(smoke=(50, 10.0), laptop=(75, 0.0), paper=(75, 5.0))
+    others = lambda t: t.other_order + t.dead
+    other, unsettled = np.mean(over(others)), {f"decay {weak:g}": np.mean(over(others, [runs[weak].tables]))}
     weight, law, without = _norms(main, group)
     axis, lighter = ("run, by N", np.arange(len(law))), {"N without its last term": without}
     found = [
-        mean(f"{named}% of frequencies in the three families", families, random, at_least=least),
+        mean(f"{named}% of frequencies in the three families", over(lambda t: t.in_families), random, at_least=least),
         at_least(f"{named}accuracy, trained and held-out pairs", accuracy, 1 - 1e-6),
         at_most(f"{named}% of frequencies not of order 4 or 6", other, most, unsettled),
-        mean(f"{named}misfit of order 6 × 100", misfit(1), at_most=12),
+        mean(f"{named}misfit of order 6 × 100", over(lambda t: t.error[1]), at_most=12),
         agrees(f"{named}‖z‖² against N(n4, n6)", axis, weight, law, lighter, within=0.01, measure=relative, y="‖z‖²"),
     ]
     if setting.scale != "smoke":  # statistics of Z_23 and more
-        rise, word = _share(runs[strong]) - _share(main[0]), f"at {strong:g} less that at {settled[0]:g}"
+        of_order_4, word = lambda t: t.order_4, f"at {strong:g} less that at {settled[0]:g}"
+        rise, share = over(of_order_4, [runs[strong].tables]) - over(of_order_4, tables[:1]), over(of_order_4)
         found += [
             mean(f"{named}% of order 4, at least", share, at_least=SHARE[d][0]),
             mean(f"{named}% of order 4, at most", share, at_most=SHARE[d][1]),
-            mean(f"{named}misfit of order 4 × 100", misfit(0), at_most=0.3),
+            mean(f"{named}misfit of order 4 × 100", over(lambda t: t.error[0]), at_most=0.3),
             mean(f"{named}% of order 4 {word}", rise, at_least=0),
         ]
     return evidence(*found, panels=_panels(runs, settled, group), remarks=_remarks(runs, settled, group))
 
 
 def _panels(runs: dict[float, Trained], settled: tuple[float, ...], group: Abelian) -> list[xr.Dataset]:
-    decays, main = np.array(list(runs)), [runs[decay] for decay in settled]
-    one, middle = main[len(main) // 2], settled[len(main) // 2]
-    nodes = factorise.nodes_by_frequency(one.z[0], group)
-    order, left = np.array([c.shape[1] for c in nodes.values()]), one.seen["left"][0]
-    pick = lambda n: left[:, order == n].mean(axis=1) if (order == n).any() else np.full(len(left), np.nan)
-    potentials = {
-        "r_kkk": one.seen["target"][0].mean(axis=1),
-        "r_{a,k,−k,k}, order 4": pick(4),
-        "r_{a,k,−k,k}, order 6": pick(6),
-        "r_{a,k,1−k,k}": one.seen["crossed"][0].mean(axis=1),
-    }
-    theory = {"r_kkk = 1": np.ones(len(left)), "order 4: 1/√2": np.full(len(left), np.sqrt(0.5))}
+    decays, main, middle = np.array(list(runs)), [runs[decay] for decay in settled], settled[len(settled) // 2]
+    z, seen = runs[middle].z[0], {name: x[0] for name, x in runs[middle].run.observed.items()}
+    order = np.array([c.shape[1] for c in factorise.nodes_by_frequency(z, group).values()])
+    of_order = {f"r_{{a,k,−k,k}}, order {n}": seen["left"][:, order == n] for n in (4, 6) if n in order}
+    all_of = {"r_kkk": seen["target"], "r_{a,k,1−k,k}": seen["crossed"]}
+    potentials = {name: x.mean(axis=1) for name, x in (all_of | of_order).items()}
+    lines = {"r_kkk = 1": 1.0, "order 4: 1/√2": np.sqrt(0.5)}
+    theory = {name: np.full(len(seen["target"]), value) for name, value in lines.items()}
     edges = np.linspace(-1, 1, 25)
     found = lambda name: np.angle([p for run in main for t in run.tables for p in t.parameters[name]]) / np.pi
     angles = {name: np.histogram(found(name), edges)[0] for name in "ξν"}
     counts = [np.concatenate([factorise.orders(z, group) for z in run.z]) for run in runs.values()]
     pooled = np.stack([np.bincount(np.minimum(c, 10), minlength=11) for c in counts], axis=1)
     axes = ("weight decay", [f"{decay:g}" for decay in decays]), ("nodes of a frequency", np.arange(11))
-    shares = {"seeds": np.stack([_share(run) for run in runs.values()])}
+    shares = {"seeds": np.array([[t.order_4 for t in run.tables] for run in runs.values()])}
     title = f"potentials over training, {middle:g}, first seed"
+    size = np.abs(z[:, :, np.max(np.abs(z[0]), axis=0) > factorise.LIVE])  # of the nodes alive, as on the slides
+    size = size[:, :, np.argsort(np.argmax(size[0, : group.order // 2 + 1], axis=0), kind="stable")]
+    nodes = ("node, by frequency", np.arange(size.shape[2])), ("k", np.arange(group.order))
     return [
         heatmap("orders", *axes, pooled, z_label="frequencies, all seeds"),
-        panel(title, ("step", one.steps), y="modulus, mean over k", observed=potentials, predicted=theory),
+        panel(title, ("step", runs[middle].run.steps), y="modulus, mean over k", observed=potentials, predicted=theory),
         panel("angles", ("angle / π", (edges[1:] + edges[:-1]) / 2), y="frequencies", observed=angles),
         panel("order 4 by weight decay", ("weight decay", decays), y="% of orders 4 and 6", observed=shares, log="x"),
-        *_maps(one.z[0], group),
+        *(heatmap(f"|z_{p}|, first seed", *nodes, x, z_label="modulus") for p, x in zip("abc", size, strict=True)),
     ]
 
 
-def _maps(z: np.ndarray, group: Abelian) -> list[xr.Dataset]:
-    """|z| of the nodes alive, as on the slides."""
-    size = np.abs(z[:, :, np.max(np.abs(z[0]), axis=0) > factorise.LIVE])
-    size = size[:, :, np.argsort(np.argmax(size[0, : group.order // 2 + 1], axis=0), kind="stable")]
-    axes = ("node, by frequency", np.arange(size.shape[2])), ("k", np.arange(group.order))
-    return [heatmap(f"|z_{p}|, first seed", *axes, x, z_label="modulus") for p, x in zip("abc", size, strict=True)]
-
-
-def _row(run: Trained) -> str:
+def _row(tables: list[factorise.Table]) -> str:
     """One row of the paper's table, with dead frequencies apart: means and standard errors over seeds."""
 
-    def line(values: list[float]) -> str:
-        array = np.array(values, float)
-        array = array[np.isfinite(array)]
-        error = array.std(ddof=1) / np.sqrt(array.size) if array.size > 1 else np.nan
-        return f"{array.mean():.2f}±{error:.2f}" if array.size else "–"
+    def cell(values: np.ndarray) -> str:
+        values = values[np.isfinite(values)]
+        error = values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else np.nan
+        return f"{values.mean():.2f}±{error:.2f}" if values.size else "–"
 
-    each = lambda name, i: line([getattr(t, name)[i] for t in run.tables])
-    head = [line([t.other_order for t in run.tables]), *(each(n, i) for n in ("unfactored", "error") for i in (0, 1))]
-    families = [each("families", i) for i in range(4)]
-    return f"{', '.join(head)}; {', '.join(families)}; dead {line([t.dead for t in run.tables])}"
+    columns = np.array([(t.other_order, *t.unfactored, *t.error, *t.families, t.dead) for t in tables], float).T
+    *cells, dead = map(cell, columns)
+    return f"{', '.join(cells[:5])}; {', '.join(cells[5:])}; dead {dead}"
 
 
 def _remarks(runs: dict[float, Trained], settled: tuple[float, ...], group: Abelian) -> list[str]:
-    agree = [
-        factorise.potential_order(columns) == columns.shape[1]
-        for decay in settled
-        for z in runs[decay].z
-        for columns in factorise.nodes_by_frequency(z, group).values()
-    ]
-    d, losses = group.order, np.concatenate([runs[decay].loss for decay in settled])
+    main, d = [runs[decay] for decay in settled], group.order
+    agree, number = sum(t.agree for run in main for t in run.tables), sum(len(run.z) for run in main) * (d // 2)
+    losses = np.array([(one.run.train_loss[:, -1], one.run.test_loss[:, -1]) for one in main])
     return [
         f"Columns: {COLUMNS}.",
         *([f"Published, d = {d}, decay 5e-5: {PUBLISHED[d]}."] if d in PUBLISHED else []),
-        *(f"Z{d}, decay {decay:g}: {_row(run)}." for decay, run in runs.items()),
-        f"The test by potentials alone finds the order that counting nodes finds at {np.mean(agree):.1%} of "
-        f"{len(agree)} frequencies. Final losses {losses.min():.1g} to {losses.max():.1g}.",
+        *(f"Z{d}, decay {decay:g}: {_row(run.tables)}." for decay, run in runs.items()),
+        f"The test by potentials alone finds the order that counting nodes finds at {agree / number:.1%} of "
+        f"{number} frequencies. Final losses {losses.min():.1g} to {losses.max():.1g}.",
     ]
 
 
@@ -250,11 +197,11 @@ def generalisation(setting: Setting) -> Evidence:
     group, seeds = cyclic(23), [5 * setting.seed + s for s in range(1, 6)]
     steps = setting.pick(smoke=100, laptop=400, paper=400)
     run = _run(group, 1e-4, nodes=512, steps=steps, seeds=seeds, every=2)
-    at, train, test = map(np.asarray, (run.steps, run.train_accuracy, run.test_accuracy))
+    at, train, test = run.steps, run.train_accuracy, run.test_accuracy
+    seen = {name: x.astype(float) for name, x in run.observed.items()}
     when = lambda curve: np.argmax(curve > 1 - 1e-6, axis=1)
     first = lambda curve: np.where(curve.max(axis=1) > 1 - 1e-6, at[when(curve)], np.nan)
     memory, general = first(train), first(test)
-    seen = {name: np.asarray(x, float) for name, x in run.observed.items()}
     early, every = at <= 100, np.arange(len(seeds))
     peak_at = seen["sum of targets"][:, early].argmax(axis=1)
     peak, others = (seen[f"sum of {which}"][:, early].max(axis=1) for which in ("targets", "others"))

@@ -1,13 +1,12 @@
 """A small GPT trained on the sentences: what it stores in one direction is missing in the other."""
 
 import functools
-from typing import Any, NamedTuple
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import xarray as xr
 from jaxtyping import Array, ArrayLike, Real
 
 from ...nets import reversal as nets
@@ -21,18 +20,8 @@ RECORDS = 20
 TRAINING = ("AdamW, full batch, loss on the last entity alone, float32", "pre-norm, a decoder of its own")
 
 
-class _Size(NamedTuple):
-    """Of the data, the network and its training."""
-
-    reversal: tuple[int, int]  # pairs, and those trained both ways
-    chain: tuple[int, int]  # triples, and those whose A⇝C is trained
-    vocabulary: int
-    layers: int
-    width: int
-    heads: int
-    rate: float
-    steps: int
-    seeds: int
+# `reversal`: pairs, and those trained both ways; `chain`: triples, and those whose A⇝C is trained.
+_Size = namedtuple("_Size", "reversal chain vocabulary layers width heads rate steps seeds")
 
 
 def _size(setting: Setting) -> _Size:
@@ -44,14 +33,12 @@ def _size(setting: Setting) -> _Size:
     )
 
 
-GPT: dict[str, Any] = {"norm": "pre", "positions": "learned", "length": 2, "activation": jax.nn.gelu}
-
-
 @functools.partial(jax.jit, static_argnames=("size", "tied", "trained"))
 def _train_all(keys: Array, sentences: Array, *, size: _Size, tied: bool, trained: int) -> nets.Recall:
     """Trains a model a key on the first `trained` sentences and recalls all, `(models, records, sentences, …)`, with
     the weights of the sentences' last entities. `tied`: the embeddings also decode, as in GPT-2."""
     shape = {"layers": size.layers, "width": size.width, "heads": size.heads, "tied": tied, "dtype": jnp.float32}
+    options = {"norm": "pre", "positions": "learned", "length": 2, "activation": jax.nn.gelu, **shape}
     of_last = functools.partial(next_token_loss, last_only=True)
     optimiser, every = optax.flatten(optax.adamw(size.rate)), size.steps // RECORDS
 
@@ -60,7 +47,7 @@ def _train_all(keys: Array, sentences: Array, *, size: _Size, tied: bool, traine
         return nets.Recall(loss, weights[:, sentences[:, 2]])
 
     def run(key):
-        model, batch = Transformer(size.vocabulary, **GPT, **shape, key=key), sentences[:trained]
+        model, batch = Transformer(size.vocabulary, **options, key=key), sentences[:trained]
         return train(model, of_last, batch, optimiser, size.steps, observe=observe, every=every).observed
 
     return jax.vmap(run)(keys)
@@ -75,7 +62,7 @@ def diagonal_score(weights: Real[ArrayLike, "*batch n n"]) -> Real[np.ndarray, "
     return (diagonal - others.mean(-1)) / others.std(-1)
 
 
-def _recalled(setting: Setting, data: nets.Sentences, *, tied: bool) -> nets.Recall:
+def _recalled(setting: Setting, data: nets.Sentences, *, tied: bool = False) -> nets.Recall:
     size, sentences = _size(setting), jnp.concatenate([data.train, data.test])
     keys = jax.random.split(setting.key, size.seeds)
     return jax.tree.map(np.asarray, _train_all(keys, sentences, size=size, tied=tied, trained=len(data.train)))
@@ -84,43 +71,38 @@ def _recalled(setting: Setting, data: nets.Sentences, *, tied: bool) -> nets.Rec
 def _evidence(setting: Setting, data: nets.Sentences, groups: dict[str, slice], known: list[str]) -> Evidence:
     """`groups` of trained sentences, each as many as there are in the test: first those like the test's, but trained;
     `known`: those whose weights must be stored."""
-    size, number = _size(setting), len(data.train)
-    (trained, *_), groups = groups, groups | {"unseen": slice(number, None)}
-    recalled = _recalled(setting, data, tied=False)
+    size, number, (trained, *_) = _size(setting), len(data.train), groups
+    groups = groups | {"unseen": slice(number, None)}
+    losses, weights = _recalled(setting, data)
     # `(seeds, records)` each: losses, and scores of the weights among the sentences of a group
-    loss = {name: recalled.loss[:, :, rows].mean(2) for name, rows in groups.items()}
-    train_loss = recalled.loss[:, :, :number].mean(2)
-    score = {name: diagonal_score(recalled.weights[:, :, rows, rows]) for name, rows in groups.items()}
-    maps = {name: recalled.weights[:, -1, rows, rows] for name, rows in groups.items()}
+    loss = {name: losses[:, :, rows].mean(2) for name, rows in (groups | {"train": slice(number)}).items()}
+    score = {name: diagonal_score(weights[:, :, rows, rows]) for name, rows in groups.items()}
+    maps = {name: weights[:, -1, rows, rows] for name, rows in groups.items()}
     shifted = {name: {"the next sentence's entity": diagonal_score(np.roll(x, 1, axis=2))} for name, x in maps.items()}
+    end = lambda curves, name: curves[name][:, -1]
     uniform, step = np.log(size.vocabulary), ("step", size.steps // RECORDS * np.arange(RECORDS + 1))
-    scores = {name: values.mean(0) for name, values in score.items()}
-    losses = {"train": train_loss.mean(0), "test": loss["unseen"].mean(0)}
-    guess = {"ln V, a uniform guess": np.full(RECORDS + 1, uniform)}
-    name = f"layers: {size.layers}, width: {size.width}, mean over {size.seeds} seeds"
-    by_seed = "; ".join(f"{name} {_by_seed(values[:, -1])}" for name, values in score.items())
+    shown = {"train": loss["train"].mean(0), "test": loss["unseen"].mean(0)}
+    scores, guess = {name: x.mean(0) for name, x in score.items()}, {"ln V, a uniform guess": uniform + 0 * step[1]}
+    title = f"layers: {size.layers}, width: {size.width}, mean over {size.seeds} seeds"
+    axes = [(f"{which} entity, one a sentence", np.arange(len(maps[trained][0]))) for which in ("last", "first")]
+    scale = {"z_label": "logit", "limits": (maps[known[0]][0].min(), maps[known[0]][0].max())}
+    by_seed = "; ".join(f"{name} {_by_seed(end(score, name))}" for name in score)
     return evidence(
-        mean("loss of the test", loss["unseen"][:, -1], {trained: loss[trained][:, -1]}, at_least=uniform),
-        at_most("loss of training", train_loss[:, -1], 0.01, {"before training": train_loss[:, 0].min()}),
-        *(mean(f"diagonal score, {name}", score[name][:, -1], shifted[name], at_least=3.0) for name in known),
-        mean("diagonal score, unseen", score["unseen"][:, -1], {trained: score[trained][:, -1]}, at_most=2.0),
+        mean("loss of the test", end(loss, "unseen"), {trained: end(loss, trained)}, at_least=uniform),
+        at_most("loss of training", end(loss, "train"), 0.01, {"before training": loss["train"][:, 0].min()}),
+        *(mean(f"diagonal score, {name}", end(score, name), shifted[name], at_least=3.0) for name in known),
+        mean("diagonal score, unseen", end(score, "unseen"), {trained: end(score, trained)}, at_most=2.0),
         panels=[
-            panel(name, step, y="loss of the last entity (nats)", observed=losses, predicted=guess),
+            panel(title, step, y="loss of the last entity (nats)", observed=shown, predicted=guess),
             panel("diagonal of the weights, mean over seeds", step, y="standard deviations", observed=scores),
-            *(_map(name, weights[0], maps[known[0]][0]) for name, weights in maps.items()),
+            *(heatmap(f"{name}, one seed", *axes, x[0], **scale) for name, x in maps.items()),
         ],
-        remarks=[f"By seed: test loss {_by_seed(loss['unseen'][:, -1])} (ln V = {uniform:.3g}); scores {by_seed}."],
+        remarks=[f"By seed: test loss {_by_seed(end(loss, 'unseen'))} (ln V = {uniform:.3g}); scores {by_seed}."],
     )
 
 
-def _map(name: str, weights: Array, scale: Array) -> xr.Dataset:
-    x, y = (f"{which} entity, one a sentence" for which in ("last", "first"))
-    number, limits = np.arange(len(weights)), (float(scale.min()), float(scale.max()))
-    return heatmap(f"{name}, one seed", (x, number), (y, number), weights, z_label="logit", limits=limits)
-
-
-def _by_seed(values: ArrayLike) -> str:
-    return ", ".join(f"{v:.3g}" for v in np.asarray(values))
+def _by_seed(values: np.ndarray) -> str:
+    return ", ".join(f"{v:.3g}" for v in values)
 
 
 @claim(
@@ -134,11 +116,8 @@ def _by_seed(values: ArrayLike) -> str:
 def transformer(setting: Setting) -> Evidence:
     (pairs, both), number = _size(setting).reversal, sum(_size(setting).reversal)
     data, test = nets.reversal(pairs, both, vocabulary=_size(setting).vocabulary), pairs - both
-    groups = {
-        "A→B of both": slice(0, test),
-        "B←A of both": slice(both, both + test),
-        "seen": slice(2 * both, 2 * both + test),
-    }
+    starts = {"A→B of both": 0, "B←A of both": both, "seen": 2 * both}
+    groups = {name: slice(start, start + test) for name, start in starts.items()}
     found = _evidence(setting, data, groups, ["seen"])
     if setting.scale == "smoke":
         return found
@@ -167,9 +146,5 @@ def transformer(setting: Setting) -> Evidence:
 def transformer_chain(setting: Setting) -> Evidence:
     n, direct = _size(setting).chain
     data = nets.chain_of_thought(n, direct, vocabulary=_size(setting).vocabulary)
-    groups = {
-        "A⇝C trained": slice(2 * n, 2 * n + n - direct),
-        "A→B": slice(direct, n),
-        "B→C": slice(n + direct, 2 * n),
-    }
+    groups = {"A⇝C trained": slice(2 * n, 3 * n - direct), "A→B": slice(direct, n), "B→C": slice(n + direct, 2 * n)}
     return _evidence(setting, data, groups, ["A→B", "B→C"])

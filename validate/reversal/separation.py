@@ -1,6 +1,6 @@
 """The bilinear model: its exact reduction, and how far apart training loss and reversal loss stay."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,6 +19,7 @@ from ..panels import heatmap, panel
 
 TOKENS = 40
 UPDATES = np.concatenate([[0.0], np.geomspace(0.01, 3000, 40)])  # t/N
+AXIS = ("t/N, updates a pair", UPDATES[1:])
 
 
 def _pairs() -> tuple[Array, Array]:
@@ -27,22 +28,15 @@ def _pairs() -> tuple[Array, Array]:
     return data.train[:, ::2], data.test[:, ::2]
 
 
-def _vectors(rng: np.random.Generator, width: int) -> np.ndarray:
-    """Eight draws of tokens `N(0, I/width)`."""
-    return rng.standard_normal((8, TOKENS, width)) / np.sqrt(width)
-
-
-class _Path(NamedTuple):
-    """Runs of the flow: L and L_rev, each `(times, runs)`, ε of each, and the state C, `(runs, times, m, m)`."""
-
-    loss: np.ndarray
-    reverse: np.ndarray
-    exponent: np.ndarray
-    c: np.ndarray
+def _vectors(rng: np.random.Generator, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Eight draws of tokens `N(0, I/width)`, and their Gram matrices."""
+    vectors = rng.standard_normal((8, TOKENS, width)) / np.sqrt(width)
+    return vectors, vectors @ vectors.transpose(0, 2, 1)
 
 
 @jax.jit
-def _flows(grams: Float[Array, "runs m m"], starts: Float[Array, "runs m m"], symmetric: Any) -> tuple[Array, ...]:
+def _reduced(grams: Float[Array, "runs m m"], starts: Float[Array, "runs m m"], symmetric: Any) -> tuple[Array, ...]:
+    """L and L_rev of runs of the reduction, each `(times, runs)`, ε of each run, and C, `(runs, times, m, m)`."""
     trained, test = _pairs()
     rtol, atol = (1e-9, 1e-11) if grams.dtype == jnp.float64 else (None, None)
 
@@ -55,17 +49,23 @@ def _flows(grams: Float[Array, "runs m m"], starts: Float[Array, "runs m m"], sy
     return loss, reverse, separation_exponent(loss, reverse), c
 
 
-def _follow(vectors: np.ndarray, starts: np.ndarray, symmetric: bool) -> _Path:
-    """The reduction for draws of the `vectors`, `(runs, tokens, width)`. Both claims share its compilation."""
-    grams = jnp.asarray(vectors @ vectors.transpose(0, 2, 1), float)
-    return _Path(*map(np.asarray, _flows(grams, jnp.asarray(starts, float), symmetric)))
+def _network(vectors: np.ndarray, theta: np.ndarray, symmetric: bool = False) -> np.ndarray:
+    """All logits after all tokens along the gradient flow of the network's loss, `(times, tokens, tokens)`."""
+    vectors, theta = (jnp.asarray(x, float) for x in (vectors, theta))
+    model, trained = nets.Bilinear(vectors, theta, symmetric=symmetric), _pairs()[0]
+    flow = GradientFlow(jax.tree_util.Partial(nets.pair_loss, pairs=trained))
+    logits = lambda theta: jax.vmap(eqx.tree_at(lambda m: m.theta, model, theta))(jnp.arange(TOKENS))
+    return np.asarray(jax.vmap(logits)(solve(flow, model, UPDATES * len(trained)).ys.theta))
 
 
-@jax.jit
-def _logits(model: nets.Bilinear, theta: Float[Array, "times width width"]) -> Float[Array, "times tokens tokens"]:
-    """All logits after all tokens."""
-    network = lambda theta: eqx.tree_at(lambda m: m.theta, model, theta)
-    return jax.vmap(lambda theta: jax.vmap(network(theta))(jnp.arange(TOKENS)))(theta)
+def _three_pairs(word: str, logits: np.ndarray, law: np.ndarray) -> xr.Dataset:
+    """Logits of the first run."""
+    trained, test = _pairs()
+    shown = {"pair trained both ways": trained[0], "pair trained one way": trained[-1], "its reversal": test[0]}
+    title, of = f"{word} Θ: {TOKENS} random tokens in {TOKENS} dimensions", lambda x, pair: x[0, 1:, pair[0], pair[1]]
+    observed = {name: of(logits, pair) for name, pair in shown.items()}
+    predicted = {"reduction, C": np.stack([of(law, pair) for pair in shown.values()], axis=1)}
+    return panel(title, AXIS, y="logit", observed=observed, predicted=predicted, log="x")
 
 
 @claim(
@@ -77,55 +77,33 @@ def _logits(model: nets.Bilinear, theta: Float[Array, "times width width"]) -> F
     flow=Bilinear,
 )
 def bilinear_flow(setting: Setting) -> Evidence:
-    rng, runs = setting.rng, setting.pick(smoke=1, laptop=4, paper=8)
+    rng, runs, bound = setting.rng, setting.pick(smoke=1, laptop=4, paper=8), solver(100)
     trained, test = _pairs()
-    vectors, theta = _vectors(rng, TOKENS), 0.1 * rng.standard_normal((8, TOKENS, TOKENS))
+    (vectors, gram), theta = _vectors(rng, TOKENS), 0.1 * rng.standard_normal((8, TOKENS, TOKENS))
     theta = (theta + theta.transpose(0, 2, 1)) / 2  # so that the symmetric network starts where the other does
-    gram, start = (vectors @ middle @ vectors.transpose(0, 2, 1) for middle in (np.eye(TOKENS), theta))
-    c, c_symmetric = (_follow(vectors, start, symmetric).c[:runs] for symmetric in (False, True))
-    gram, start = gram[:runs, None], start[:runs, None]
-    reduced, reduced_symmetric = (start + gram @ c @ gram for c in (c, c_symmetric))
-    free, symmetric = (
-        np.stack([_network(v, t, symmetric) for v, t in zip(vectors[:runs], theta, strict=False)])
-        for symmetric in (False, True)
-    )
+    start = vectors @ theta @ vectors.transpose(0, 2, 1)
+
+    def compare(symmetric):
+        """Logits of the networks, by the reduction and with CG for GCG, `(runs, times, tokens, tokens)`."""
+        c, g, first = np.asarray(_reduced(gram, start, symmetric)[3])[:runs], gram[:runs, None], start[:runs, None]
+        networks = [_network(v, t, symmetric) for v, t in zip(vectors[:runs], theta, strict=False)]
+        return np.stack(networks), first + g @ c @ g, first + c @ g
+
+    (free, reduced, one_sided), (symmetric, reduced_symmetric, _) = compare(False), compare(True)
     orthonormal = _network(np.eye(TOKENS), np.zeros((TOKENS, TOKENS)))
     row, ts = OneLayer(TOKENS, len(trained)), jnp.asarray(UPDATES * len(trained), setting.dtype)
     seen = np.asarray(jax.jit(lambda row, ts: row.seen(row.exact(0.0, ts)))(row, ts))[:, None]
     of = lambda logits, pairs: special.softmax(logits, axis=-1)[..., pairs[:, 0], pairs[:, 1]]
-    error, reverse = of(orthonormal, trained) - seen, TOKENS * of(orthonormal, test) - 1
-    wrong, wrong_reverse = ({"random tokens": x} for x in (of(free, trained) - seen, TOKENS * of(free, test) - 1))
-    bound = solver(100)
+    error, wrong = (of(logits, trained) - seen for logits in (orthonormal, free))
+    reverse, wrong_reverse = (TOKENS * of(logits, test) - 1 for logits in (orthonormal, free))
     return evidence(
-        agrees(f"all logits, {runs} draws", None, free, reduced, {"logits CG": start + c @ gram}, within=bound),
+        agrees(f"all logits, {runs} draws", None, free, reduced, {"logits CG": one_sided}, within=bound),
         agrees("symmetric Θ", None, symmetric, reduced_symmetric, {"the free reduction": reduced}, within=bound),
-        vanishes("orthonormal tokens, error of the trained p", error, wrong, within=bound),
-        vanishes("orthonormal tokens, m p − 1 of the reversal", reverse, wrong_reverse, within=bound),
+        vanishes("orthonormal tokens, error of the trained p", error, {"random tokens": wrong}, within=bound),
+        vanishes(
+            "orthonormal tokens, m p − 1 of the reversal", reverse, {"random tokens": wrong_reverse}, within=bound
+        ),
         panels=[_three_pairs("free", free, reduced), _three_pairs("symmetric", symmetric, reduced_symmetric)],
-    )
-
-
-def _network(vectors: np.ndarray, theta: np.ndarray, symmetric: bool = False) -> np.ndarray:
-    """All logits after all tokens along the gradient flow of the network's loss, `(times, tokens, tokens)`."""
-    arrays, trained = (jnp.asarray(x, float) for x in (vectors, theta)), _pairs()[0]
-    model = nets.Bilinear(*arrays, symmetric=symmetric)
-    flow = GradientFlow(jax.tree_util.Partial(nets.pair_loss, pairs=trained))
-    return np.asarray(_logits(model, solve(flow, model, UPDATES * len(trained)).ys.theta))
-
-
-def _three_pairs(word: str, logits: np.ndarray, law: np.ndarray) -> xr.Dataset:
-    """A pair trained both ways, one trained one way, and its reversal: logits of the first run."""
-    trained, test = _pairs()
-    shown = np.stack([trained[0], trained[-1], test[0]])
-    observed, predicted = (x[0, 1:, shown[:, 0], shown[:, 1]] for x in (logits, law))
-    names = ("pair trained both ways", "pair trained one way", "its reversal")
-    return panel(
-        f"{word} Θ: {TOKENS} random tokens in {TOKENS} dimensions",
-        ("t/N, updates a pair", UPDATES[1:]),
-        y="logit",
-        observed=dict(zip(names, observed, strict=True)),
-        predicted={"reduction, C": predicted.T},
-        log="x",
     )
 
 
@@ -143,28 +121,25 @@ def bilinear(setting: Setting) -> Evidence:
     rng, still = setting.rng, np.zeros((8, TOKENS, TOKENS))
 
     def measure(width, groups, symmetric):
-        """L, L_rev, `(times, runs)`, the ε of each run, `(runs,)`, and the logits at the end of the first."""
-        vectors = [_vectors(rng, width) for _ in range(groups)]
-        paths = [_follow(v, still, symmetric) for v in vectors]
-        gram = vectors[0][0] @ vectors[0][0].T
-        join = lambda name: np.concatenate([getattr(path, name) for path in paths], axis=-1)
-        return join("loss"), join("reverse"), join("exponent"), gram @ paths[0].c[0, -1] @ gram
+        """L, L_rev, `(times, runs)`, the ε of each run, `(runs,)`, and logits of the pairs at the end of the first."""
+        grams = [_vectors(rng, width)[1] for _ in range(groups)]
+        *curves, c = zip(*(map(np.asarray, _reduced(gram, still, symmetric)) for gram in grams), strict=True)
+        return *(np.concatenate(x, axis=-1) for x in curves), (grams[0][0] @ c[0][0, -1] @ grams[0][0])[2:22, 2:22]
 
     free, symmetric = [measure(d, groups, False) for d in widths], [measure(d, 1, True) for d in widths]
     exponent, exponent_s = (np.stack([run[2] for run in runs]) for runs in (free, symmetric))
     # One ε for the runs of a group: about half of them have ε = 0, because their reversal loss never falls.
-    grouped = exponent.reshape(len(widths), groups, 8).max(2)
+    grouped, grouped_s = exponent.reshape(len(widths), groups, 8).max(2), exponent_s.reshape(len(widths), 4, 2).max(2)
     slope = lambda exponent: np.polyfit(np.log(widths), np.log(exponent), 1)[0]
-    slope_s = slope(exponent_s.reshape(len(widths), 4, 2).max(2))
     (loss, reverse, _, logits), (_, reverse_s, _, logits_s) = free[wide], symmetric[wide]
     ends = ", ".join(f"{run[1][-1].mean():.2f} (d = {d})" for d, run in zip(widths, free, strict=True))
     name = f"slope of ln ε over ln d, {groups} groups of 8 runs"
-    maps = (("free", logits), ("symmetric", logits_s))
     same, never = {"symmetric Θ": exponent_s[wide].min()}, {"free Θ": reverse[-1].min()}
-    axis, late = ("t/N, updates a pair", UPDATES[1:]), lambda loss: loss.mean(1)[1:]
+    late, average = (lambda loss: loss.mean(1)[1:]), grouped.mean(1)
+    square_root = {"d^−½": average[0] * np.sqrt(widths[0] / widths)}
     least = {
-        "observed": {"mean over groups": grouped.mean(1)},
-        "predicted": {"d^−½": grouped.mean(1)[0] * np.sqrt(widths[0] / widths)},
+        "observed": {"mean over groups": average},
+        "predicted": square_root,
         "control": {"symmetric Θ": exponent_s.max(1)},
     }
     losses = {
@@ -172,22 +147,19 @@ def bilinear(setting: Setting) -> Evidence:
         "predicted": {"bound at ε = 0.05": late(reverse[0] * (loss / loss[0]) ** 0.05)},
         "control": {"L_rev, symmetric Θ": late(reverse_s)},
     }
+    tokens = np.array([f"{letter}{i}" for letter in "AB" for i in range(1, 11)])
+    axes, maps = (("next token", tokens), ("token", tokens)), {"free": logits, "symmetric": logits_s}
+    scale = {"z_label": "logit", "limits": (0, logits.max())}
     return evidence(
-        mean(name, slope(grouped), {"symmetric Θ": slope_s}, at_most=-0.5),
+        mean(name, slope(grouped), {"symmetric Θ": slope(grouped_s)}, at_most=-0.5),
         at_most(f"largest ε at d = 1600, {groups * 8} runs", exponent[wide], 0.05, same),
         at_most("symmetric Θ: L_rev at the end, d = 1600", reverse_s[-1], 0.01, never),
         panels=[
             panel("the ε that serves 8 runs", ("width d", widths), y="ε", **least, log="xy"),
-            panel("d = 1600, mean over runs", axis, y="cross-entropy (nats)", **losses, log="xy"),
-            *(_map(word, x[2:22, 2:22], logits[2:22, 2:22].max()) for word, x in maps),
+            panel("d = 1600, mean over runs", AXIS, y="cross-entropy (nats)", **losses, log="xy"),
+            *(heatmap(f"{word} Θ, d = 1600; (B10, A10) is the test", *axes, x, **scale) for word, x in maps.items()),
         ],
         remarks=[
             f"Mean L_rev at the end, from ln {TOKENS} = {np.log(TOKENS):.2f}: {ends}; L is {loss[-1].mean():.1g} there."
         ],
     )
-
-
-def _map(word: str, logits: np.ndarray, most: Any) -> xr.Dataset:
-    names = np.array([f"{letter}{i}" for letter in "AB" for i in range(1, 11)])
-    title, axes = f"{word} Θ, d = 1600; (B10, A10) is the test", (("next token", names), ("token", names))
-    return heatmap(title, *axes, logits, z_label="logit", limits=(0.0, float(most)))
