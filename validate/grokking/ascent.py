@@ -13,9 +13,9 @@ from ...dynamics.grokking import Energy, ScaledAscent, peak
 from ...dynamics.groups import cyclic
 from ...dynamics.representations import Irrep, irreps
 from ...nets.pairs import split
+from ..cheap import end_of
 from ..checks import agrees, at_least, at_most, evidence, mean, relative, rounding, solver, vanishes
 from ..claim import Evidence, Setting, claim
-from ..descent import end_of
 from ..panels import panel
 from ._shared import ALL_PAIRS, SQUARE, nontrivial, random_nodes, same_shape, short, some_groups, widened
 

@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from ...dynamics.grokking import ScaledAscent, convolution_energy, race
 from ...dynamics.groups import cyclic
+from ..cheap import end_of
 from ..checks import agrees, at_most, converges, evidence, mean, norms, relative, rounding, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
-from ..descent import end_of
 from ..panels import panel
 from ._shared import ALL_PAIRS, SIGMAS, SQUARE, random_nodes, standard_errors
 

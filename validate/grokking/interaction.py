@@ -11,9 +11,9 @@ from jaxtyping import Float
 from ...dynamics import grokking
 from ...dynamics.groups import alternating, cyclic, dihedral, symmetric
 from ...dynamics.representations import Irrep, irreps
+from ..cheap import end_of
 from ..checks import absolute, agrees, at_most, evidence, scaled, solver, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
-from ..descent import end_of
 from ..panels import heatmap, panel
 from ._shared import ALL_PAIRS, SQUARE, entries, nontrivial, random_nodes, short, some_groups
 

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 from ...dynamics import groups
 from ...dynamics.grokking import ACTIVATIONS, ScaledAscent, SingleTarget
+from ..cheap import end_of
 from ..checks import at_most, evidence, solver, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
-from ..descent import end_of
 from ..panels import panel
 
 RANDOM = 40  # starts, besides one near each pair

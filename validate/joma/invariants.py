@@ -9,9 +9,9 @@ import optax
 from ...dynamics.joma import Attention, Joint, invariants, predicted_logits
 from ...nets import joma as nets
 from ...nets import train
+from ...nets.descent import at_common_time, halving_rates
 from ..checks import absolute, agrees, at_most, converges, evidence, mean, rounding, scales, solver, vanishes
 from ..claim import Evidence, Setting, claim
-from ..descent import at_common_time, halving_rates
 from ..metrics import normalised_correlation, relative_error
 from ..panels import panel
 from ._shared import FLOW, ONE_QUERY, STATIONARY, TIME, along_flow, four_activations, random_task

@@ -19,9 +19,9 @@ from ...dynamics.joma import (
     ManyNodes,
 )
 from ...nets import joma as nets
+from ...nets.descent import at_common_time, halving_rates
 from ..checks import absolute, agrees, at_most, converges, evidence, norms, relative, solver, vanishes
 from ..claim import Evidence, Setting, claim
-from ..descent import at_common_time, halving_rates
 from ..metrics import stable_rank
 from ..panels import panel
 from ._shared import FLOW, LINEAR, ONE_QUERY, STATIONARY, TIME, along_flow

@@ -11,9 +11,9 @@ from ...dynamics import GradientFlow, solve
 from ...dynamics.joma import Attention, Joint, invariants
 from ...nets import joma as nets
 from ...nets import text, train
+from ...nets.descent import at_common_time, halving_rates
 from ..checks import at_least, evidence, mean, scales
 from ..claim import Evidence, Setting, claim
-from ..descent import at_common_time, halving_rates
 from ..panels import panel
 from ._shared import ONE_QUERY, four_activations, loss_flow, random_task, sgd
 

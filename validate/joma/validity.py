@@ -22,8 +22,9 @@ from ...dynamics.joma import (
     predicted_logits,
 )
 from ...nets import joma as nets
+from ...nets.descent import descend, steps_to
 from ...sweeps import Point
-from ..descent import descend, end_of, steps_to, uniforms
+from ..cheap import end_of, uniforms
 from ..validity import gap, validity_map
 from . import PAPER
 from ._shared import sgd

@@ -10,9 +10,9 @@ from ...dynamics import solve
 from ...dynamics.scan_snap import YZ, ScanSnap
 from ...nets import scan_snap as nets
 from ...nets import train
+from ...nets.descent import halving_rates
 from ..checks import absolute, agrees, at_least, at_most, converges, evidence, mean, relative, scales, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
-from ..descent import halving_rates
 from ..metrics import entropy
 from ..panels import heatmap, panel
 from ._shared import ALIKE, ASSUMED, CLASSES, FLOW, OWN, SYMMETRIC, TIME, log_times, logits, reference, scan_flow

@@ -9,8 +9,9 @@ from jaxtyping import Array
 
 from ...dynamics.scan_snap import Decoder, PhaseTransition, SymmetricAttention, SymmetricDecoder, backprop_coefficients
 from ...nets import scan_snap as nets
+from ...nets.descent import descend, steps_to
 from ...sweeps import Point
-from ..descent import descend, end_of, steps_to, uniforms
+from ..cheap import end_of, uniforms
 from ..validity import gap, validity_map
 from . import PAPER
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .. import _catalogue
 from ..dynamics import Flow, flows, solve
-from ..validate.descent import steps_to
+from ..nets.descent import steps_to
 from .engine import Point
 from .subject import Subject
 

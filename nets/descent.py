@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
-from ..dynamics import Flow
-from ..nets import init, step, train
+from .engine import init, step
+from .train import train
 
 
 def halving_rates(smallest: float, number: int) -> np.ndarray:
@@ -71,25 +70,3 @@ def descend(
     end = jax.lax.while_loop(unfinished, update, start._replace(kept=None))
     params = jax.tree.map(lambda p: jnp.where(end.diverged_at < 0, p, jnp.nan), end.params)
     return eqx.combine(params, start.kept)
-
-
-def end_of(flow: Flow, y0: PyTree, time: Float[ArrayLike, ""], steps: int = 32) -> PyTree:
-    """The state of a smooth flow at `time`, by that many equal steps of Tsit5. Its error is far below that of any
-    descent beside it, no lane of a sweep waits for another, and it compiles several times faster than an adaptive
-    solve."""
-    solver, term, h = dfx.Tsit5(), dfx.ODETerm(flow), jnp.asarray(time) / steps
-
-    def step(i, carry):
-        y, state = carry
-        y, _, _, state, _ = solver.step(term, i * h, (i + 1) * h, y, None, state, made_jump=False)
-        return y, state
-
-    return jax.lax.fori_loop(0, steps, step, (y0, solver.init(term, 0.0, h, y0, None)))[0]
-
-
-def uniforms(key: Key[Array, ""], **shapes: tuple[int, ...]) -> dict[str, Float[Array, "..."]]:
-    """Independent uniform numbers on `[−1, 1)` in arrays of these shapes, by one draw: each draw of its own takes
-    longer to compile than the small networks that are trained on it."""
-    sizes = [int(np.prod(shape)) for shape in shapes.values()]
-    parts = jnp.split(jax.random.uniform(key, (sum(sizes),), minval=-1, maxval=1), np.cumsum(sizes)[:-1])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
