@@ -26,7 +26,7 @@ def _losses(weights: Weights, group: Abelian):
     """Relative errors of the general and the printed formula, `(draws, as drawn or of zero means, 2)`."""
 
     def of(w):
-        z = composing.from_weights(*w, group).z
+        z = composing.from_weights(*w, group=group).z
         formulas = jnp.stack([composing.loss(z, group), composing.printed_loss(z, group)])
         return formulas / composing.direct_loss(w, group) - 1
 

@@ -1,5 +1,7 @@
 """How potentials move under gradient flow, and Theorem 6: at infinite width each follows an equation of its own."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ def _speeds(weights: jax.Array) -> tuple[jax.Array, ...]:
     """ż and ṙ by autodiff of the weights' flow, ż, ṙ and JJ*(δ − r) by the laws, ṙ without the conjugate, and
     −(d/2) dℓ̃/dt."""
     group, flow = cyclic(7), TruncatedFlow(7)
-    element = lambda w: composing.from_weights(*w, group).z[:, 1:]
+    element = lambda w: composing.from_weights(*w, group=group).z[:, 1:]
 
     def truncated(w):
         r, k = flow.potentials(element(w)), jnp.arange(6)
@@ -50,7 +52,7 @@ def potential_flow(setting: Setting) -> Evidence:
     laws = {"(2/d²) J J* (δ − r)": velocity, "with the matrix JJ*": gram}
     wrong = {"without the conjugate": unconjugated, "2/d for 2/d²": 7 * velocity}
     name, axis = "ṙ by autodiff of the weights' flow", ("potential, by speed", np.arange(len(order)))
-    by_speed = lambda curves: {label: np.real(x).ravel()[order] for label, x in curves.items()}
+    by_speed: Any = lambda curves: {label: np.real(x).ravel()[order] for label, x in curves.items()}
     curves = {"observed": by_speed({name: r_dot}), "predicted": by_speed(laws), "control": by_speed(wrong)}
     return evidence(
         agrees(name, None, r_dot, laws, wrong, within=rounding(800)),

@@ -94,7 +94,7 @@ def coupons(setting: Setting) -> Evidence:
     # The last column of the polar factor of [Q, v], v with parts of these norms inside the span of Q and 0.6 outside.
     sizes, basis = 0.2 * 0.5 ** np.arange(6), orthonormal(12, 5)
     q, inside, outside = basis[:, :4], sizes.astype(dtype)[:, None] * np.mean(basis[:, :4], axis=1) * 2, basis[:, 4]
-    columns = lambda v: (race.polar(jnp.column_stack([q, v]))[:, -1], race.polar_last_column(q, v))
+    columns = lambda v: (race.polar(jnp.column_stack([q, v]))[:, -1], race.polar_last_column(jnp.asarray(q), v))
     exact, predicted = map(np.asarray, jax.jit(jax.vmap(columns))(inside + 0.6 * outside))
     printed = outside + inside / (1 + 0.6**2)  # with ‖v_⊥‖² in place of ‖v_⊥‖
     in_errors = lambda name, samples, *laws: agrees(
@@ -126,8 +126,8 @@ def coupons(setting: Setting) -> Evidence:
         panels=[panel(title, axis, y="draws", predicted=damped, observed=seen, control={"without 2^{−a}": undamped})],
         remarks=[f"T₀ = {independent:.3f}, T_a = {theory['T_a']:.3f}."],
         errata=[
-            Erratum(where, "T₀ ≥ max(1/min p, Σ 1/l)", form, *off, measure),
-            Erratum("Lemma 9", "v_∥/(1 + ‖v_⊥‖²)", "v_∥/(1 + ‖v_⊥‖)", *last, of_last),
+            Erratum(where, "T₀ ≥ max(1/min p, Σ 1/l)", form, *off, measure=measure),
+            Erratum("Lemma 9", "v_∥/(1 + ‖v_⊥‖²)", "v_∥/(1 + ‖v_⊥‖)", *last, measure=of_last),
         ],
     )
 

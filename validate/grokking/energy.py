@@ -1,5 +1,7 @@
 """Stage II: the energy in all its forms, its maxima as they are and as printed, and how flat they are."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ def energy(setting: Setting) -> Evidence:
         return 2 * order * np.var(sums, axis=1), *by_irreps, traces / 2 / order
 
     *right, printed = np.stack([forms(group, w) for group, w in zip(groups, nodes, strict=True)], axis=1)
-    closed = dict(zip(("2‖u∗w₂ − mean‖²", "real", "complex representations"), right, strict=True))
+    closed: dict[str, Any] = dict(zip(("2‖u∗w₂ − mean‖²", "real", "complex representations"), right, strict=True))
     wrong, axis = {"printed": printed, "4 × printed": 4 * printed}, ("group", np.arange(len(groups)))
     simple = lambda w: [Energy(groups[-1], activation=f)(w) for f in (lambda x: x, lambda x: 0.7 * x + 1.3 * x**2)]
     linear, mixed = map(float, jax.jit(simple)(cast(nodes[-1][0])))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,10 +111,10 @@ def repulsion(setting: Setting) -> Evidence:
 
 def _by_characters(all_: Sequence[Irrep], known: int) -> Float[np.ndarray, "order order"]:
     """`Φ_S Φ_S*` as printed, for representations of real kind, the first so many besides the trivial one known."""
-    return sum(r.dim / r.group.order * np.outer(r.character, r.character) for r in all_[known + 1 :])
+    return np.sum([r.dim / r.group.order * np.outer(r.character, r.character) for r in all_[known + 1 :]], axis=0)
 
 
-def _beside(rng, all_: Sequence[Irrep], known: int, setting: Setting) -> list[tuple[float, ...]]:
+def _beside(rng, all_: Sequence[Irrep], known: int, setting: Setting) -> list[tuple[Any, ...]]:
     """For Π_miss beside nodes that know so many representations, and for its printed form if the group is not Abelian:
     the error of Ỹ − Ŷ; and of the gradient that reaches a new small node, predicted as `(1/η) Π(h, h′) f`, the cosine
     and the norm over the predicted one."""

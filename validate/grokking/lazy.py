@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from ...dynamics import grokking
 from ...dynamics.grokking import OutputLayer, Pairs
@@ -24,8 +24,8 @@ def _hidden(pairs: Pairs, w: Float[Array, "2 order nodes"]) -> Float[Array, "pai
     return jnp.square(w[0][pairs.first] + w[1][pairs.second])
 
 
-def _layer(pairs: Pairs, w: Float[np.ndarray, "2 order nodes"], decay: float, setting: Setting) -> OutputLayer:
-    weights, labels = (jnp.asarray(x, setting.dtype) for x in (w, np.eye(w.shape[1])[pairs.label]))
+def _layer(pairs: Pairs, w: Float[ArrayLike, "2 order nodes"], decay: float, setting: Setting) -> OutputLayer:
+    weights, labels = (jnp.asarray(x, setting.dtype) for x in (w, np.eye(np.shape(w)[1])[pairs.label]))
     return OutputLayer(_hidden(pairs, weights), labels, jnp.asarray(decay, setting.dtype))
 
 
@@ -85,7 +85,7 @@ def ridge_gradient(setting: Setting) -> Evidence:
         return _ridge(flow, cast(rng.normal(size=(nodes, order))), cast(late))
 
     found = jax.tree.map(lambda *x: np.array(x), *(measured(*task) for task in tasks))
-    later, (bare, spanned), tight = late[:, None] - late[0], found["no decay"], {"within": rounding(4.5e4)}
+    later, (bare, spanned), tight = late[:, None] - late[0], found["no decay"], rounding(4.5e4)
     forms = {"η K Ỹ Ỹᵀ K F̃": found["kernel"], "equation 4": found["equation 4"]}
     rate, wrong_rate = {"exp(−λ_min t)": np.exp(-later)}, {"exp(−ηt)": np.exp(-later * ETA / found["slowest"])}
     # What the next eigenvalues still add, in float32 at earlier times.
@@ -98,10 +98,10 @@ def ridge_gradient(setting: Setting) -> Evidence:
     lemma = {"the best multiple of Ỹ Ỹᵀ F̃ (Lemma 1)": found["Lemma 1"]}
     fewer = {"121 pairs and 40 nodes, zero in the slides": bare}
     return evidence(
-        vanishes("G_F at V_r, relative error", forms, lemma, **tight),
+        vanishes("G_F at V_r, relative error", forms, lemma, within=tight),
         agrees("|G_F(t) − G_F(∞)| over the first", ("λ_min t", late), found["approach"].T, rate, wrong_rate, **beside),
-        vanishes("outputs scaled by β: G* at the decay η/β², relative error", scaled, as_printed, **tight),
-        vanishes("|G_F| at η = 0 with more nodes than pairs", spanned, fewer, **tight),
+        vanishes("outputs scaled by β: G* at the decay η/β², relative error", scaled, as_printed, within=tight),
+        vanishes("|G_F| at η = 0 with more nodes than pairs", spanned, fewer, within=tight),
         errata=[no_decay, Erratum("Appendix C.3", *limits, scaled.max(), found["G*/β²"].max())],
     )
 
@@ -191,7 +191,7 @@ def wide_limit(setting: Setting) -> Evidence:
             f"On 60 pairs the cosine is {1 - part[0]:.2f} at K = {widths[-4]}, {1 - part[1]:.2f} at K = {widths[-3]}.",
             f"|G_F| falls as K to the power {falls:.2f}; Lemma 1 says −0.5.",
         ],
-        errata=[Erratum("Lemma 1", printed, corrected, *errors, f"relative error of |G_F|, {largest}")],
+        errata=[Erratum("Lemma 1", printed, corrected, *errors, measure=f"relative error of |G_F|, {largest}")],
     )
 
 

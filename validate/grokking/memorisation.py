@@ -1,6 +1,7 @@
 """Theorem 5: nodes that see one target only, and whether they end at a single pair or spread over many."""
 
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -90,13 +91,13 @@ def memorisation(setting: Setting) -> Evidence:
     last = {name: own[-1] for name, own in runs.items()}
     by_p, shown = np.argsort(-last["cube"]["p"]), wanted[-1].name
     axis = ("pair, by falling p", np.arange(1, len(by_p) + 1))
-    spread = {
+    spread: dict[str, Any] = {
         "predicted": {name: last[name]["profile"][by_p] for name in spreading},
         "observed": {name: last[name]["s"].mean(axis=0)[by_p] for name in spreading},
         "control": {"relu, for √p": last["relu"]["for √p"][by_p]},
     }
     fraction = lambda key: np.bincount(last["cube"][key], minlength=len(by_p))[by_p] / len(last["cube"][key])
-    raced = {"predicted": {"largest p·s(0)": fraction("raced")}, "observed": {"ascent": fraction("at")}}
+    raced: dict[str, Any] = {"predicted": {"largest p·s(0)": fraction("raced")}, "observed": {"ascent": fraction("at")}}
     raced["control"] = {"the largest p (Theorem 5)": np.eye(len(by_p))[0]}
 
     def less(name, what, key, mistake="", off=""):
@@ -118,5 +119,5 @@ def memorisation(setting: Setting) -> Evidence:
             f"Of {len(stalled)} ascents of ReLU from starts of either sign {np.sum(stalled)} stop elsewhere, because"
             " pairs with s < 0 are dead."
         ],
-        errata=[Erratum(where, printed, form, off_race, off_likely, elsewhere)],
+        errata=[Erratum(where, printed, form, float(off_race), float(off_likely), elsewhere)],
     )

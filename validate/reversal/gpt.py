@@ -95,14 +95,14 @@ def _evidence(setting: Setting, data: nets.Sentences, groups: dict[str, slice], 
         panels=[
             panel(title, step, y="loss of the last entity (nats)", observed=shown, predicted=guess),
             panel("diagonal of the weights, mean over seeds", step, y="standard deviations", observed=scores),
-            *(heatmap(f"{name}, one seed", *axes, x[0], **scale) for name, x in maps.items()),
+            *(heatmap(f"{name}, one seed", *axes, z=x[0], **scale) for name, x in maps.items()),
         ],
         remarks=[f"By seed: test loss {_by_seed(end(loss, 'unseen'))} (ln V = {uniform:.3g}); scores {by_seed}."],
     )
 
 
-def _by_seed(values: np.ndarray) -> str:
-    return ", ".join(f"{v:.3g}" for v in values)
+def _by_seed(values: ArrayLike) -> str:
+    return ", ".join(f"{v:.3g}" for v in np.asarray(values))
 
 
 @claim(

@@ -51,8 +51,8 @@ def _reduced(grams: Float[Array, "runs m m"], starts: Float[Array, "runs m m"], 
 
 def _network(vectors: np.ndarray, theta: np.ndarray, symmetric: bool = False) -> np.ndarray:
     """All logits after all tokens along the gradient flow of the network's loss, `(times, tokens, tokens)`."""
-    vectors, theta = (jnp.asarray(x, float) for x in (vectors, theta))
-    model, trained = nets.Bilinear(vectors, theta, symmetric=symmetric), _pairs()[0]
+    weights, trained = [jnp.asarray(x, float) for x in (vectors, theta)], _pairs()[0]
+    model = nets.Bilinear(*weights, symmetric=symmetric)
     flow = GradientFlow(jax.tree_util.Partial(nets.pair_loss, pairs=trained))
     logits = lambda theta: jax.vmap(eqx.tree_at(lambda m: m.theta, model, theta))(jnp.arange(TOKENS))
     return np.asarray(jax.vmap(logits)(solve(flow, model, UPDATES * len(trained)).ys.theta))

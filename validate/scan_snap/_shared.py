@@ -44,4 +44,4 @@ def follow(flow: ScanSnap, ts: np.ndarray) -> YZ:
 
 def logits(flow: ScanSnap, ts: np.ndarray) -> np.ndarray:
     """The attention logits of one class's tokens along the flow from zero, shape `(times, tokens)`."""
-    return follow(flow, ts).z[:, 0, OWN]
+    return np.asarray(follow(flow, ts).z)[:, 0, OWN]

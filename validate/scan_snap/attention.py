@@ -52,7 +52,7 @@ def lemma_4(setting: Setting) -> Evidence:
     return evidence(
         *checks,
         remarks=[f"Error of z_common and of the most frequent distinct token: {each}. {memory}"],
-        errata=[Erratum("paper, Lemma 4", "ż_m = η_Z γ Σ_n …", "ż_m = (η_Z/K) γ Σ_n …", *off, measure)],
+        errata=[Erratum("paper, Lemma 4", "ż_m = η_Z γ Σ_n …", "ż_m = (η_Z/K) γ Σ_n …", *off, measure=measure)],
     )
 
 
@@ -141,7 +141,7 @@ def fates(setting: Setting) -> Evidence:
             f"With three common tokens of unequal frequency some common token rises at the start in "
             f"{rising.sum()} of {instances} random three-class tables of tier A."
         ],
-        errata=[Erratum("slides", "ż < 0 for common tokens", where, *shares, measure)],
+        errata=[Erratum("slides", "ż < 0 for common tokens", where, *shares, measure=measure)],
     )
 
 
@@ -186,7 +186,7 @@ def relative_gain(setting: Setting) -> Evidence:
             f"departs by up to {over[:, 1, 2].max():.1f} (η_Z/η_Y) ln χ at η_Z/η_Y = {ratios[1]:g}.",
             f"The lower bound with the printed B is exceeded at all t, by {as_printed.min() - 1:.2g} or more of ln χ.",
         ],
-        errata=[Erratum("paper, Theorem 3", "B_n = η_Z ∫ξ_n", corrected, *both, measure)],
+        errata=[Erratum("paper, Theorem 3", "B_n = η_Z ∫ξ_n", corrected, *both, measure=measure)],
     )
 
 
@@ -236,9 +236,9 @@ def phase_transition(setting: Setting) -> Evidence:
             f"{caption:.3f} with ν = η_Z/η_Y, as its caption says.",
         ],
         errata=[
-            Erratum("slides, Theorem 4", slides_form, corrected, *off(exact, slides), of_b),
-            Erratum("paper, eq. 14 and 124", "B = ¼ ln(C₀ + 4Γ)", offset, *off(exact, eq_14), of_b),
-            Erratum("paper, Fig. 9's caption", nu, as_drawn, *differ, of_drawn),
+            Erratum("slides, Theorem 4", slides_form, corrected, *off(exact, slides), measure=of_b),
+            Erratum("paper, eq. 14 and 124", "B = ¼ ln(C₀ + 4Γ)", offset, *off(exact, eq_14), measure=of_b),
+            Erratum("paper, Fig. 9's caption", nu, as_drawn, *differ, measure=of_drawn),
         ],
     )
 

@@ -78,7 +78,7 @@ def gradients(setting: Setting) -> Evidence:
     ordered = lambda gradient: gradient[0].ravel()[first]
     axis, seen, control = ("Lemma 1", ordered(law_z)), {"autodiff": ordered(w_q)}, {label: ordered(unprojected)}
     title, predicted = "gradient of W_Q on one sequence, entry by entry", {"Lemma 1": ordered(law_z)}
-    error = (float(norms(law, w_q).max()) for law in (law_z, without_root))
+    error = [float(norms(law, w_q).max()) for law in (law_z, without_root)]
 
     def check(normalise, part):
         """In expectation, against the flow with normalisation or without."""
@@ -92,7 +92,7 @@ def gradients(setting: Setting) -> Evidence:
         agrees("one sequence, W_Q against Lemma 1's ż", None, w_q, law_z, wrong, **options),
         *(check(normalise, part) for normalise in (True, False) for part in (0, 1)),
         panels=[panel(title, axis, y="−dL/dW_Q", observed=seen, predicted=predicted, control=control)],
-        errata=[Erratum("slides", "Z = U W_Q W_Kᵀ Uᵀ", "Z = U W_Q W_Kᵀ Uᵀ/√d", *error)],
+        errata=[Erratum("slides", "Z = U W_Q W_Kᵀ Uᵀ", "Z = U W_Q W_Kᵀ Uᵀ/√d", *error, measure="relative error")],
     )
 
 
@@ -121,7 +121,7 @@ def population_flow(setting: Setting) -> Evidence:
         agrees("Y, relative", None, real.y, law.y, {wrong: printed.y}, within=close),
         vanishes("row sums of Y", law.y.sum(axis=2), {"column sums": law.y.sum(axis=1)}, within=sums),
         vanishes("row sums of Z", law.z.sum(axis=2), within=sums),
-        errata=[Erratum(where, "Σ_n without a weight", corrected, *error, "absolute error of Z")],
+        errata=[Erratum(where, "Σ_n without a weight", corrected, *error, measure="absolute error of Z")],
     )
 
 
@@ -212,7 +212,7 @@ def decoder_law(setting: Setting) -> Evidence:
             f"γ over its late law at t₀, 10 t₀, 100 t₀ (M = 1000): {ratio[0]:.3f}, {ratio[1]:.3f}, {ratio[2]:.3f}. "
             f"Its peak is {height[wide]:.3f} at {top[wide] / start[wide]:.3f} t₀'."
         ],
-        errata=[Erratum("paper, Theorem 1(b)", "late γ with ln(ηt/K)", "ln(Mηt/K), as in Lemma 9", *error)],
+        errata=[Erratum("paper, Theorem 1(b)", "late γ with ln(ηt/K)", "ln(Mηt/K), as in Lemma 9", error[0], error[1])],
     )
 
 
@@ -298,7 +298,7 @@ def symmetric_decoder(setting: Setting) -> Evidence:
         observed = full[tier][:, entry]
         return agrees(name, x, observed, law, wrong, within=solver(k), measure=relative, y="u", log="x")
 
-    off = (float(np.abs(u_b / full[tier][:, 0] - 1).max()) for tier in "BC")
+    b, c = (float(np.abs(u_b / full[tier][:, 0] - 1).max()) for tier in "BC")
     return evidence(
         check("tier B's closed form against the full flow", "B", 0, u_b, {"rate η for (1−ρ)η": u_rate}, 100, axis),
         check("tier C, two scalars: own logit", "C", 0, scalars.own, {"tier B's closed form": u_b}, 100, axis),
@@ -308,5 +308,5 @@ def symmetric_decoder(setting: Setting) -> Evidence:
             f"Tier C's β over E' (M = {OUTPUTS}, K = {CLASSES}, ρ = {rho:.3f}) goes from {over_e[0]:.3f} at "
             f"t = {ts[0]:g} to {over_e[-1]:.2f} at t = {ts[-1]:g}: the signs are the paper's, the size is not."
         ],
-        errata=[Erratum("paper, Remark 1", "Σ_{n∈[K]} ζ_n = 0, for any M", "only if K = M_out (tier B)", *off)],
+        errata=[Erratum("paper, Remark 1", "Σ_{n∈[K]} ζ_n = 0, for any M", "only if K = M_out (tier B)", b, c)],
     )

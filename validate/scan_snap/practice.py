@@ -1,5 +1,7 @@
 """Attention in trained networks: which keys a cache may evict, and scan and snap on real text."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +94,7 @@ def eviction(setting: Setting) -> Evidence:
     own = np.asarray(models.z)[0, -1][np.repeat(np.arange(QUERIES), 2), 16:].reshape(CLASSES, CLASSES, -1)
     ranks = [stats.spearmanr(own[n, n], DISTINCT).statistic for n in range(CLASSES)]  # pyright: ignore
     title, axis = "loss against budget, η_Y = 10, η_Z = 1, t = 1000", ("keys kept of 127", np.array(BUDGETS))
-    observed = dict(zip(POLICIES, np.maximum(loss, 1e-4), strict=True))
+    observed: dict[str, Any] = dict(zip(POLICIES, np.maximum(loss, 1e-4), strict=True))
     held, trained = "attention kept by the top 16, trained, three settings", (TIME, TIMES[2:])
     ends = np.array([20.0, 100.0])
 

@@ -1,6 +1,8 @@
 """Descent on the real one-layer transformer beside the flows: tiers, finite sequences, when attention snaps and how
 sparse it ends, and the paper's Figures 4 and 6."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,8 +170,8 @@ def phase_diagram(setting: Setting) -> Evidence:
     of_times = lambda times: np.linalg.lstsq(design, np.log(times).reshape(2, -1).T, rcond=None)[0][1:].T
     by_snap, by_speed = of_times(snap), of_times(fastest)
     name, wrong = "exponents of the snap time in η_Y, η_Z, from −1, 0", "attention's fastest moment"
-    off = dict(zip(("theory", "descent"), by_snap - [-1, 0], strict=True))
-    wrongly = dict(zip((f"theory: {wrong}", f"descent: {wrong}"), by_speed - [-1, 0], strict=True))
+    off: dict[str, Any] = dict(zip(("theory", "descent"), by_snap - [-1, 0], strict=True))
+    wrongly: dict[str, Any] = dict(zip((f"theory: {wrong}", f"descent: {wrong}"), by_speed - [-1, 0], strict=True))
     clock = lambda times: (rates[:, None] * times)[slow].T
     scaled = "η_Y × snap time, theory and descent, η_Y ≤ 1"
     options = {"within": 0.05, "measure": relative, "y": "η_Y t, a line for each η_Y", "log": "xy"}

@@ -1,6 +1,8 @@
 """Where the theorems of Scan and Snap stop holding: their error against training as the learning rate grows and as the
 assumption of each is given up by degrees."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,7 +169,7 @@ def _contexts(
     return nets.Contexts(x / jnp.sum(x, axis=1, keepdims=True), jnp.arange(CLASSES), jnp.zeros(CLASSES, int))
 
 
-def _trained(point: Point, outputs: int, data, loss=nets.cross_entropy, *, eta_z=1.0, transform=None):
+def _trained(point: Point, outputs: int, data, loss=nets.cross_entropy, *, eta_z: Any = 1.0, transform=None):
     """The network at the end of descent, and the time that it reached. `transform` comes before the learning rates."""
     steps, reached = steps_to(TIME * point["time"], point["learning_rate"])
     descent = nets.sgd(point["learning_rate"], eta_z=eta_z)
