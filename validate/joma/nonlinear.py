@@ -38,7 +38,7 @@ def implicit_law(setting: Setting) -> Evidence:
     ts = np.concatenate([np.linspace(0.02, 1, 50), [1.5, 2, 3, 5, 10, 20, 50, 100]])
     rtol, atol, t = setting.bound(1e-11, 1e-6), setting.bound(1e-13, 1e-8), ts[:, None]
     y = np.asarray(solve(log, zero, ts, rtol=rtol, atol=atol).ys)
-    elapsed = np.asarray(jax.jit(jax.vmap(log.time_to, (0, None)))(y, zero))
+    elapsed = np.asarray(jax.jit(jax.vmap(log.time_to, (None, 0)))(zero, y))
     exact = jax.jit(lambda ts: flow.exact(zero, ts))(jnp.asarray(ts, setting.dtype))
     v, leading = solve(flow, zero, ts).ys, {"without R": MU * -np.expm1(-SPEED * t)}
     name, error, wrong = "implicit time of the log-form solution", elapsed / t - 1, {"without R": y / SPEED / t - 1}
