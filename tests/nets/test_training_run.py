@@ -73,6 +73,7 @@ def start(text):
     """Starts a process that does the runs given, on four devices. Compilations are cheap, and kept for the next."""
     environment = {
         **os.environ,
+        "JAX_ENABLE_COMPILATION_CACHE": "true",  # off for the tests
         "JAX_COMPILATION_CACHE_DIR": str(text.parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
