@@ -1,7 +1,6 @@
 """float64, and JAX's strict modes, for the whole session: a silent promotion of a dtype or a rank is an error."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 
 import hypothesis
@@ -12,14 +11,8 @@ from jaxtyping import config as jaxtyping_config
 hypothesis.settings.register_profile("compiled", deadline=None)  # the first example of a test compiles
 hypothesis.settings.load_profile("compiled")
 jax.config.update("jax_enable_x64", True)
-if "PYTEST_XDIST_WORKER" not in os.environ:  # they have it from this process
-    # Processes that tests start find again what others compiled; the command line would use the user's folder.
-    CACHE = tempfile.TemporaryDirectory(prefix="traindyn-tests-", ignore_cleanup_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-    os.environ["JAX_LOGGING_LEVEL"] = "CRITICAL"  # else XLA warns, falsely, of each program it finds (jax issue 38445)
-jax.config.update("jax_enable_compilation_cache", False)  # of this process
+jax.config.update("jax_enable_compilation_cache", False)  # which the command line switches on, in the user's folder
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # Tests compile for longer than they run: three quarters of their time. So they compile as the command line does for
 # claims, and this process without optimisations. `make test-optimised` runs the same tests without either.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
