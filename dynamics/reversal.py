@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key, Real
 from .._checked import checked
 from .._checks import as_float, check_positive_semidefinite, check_range, concrete, indices, integer, or_nan, real
 from .flow import ClosedForm, Example, Flow, Number, Times, at_each
-from .scan_snap.decoder import Decoder, check_broadcast, gap_after
+from .gap import check_broadcast, gap_after, visits
 
 
 @checked
@@ -211,7 +211,7 @@ class OneLayer(ClosedForm):
         if self.targets != 1:
             raise ValueError(f"targets must be 1 for visits, got {self.targets}.")
         integer("number", number, least=0)
-        return self.outputs * Decoder(self.outputs, 1.0, self.eta).visits(number)
+        return self.outputs * visits(self.outputs, self.eta, number)
 
     @checked
     def seen(self, gap: Real[ArrayLike, "..."]) -> Float[Array, "..."]:

@@ -10,11 +10,11 @@
 | phase transition (Theorem 4) | `PhaseTransition` |
 """
 
+from ..gap import logit_gap as logit_gap
 from .attention import PhaseTransition as PhaseTransition
 from .attention import SlowAttention as SlowAttention
 from .attention import SymmetricAttention as SymmetricAttention
 from .decoder import Decoder as Decoder
-from .decoder import logit_gap as logit_gap
 from .flow import YZ as YZ
 from .flow import ScanSnap as ScanSnap
 from .frozen import SymmetricDecoder as SymmetricDecoder

@@ -8,94 +8,14 @@ A class that is visited moves its own column of the decoder along `ζ_n = M/(M�
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key, Real
 
 from ..._checked import checked
-from ..._checks import as_float, check_range, check_shape, concrete, integer, require
+from ..._checks import check_range, concrete, integer, require
 from ..flow import ClosedForm, Example, Number, Times, at_each
-
-
-@checked
-def logit_gap(k: Real[ArrayLike, "..."], others: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
-    """The root x of `e^x − 1 + others·x = k`, for `others > 0`. It has the sign of `k`.
-
-    The gap between the logit that is pushed up and the `others` that are pushed down: every cross-entropy flow on
-    orthogonal inputs ends in this equation. By Newton's method from above, which converges for any size of `k`; the
-    Lambert form `x = c/a − W(e^{c/a}/a)`, `c = k+1`, `a = others`, overflows beyond c/a = 709. Differentiable in both,
-    any number of times. **Raises** `ValueError` for shapes that do not broadcast, and for `others` that are not
-    positive; inside `jit` these give NaN.
-    """
-    if concrete(others):
-        check_range("others", others, above=0)
-    check_broadcast(k=k, others=others)
-    pushed = as_float(k)
-    return gap_of(*jnp.broadcast_arrays(pushed, jnp.asarray(others, pushed.dtype)))
-
-
-def check_broadcast(**arrays: Any) -> None:
-    """Raises `ValueError` unless the shapes of these arguments broadcast against each other."""
-    shapes = {name: jnp.shape(x) for name, x in arrays.items()}
-    try:
-        np.broadcast_shapes(*shapes.values())
-    except ValueError as error:
-        names, found = (", ".join(map(str, x)) for x in (shapes, shapes.values()))
-        raise ValueError(f"{names} must have shapes that broadcast, got {found}.") from error
-
-
-@jax.custom_jvp
-@jax.jit
-def gap_of(k: Float[Array, "*batch"], a: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """`logit_gap`, and for k ≥ 0 with `a = 0` too."""
-
-    def step(_, x):
-        power = jnp.exp(x)
-        # Near k = −1 it is k + 1 that has the digits, and near zero k itself.
-        left = jnp.where(low, power - (finite + 1), jnp.expm1(x) - finite)
-        return x - (left + a * x) / (power + a)
-
-    finite = jnp.where(jnp.isinf(k), 0.0, k)
-    low = finite < -0.5
-    above = _above(finite, a)
-    end = jnp.where(jnp.isinf(k), k, above)  # infinite too where the root is below all numbers
-    root = jax.lax.fori_loop(0, 12, step, jnp.where(jnp.isinf(above), 0.0, above))
-    valid = (a > 0) | ((a == 0) & (k >= 0))
-    return jnp.where(valid, jnp.where(jnp.isinf(end), end, root), jnp.nan)
-
-
-@gap_of.defjvp
-def _gap_jvp(primals, tangents):
-    (k, a), (dk, da) = primals, tangents
-    x = gap_of(k, a)
-    return x, (dk - x * da) / (jnp.exp(x) + a)
-
-
-def gap_after(
-    pushed: Float[Array, "..."], others: Float[Array, "..."], start: Float[Array, "..."]
-) -> Float[Array, "..."]:
-    """The root x of `e^x + others·x = e^start + others·start + pushed`. From a start above zero by the equation divided
-    by `e^start`, which overflows otherwise."""
-    up, down = jnp.maximum(start, 0), jnp.minimum(start, 0)
-    scale = jnp.exp(-up)
-    k, a = jnp.broadcast_arrays(scale * pushed + jnp.expm1(down) + others * down, others * scale)
-    return up + gap_of(k, a)
-
-
-def _above(k: Float[Array, "*batch"], a: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """A bound above the root, and near to it. On a convex function Newton stays above the root."""
-    c, positive = k + 1, jnp.where(a > 0, a, 1.0)
-    linear = k / (a + 1)
-    grown = jnp.log1p(jnp.maximum(k, 0))
-    # Where e^x = c − ax is small: y = −x is at most ln 1/c and ln(1 + 1/a), and so at least −ln(c + a times those).
-    furthest = jnp.minimum(-jnp.log(jnp.maximum(c, 0)), jnp.log1p(1 / positive))
-    small = jnp.log(jnp.where(c > 0, c, 0) + a * furthest)
-    # For c ≤ 0, y = −c/a + W(e^{c/a}/a), with the lower bound of Lambert's W that `_lambert` starts from.
-    log = c / positive - jnp.log(positive)
-    far = c / positive - _below_lambert(log)
-    below = jnp.minimum(linear, jnp.where(c > 0, small, far))
-    return jnp.where(k > 0, jnp.minimum(grown, linear), jnp.where(k < 0, below, 0.0))
+from ..gap import check_broadcast, gap_after, lambert, visits
 
 
 @checked
@@ -175,15 +95,7 @@ class Decoder(ClosedForm):
         exactly, where `exact` is the limit of small η: `0 ≤ h* − h ≤ 2η/M` (Lemmas 5 and 7). For scalar fields.
         """
         integer("number", number, least=0)
-        for name in ("outputs", "eta"):
-            check_shape(name, getattr(self, name), ())
-
-        def visit(h, _):
-            new = h + self.eta / (self.outputs - 1 + jnp.exp(self.outputs * h))
-            return new, new
-
-        zero = jnp.zeros((), self.outputs.dtype)
-        return jnp.concatenate([zero[None], jax.lax.scan(visit, zero, length=number)[1]])
+        return visits(self.outputs, self.eta, number)
 
     @checked
     def gamma(self, t: Real[ArrayLike, "..."]) -> Float[Array, "..."]:
@@ -201,7 +113,7 @@ class Decoder(ClosedForm):
     def peak(self) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
         """When γ is largest, and how large: at `x = Mh = 1 + W((M−1)/e)`, which is `x = 1 + u`, `u e^u = (M−1)/e`."""
         m = self.outputs
-        u = _lambert((m - 1) / math.e)
+        u = lambert((m - 1) / math.e)
         x = 1 + u
         t = self.classes / self.eta * ((jnp.expm1(x) + (m - 1) * x) / m)
         return t, (m - 1) / m * u  # (M−1)² e^{−x}/M
@@ -217,19 +129,3 @@ class Decoder(ClosedForm):
         """`t₀ = 2K ln M/η`: from about here `h = ln(Mηt/K)/M` and `γ = K ln(Mηt/K)/(ηt)`. It depends on η_Y and not on
         η_Z: a larger attention rate makes the phase transition stronger, not earlier."""
         return 2 * self.linear_until()
-
-
-@jax.jit
-def _lambert(z: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """The principal branch of Lambert's W for z > 0, by Newton's method in `u + ln u = ln z`."""
-    log = jnp.log(z)
-
-    def step(_, u):
-        return u * (1 + log - jnp.log(u)) / (1 + u)
-
-    return jax.lax.fori_loop(0, 12, step, _below_lambert(log))
-
-
-def _below_lambert(log: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """A bound below W(z), and near to it, by ln z: `ln z − ln ln z` for z > e, else `z/(1 + z)`."""
-    return jnp.where(log > 1, log - jnp.log(jnp.maximum(log, 1)), jax.nn.sigmoid(log))

@@ -54,6 +54,15 @@ def test_a_paper_is_cited_and_imports_no_other(folder: Path):
                 assert node.module.split(".")[0] not in {other.name for other in PAPERS}, path
 
 
+@pytest.mark.parametrize("paper", [path.name for path in PAPERS])
+def test_no_theory_of_a_paper_imports_that_of_another(paper: str):
+    theory = ROOT / "dynamics"
+    for path in [theory / f"{paper}.py", *(theory / paper).glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else ():
+            if isinstance(node, ast.ImportFrom) and node.level == (1 if path.parent == theory else 2) and node.module:
+                assert node.module.split(".")[0] not in {other.name for other in PAPERS}, path
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_private_name_crosses_a_file(path: Path):
     """Whoever imports `_name` from another module, or looks at `module._name`, is named here."""

@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Int
 
 from ...dynamics import GradientFlow, solve
+from ...dynamics.gap import logit_gap
 from ...dynamics.reversal import OneLayer
-from ...dynamics.scan_snap import logit_gap
 from ...nets import reversal as nets
 from ...nets import train
 from ...nets.joma import minibatch
