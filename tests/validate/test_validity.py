@@ -1,17 +1,13 @@
 """The validity maps: each error vanishes with the learning rate where the assumption holds, and does not where it
-fails; and the training and integration that they share."""
+fails; and the integration that they share."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from traindyn.dynamics.joma import NonlinearActivation
-from traindyn.nets import joma as nets
-from traindyn.nets import train
-from traindyn.validate import built_in, descent, joma, scan_snap
+from traindyn.validate import built_in, cheap, joma, scan_snap
 from traindyn.validate.joma import validity as joma_validity
 from traindyn.validate.scan_snap import validity as scan_snap_validity
 
@@ -67,51 +63,16 @@ def test_each_claim_is_mapped_or_has_a_reason(paper):
     assert all(module.NOT_COVERED.values())
 
 
-@pytest.fixture
-def task(key):
-    x = jax.random.uniform(key, (4, 3))
-    data = nets.Contexts(x, jnp.arange(4) % 2, jnp.zeros(4, int))
-    return nets.JomaBlock(3, 2, classes=2, init_scale=0.5, key=key), data
-
-
-def test_descend_is_train_with_a_traced_number_of_steps(task):
-    model, data = task
-    optimiser = lambda rate: optax.sgd(rate, momentum=0.5)
-
-    @jax.jit
-    @eqx.debug.assert_max_traces(max_traces=1)
-    def run(rate, steps):
-        return descent.descend(model, nets.cross_entropy, data, optimiser(rate), steps)
-
-    for rate, steps in ((0.1, 7), (0.3, 0)):
-        other = train(model, nets.cross_entropy, data, optimiser(rate), steps).model
-        np.testing.assert_allclose(run(rate, steps).w, other.w, rtol=1e-12)
-
-
-def test_descent_that_diverges_ends_there_with_nan(task):
-    model, data = task
-    blow_up = lambda model, data: -jnp.sum(model.w**4)
-    end = jax.jit(lambda steps: descent.descend(model, blow_up, data, optax.sgd(10.0), steps))(10**12)
-    assert jnp.all(jnp.isnan(end.w))
-
-
-@pytest.mark.parametrize(("time", "rate", "steps"), [(2.0, 0.01, 200), (2.0, 0.3, 7), (1.0, 5.0, 1)])
-def test_steps_to(time, rate, steps):
-    number, reached = descent.steps_to(time, rate)
-    assert number == steps
-    np.testing.assert_allclose(reached, steps * rate)
-
-
 def test_end_of_is_of_fifth_order():
     flow, zero = NonlinearActivation(jnp.array([1.0, 2.0])), jnp.zeros(2)
     exact = flow.exact(zero, 1.0)
-    coarse, fine = (jnp.max(jnp.abs(descent.end_of(flow, zero, 1.0, steps) - exact)) for steps in (16, 32))
+    coarse, fine = (jnp.max(jnp.abs(cheap.end_of(flow, zero, 1.0, steps) - exact)) for steps in (16, 32))
     assert fine < 1e-7
     assert coarse / fine > 24
 
 
 def test_uniforms(key):
-    draw = descent.uniforms(key, a=(), b=(20, 30), c=(5,))
+    draw = cheap.uniforms(key, a=(), b=(20, 30), c=(5,))
     assert {name: x.shape for name, x in draw.items()} == {"a": (), "b": (20, 30), "c": (5,)}
     assert -1 <= draw["b"].min() < -0.9
     assert 0.9 < draw["b"].max() < 1
