@@ -1,5 +1,6 @@
 """Practice: networks, data, optimisers and the training loop. Knows no theory."""
 
+from . import contexts as contexts
 from . import eviction as eviction
 from . import galore as galore
 from . import grokking as grokking

@@ -1,20 +1,21 @@
 """The block that JoMA studies, and the synthetic token distributions it is trained on."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Real
 
 from .._checked import checked
-from .._checks import as_float, check_range, check_shape, choice, concrete, describe, indices, real
-from ._arguments import check_activation, check_contexts, check_logits, check_sizes, check_some, floating, inside
+from .._checks import as_float, check_range, check_shape, choice, concrete, describe, real
+from ._arguments import check_activation, check_contexts, check_sizes, check_some, floating
 from ._attention import softmax_attention
 from ._precision import at_least_float32
+from .contexts import Contexts as Contexts
+from .contexts import cross_entropy as cross_entropy
 from .train import AnyKey
 
 _ATTENTIONS = ("linear", "exp", "softmax")
@@ -189,33 +190,6 @@ class JomaBlock(eqx.Module):
 def _row(table: Float[Array, "queries n"], query: Int[ArrayLike, ""]) -> Float[Array, " n"]:
     """`table[query]`. For a batch that is a gather, and its gradient a scatter: dear, and idle with a single query."""
     return table[0] if table.shape[0] == 1 else table[query]
-
-
-class Contexts(NamedTuple):
-    """Samples of one block's task: token frequencies `x`, the `label` to predict, and the number of the `query`."""
-
-    x: Float[Array, "samples tokens"]
-    label: Int[Array, " samples"]
-    query: Int[Array, " samples"]
-
-
-@checked
-def cross_entropy(model: Callable[[Array, Array], Array], batch: Contexts) -> Float[Array, ""]:
-    """Mean cross-entropy of `model(x, query)` against the labels, in nats: of the block, or any network of contexts.
-
-    **Raises** `ValueError` for no samples, outputs that are no vector, labels that the model has no output for, queries
-    that it has no logits `z` of, and, for softmax attention, frequencies below zero.
-    Inside `jit` such a label makes it NaN, and such a query is taken for the nearest there is.
-    """
-    check_some("batch", batch.x.shape[0])
-    z = getattr(model, "z", None)
-    if z is not None and jnp.ndim(z) == 2:
-        counts = getattr(model, "attention", "softmax") == "softmax"
-        check_contexts(batch.x, batch.query, z, counts=counts, of="batch.")
-    logits = jax.vmap(lambda x, query: check_logits(model(x, query)))(batch.x, batch.query)
-    indices("batch.label", batch.label, logits.shape[-1])
-    label = inside(batch.label, logits.shape[-1])
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, label))
 
 
 @checked

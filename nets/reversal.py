@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from .._checked import checked
 from .._checks import indices
 from ._arguments import check_logits, check_sizes, check_some, floating, inside
-from .joma import Contexts
+from .contexts import Contexts
 
 
 class Sentences(NamedTuple):

@@ -20,8 +20,8 @@ from .._checks import concrete, describe, indices, integer, real
 from ._arguments import check_contexts, check_fields, check_sizes, check_some, floating, inside
 from ._attention import softmax_attention
 from ._precision import at_least_float32
-from .joma import Contexts as Contexts
-from .joma import cross_entropy as cross_entropy
+from .contexts import Contexts as Contexts
+from .contexts import cross_entropy as cross_entropy
 from .train import AnyKey
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from .._checked import checked
 from .._checks import indices, integer, strings
 from ._arguments import check_sizes
-from .joma import Contexts
+from .contexts import Contexts
 
 UNKNOWN = "<unk>"
 _JOINERS = "\u200c\u200d"  # zero-width, inside words of Persian and the scripts of India

@@ -82,7 +82,7 @@ CALLS = {
     "nets.joma.JomaBlock.rates": Call(
         BLOCK.rates, {"eta_w": 1.0, "eta_z": 0.5}, bad={"eta_w": [-1.0, NAN], "eta_z": [-1.0, NAN, jnp.ones(2)]}
     ),
-    "nets.joma.cross_entropy": Call(
+    "nets.contexts.cross_entropy": Call(
         joma.cross_entropy,
         {"model": BLOCK, "batch": CONTEXTS},
         bad={

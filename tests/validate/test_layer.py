@@ -55,8 +55,9 @@ def test_a_paper_is_cited_and_imports_no_other(folder: Path):
 
 
 @pytest.mark.parametrize("paper", [path.name for path in PAPERS])
-def test_no_theory_of_a_paper_imports_that_of_another(paper: str):
-    theory = ROOT / "dynamics"
+@pytest.mark.parametrize("room", ["dynamics", "nets"])
+def test_no_theory_or_network_of_a_paper_imports_that_of_another(room: str, paper: str):
+    theory = ROOT / room
     for path in [theory / f"{paper}.py", *(theory / paper).glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else ():
             if isinstance(node, ast.ImportFrom) and node.level == (1 if path.parent == theory else 2) and node.module:
