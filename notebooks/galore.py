@@ -96,7 +96,7 @@ text, _ = read_corpus()
 ids = np.frombuffer(text.encode(), np.uint8)[:200_000].astype(np.int32)
 config = LlamaConfig(vocabulary=256, width=64, hidden=176, layers=2, heads=4, length=64)
 model = Llama(config, dtype=jnp.float32, key=jax.random.key(0))
-windows = Windows(ids, length=64, batch=16)
+windows = Windows(ids, length=64, batch=8)
 fixed = windows(jax.random.key(1))  # gradients are compared on one batch
 
 
@@ -155,14 +155,14 @@ def optimiser(rate):
 loss = lambda model: next_token_loss(model, fixed)
 sweep = jax.vmap(
     lambda rate: train(
-        model, next_token_loss, windows, optimiser(rate), 300, key=jax.random.key(2), observe=loss, every=10
+        model, next_token_loss, windows, optimiser(rate), 150, key=jax.random.key(2), observe=loss, every=10
     )
 )
 rates = jnp.array([1e-3, 3e-3, 1e-2, 3e-2], jnp.float32)
 curves = sweep(rates).observed
 plt.figure(figsize=(6, 3.2))
 for rate, curve in zip(rates, curves, strict=True):
-    plt.plot(10 * np.arange(31), curve, label=f"GaLore, rank 16, learning rate {rate:.3g}")
+    plt.plot(10 * np.arange(16), curve, label=f"GaLore, rank 16, learning rate {rate:.3g}")
 plt.xlabel("step")
 plt.ylabel("loss (nats a byte)")
 plt.legend()

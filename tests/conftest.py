@@ -1,5 +1,6 @@
 """float64, and JAX's strict modes, for the whole session: a silent promotion of a dtype or a rank is an error."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -15,9 +16,15 @@ jax.config.update("jax_enable_compilation_cache", False)  # which the command li
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 # Tests compile for longer than they run: three quarters of their time. So they compile as the command line does for
 # claims, and this process without optimisations. `make test-optimised` runs the same tests without either.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+CHEAP = (
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=1"
+)
+os.environ.setdefault("XLA_FLAGS", CHEAP)
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
+gc.set_threshold(
+    200_000, 20, 50
+)  # tracing makes and drops objects by the million: a twelfth of the time was collection
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -40,6 +47,16 @@ def as_users() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: each file runs on one core, and both are busy to the end."""
-    longest = ("claims", "common", "notebooks", "sweep", "pretrain", "galore", "galore_compose", "verify", "validity")
-    place = {f"test_{name}.py": i for i, name in enumerate((*longest, "readme", "low_rank", "transformer", "llama"))}
+    longest = (
+        "claims",
+        "notebooks",
+        "common",
+        "training_run",
+        "arguments",
+        "verify_process",
+        "flow",
+        "sweeps",
+        "verify",
+    )
+    place = {f"test_{name}.py": i for i, name in enumerate((*longest, "grokking", "galore", "pairs", "galore_compose"))}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))

@@ -46,14 +46,18 @@ def code_of(function: Callable[..., Any]) -> str:
     first = function.__module__
     found: dict[str, str] = {}
     open_names = [first]
+    installed = functools.cache(lambda name: _installed(_file_of(name)))
     while open_names:
         name = open_names.pop()
+        # What stands in an installed package is not looked for one by one: imports name hundreds of things in it.
+        if _SCRIPTS.get(name, name) in found or (name != first and installed(name.partition(".")[0])):
+            continue
         file = _file_of(name)
         name = _SCRIPTS.get(name, name)
-        if name in found or (file is not None and name != first and _installed(file)):
+        if name != first and _installed(file):
             continue
         found[name] = "" if file is None else digest(file.read_bytes())
-        open_names += [] if file is not None and _installed(file) else _reached(name, file)
+        open_names += [] if _installed(file) else _reached(name, file)
     files = sorted((name, digest) for name, digest in found.items() if digest)
     return digest(json.dumps([files, sys.argv if first in _SCRIPTS else []]))
 
@@ -77,29 +81,39 @@ def _spec_of(name: str) -> ModuleSpec | None:
     return PathFinder.find_spec(name, places) if places else None
 
 
-def _installed(file: Path) -> bool:
+def _installed(file: Path | None) -> bool:
     """Whether a file is part of this library, of Python, or of a package that pip has installed."""
+    return file is not None and any(file.is_relative_to(place) for place in _places())
+
+
+@functools.cache
+def _places() -> list[Path]:
     pips = (Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-    return any(file.is_relative_to(place.resolve()) for place in (_PACKAGE, *_rooms(), *pips))
+    return [place.resolve() for place in (_PACKAGE, *_rooms(), *pips)]
 
 
 def _reached(name: str, file: Path | None) -> set[str]:
     """The modules that a module names in its imports, anywhere in its text, and those it holds things of."""
     reached = {_home(thing) for thing in vars(sys.modules[name]).values()} if name in sys.modules else set()
-    package = name if file is not None and file.name == "__init__.py" else name.rpartition(".")[0]
-    try:
-        nodes = list(ast.walk(ast.parse(file.read_bytes()))) if file is not None else []
-    except (SyntaxError, ValueError):
-        nodes = []
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            reached |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            with contextlib.suppress(ImportError):
-                source = resolve_name("." * node.level + (node.module or ""), package)
-                reached |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+    if file is not None:
+        reached |= _imported(file.read_bytes(), name if file.name == "__init__.py" else name.rpartition(".")[0])
     parents = {one.rsplit(".", i)[0] for one in reached for i in range(1, one.count(".") + 1)}
     return (reached | parents) - {name, ""}
+
+
+@functools.cache
+def _imported(source: bytes, package: str) -> set[str]:
+    """What the imports of a text name, relative ones from `package`."""
+    named = set()
+    with contextlib.suppress(SyntaxError, ValueError):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                with contextlib.suppress(ImportError):
+                    origin = resolve_name("." * node.level + (node.module or ""), package)
+                    named |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    return named
 
 
 def _home(thing: Any) -> str:

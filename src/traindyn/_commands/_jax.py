@@ -11,7 +11,11 @@ import jax
 
 from .others import brief
 
-CHEAP: dict[str, Any] = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
+CHEAP: dict[str, Any] = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_backend_optimization_level": 1,
+}
 
 
 def keep_compiled() -> None:
