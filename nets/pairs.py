@@ -4,6 +4,7 @@ Sources: Composing Global Optimizers (Tian, arXiv 2410.01779), sections 3 and 6 
 Li2 (Tian, arXiv 2509.21519), section 4.2.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -141,15 +142,20 @@ def stacked(samples: Sequence[Pairs]) -> Pairs:
     if any(one.table.shape[0] != order for one in samples):
         raise ValueError(f"samples must be of groups of one order, got {[one.table.shape[0] for one in samples]}.")
 
-    def joined(name: str, fill: int = 0) -> Array:
-        rows = [getattr(one, name) for one in samples]
+    known = all(map(concrete, samples))
+    xp: Any = np if known else jnp  # each length would compile a program
+
+    def joined(name: str, fill: int = 0) -> Any:
+        rows = [xp.asarray(getattr(one, name)) for one in samples]
         most = max(map(len, rows))
-        return jnp.stack([jnp.pad(row, (0, most - len(row)), constant_values=fill) for row in rows])
+        return xp.stack([xp.pad(row, (0, most - len(row)), constant_values=fill) for row in rows])
 
     latin = all(one.held_out is not None for one in samples)
     first, second, label, used = map(joined, ("first", "second", "label", "used"))
-    tables = jnp.stack([one.table for one in samples])
-    return Pairs(first, second, label, used, tables, joined("held_out", order**2) if latin else None)
+    tables = xp.stack([one.table for one in samples])
+    held_out = joined("held_out", order**2) if latin else None
+    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():  # values stay known inside jit
+        return jax.tree.map(jnp.asarray, Pairs(first, second, label, used, tables, held_out))
 
 
 # Loss

@@ -38,13 +38,13 @@ def pairs(table: Int[ArrayLike, "order order"], used: Bool[ArrayLike, "order ord
     numbers than 0 and 1, and one that leaves nothing.
     """
     label = elements_of(table)
-    order, used = len(label), used_pairs(used, len(label))
+    used = used_pairs(used, len(label))
     first, second = np.nonzero(used)
     columns = (first, second, label[used])
     with jax.ensure_compile_time_eval():  # values stay known inside jit
         first, second, label_of, of_all = (jnp.asarray(x, int) for x in (*columns, label))
         held_out = jnp.asarray(np.flatnonzero(~used), int) if is_latin(label) else None
-        return Pairs(first, second, label_of, jnp.ones(first.shape, bool), of_all.reshape(order, order), held_out)
+        return Pairs(first, second, label_of, jnp.asarray(np.ones(first.shape, bool)), of_all, held_out)
 
 
 def elements_of(table: Any) -> Int[np.ndarray, "order order"]:
