@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
+import scipy  # whose parts are imported when they are asked for
 from jaxtyping import ArrayLike, Bool, Num, Real
-from scipy.special import stdtrit
 
 from .._checked import checked
 from .._checks import check_range, choice, describe
@@ -111,7 +111,7 @@ def limit(
     if np.size(parameter) < 4:
         raise ValueError(f"parameter must have at least four values for a limit, got {np.size(parameter)}.")
     fitted, standard_error = fit_order(parameter, error)
-    half = float(stdtrit(np.size(parameter) - 2, 0.975)) * standard_error
+    half = float(scipy.special.stdtrit(np.size(parameter) - 2, 0.975)) * standard_error
     return Row(
         fitted,
         (fitted - half, fitted + half),

@@ -1,5 +1,6 @@
 """`traindyn train` as a user runs it: killed and resumed, diverging, on several devices, and with bad arguments."""
 
+import dataclasses
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from jaxtyping import config as jaxtyping_config
 from traindyn.__main__ import main
 from traindyn._files import locked
 from traindyn.nets import training_run as pretrain
-from traindyn.nets.training_plan import BadOption, _tokens
+from traindyn.nets.training_plan import SIZES, BadOption, _tokens
 from traindyn.nets.training_run import _evenly
 
 CACHE = (
@@ -34,8 +35,10 @@ GALORE = ("--optimiser", "galore", "--rank", "8", "--gap", "3")
 
 # Several runs in one process, for a process takes seconds to start.
 RUNS = """
-import json, sys
+import dataclasses, json, sys
 from traindyn.__main__ import main
+from traindyn.nets.training_plan import SIZES
+SIZES["tiny"] = dataclasses.replace(SIZES["tiny"], layers=int(sys.argv[2]))
 for arguments in json.loads(sys.argv[1]):
     try:
         main(arguments)
@@ -54,8 +57,10 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(text):
-    """Runs in this process find again what others compiled, in a folder of this module."""
+    """Runs in this process find again what others compiled, in a folder of this module. Their model has one layer, for
+    what they trace and compile costs more than what they compute."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", dataclasses.replace(SIZES["tiny"], layers=1))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(text.parent / "cache in here"))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         old = [(name, getattr(jax.config, name)) for name in CACHE]
@@ -76,13 +81,15 @@ def start(text):
         "JAX_ENABLE_COMPILATION_CACHE": "true",  # off for the tests
         "JAX_COMPILATION_CACHE_DIR": str(text.parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        # beside the cheaper code of the tests
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4 "
+        "--xla_backend_optimization_level=0",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
 
-    def start(*runs):
+    def start(*runs, layers=2):
         runs = [["train", "--corpus", str(text), *SHORT, *map(str, options)] for options in runs]
-        call = [sys.executable, "-c", RUNS, json.dumps(runs)]
+        call = [sys.executable, "-c", RUNS, json.dumps(runs), str(layers)]
         return subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
@@ -181,6 +188,7 @@ def test_a_mesh_of_devices_gives_the_losses_of_one(start, tmp_path, options):
         start(
             (*options, "--out", tmp_path / "one", "--mesh", "1x1"),
             (*options, "--out", tmp_path / "four", "--mesh", "2x2"),
+            layers=1,
         )
     )
     one, four = ([line.get("loss", line.get("eval_loss")) for line in _lines(tmp_path / x)] for x in ("one", "four"))

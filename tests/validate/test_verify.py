@@ -38,22 +38,24 @@ FIELDS = {
 HEADER = dict(statement="a & b", source="eq. 1", assumptions=("none",), paper="A paper")
 
 
-def make(name, error=0.1, control=5.0, calls=None):
+def make(name, error=0.1, control=5.0, calls=None, drawn=False):
     @claim(name=name, **HEADER)
     def check(setting):
         if calls is not None:
             calls.append(name)
         if error is None:
             raise FloatingPointError("no solution")
-        data = panel("p", ("t", np.arange(3.0)), observed={"o": np.arange(3.0)}, predicted={"p": np.ones((3, 2))})
-        return Evidence({"row": identity(error, 1.0)}, {"wrong": identity(control, 1.0)}, [data])
+        curves = dict(observed={"o": np.arange(3.0)}, predicted={"p": np.ones((3, 2))})
+        panels = [panel("p", ("t", np.arange(3.0)), **curves)] if drawn else []  # an axis takes a while to draw
+        return Evidence({"row": identity(error, 1.0)}, {"wrong": identity(control, 1.0)}, panels)
 
     return check
 
 
 def test_every_record_has_what_the_json_promises_and_files_match(tmp_path):
     seen = []
-    records = verify([make("x.good"), make("x.bad", error=2.0)], Setting("smoke"), out=tmp_path, on_record=seen.append)
+    claims = [make("x.good", drawn=True), make("x.bad", error=2.0, drawn=True)]
+    records = verify(claims, Setting("smoke"), out=tmp_path, on_record=seen.append)
     assert json.loads((tmp_path / "results.json").read_text()) == records == seen
     assert all(set(record) >= FIELDS for record in records)
     assert [record["passed"] for record in records] == [True, False]
@@ -64,7 +66,7 @@ def test_every_record_has_what_the_json_promises_and_files_match(tmp_path):
 
 
 def test_the_report_is_self_contained_and_escapes_its_texts(tmp_path):
-    verify([make("x.good"), make("x.bad", error=2.0)], out=tmp_path)
+    verify([make("x.good", drawn=True), make("x.bad", error=2.0, drawn=True)], out=tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4 and "a &amp; b" in page
     assert "1 of 2 claims hold" in page and "http" not in page
@@ -185,11 +187,11 @@ def test_files_that_were_lost_or_changed_are_made_again(tmp_path, seen):
 
 
 def test_a_failure_shows_no_picture_of_another_run(tmp_path):
-    verify([make("x.a")], out=tmp_path)
+    verify([make("x.a", drawn=True)], out=tmp_path)
     verify([make("x.a", error=None)], out=tmp_path)
     assert not (tmp_path / "x.a" / "figure.png").exists()
     assert "data:image" not in (tmp_path / "report.html").read_text()
-    verify([make("x.a")], out=tmp_path)
+    verify([make("x.a", drawn=True)], out=tmp_path)
     verify([make("x.a", error=None)], Setting(seed=1), out=tmp_path)
     assert "data:image" not in (tmp_path / "report.html").read_text()
 

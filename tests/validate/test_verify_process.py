@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import psutil
 import pytest
+from click.testing import CliRunner
+
+from traindyn.__main__ import main
 
 HERE = Path(__file__).parent
 NAMES = {"slow.one", "slow.two", "slow.three", "slow.four"}
@@ -50,9 +54,10 @@ def _ends(out: Path, how: signal.Signals, process, seconds: float) -> None:
     if how is not signal.SIGKILL and "slow." in told:  # else Python's own start was interrupted
         word, status = ("Interrupted", 130) if how is signal.SIGINT else ("Terminated", 143)
         assert word in told and process.returncode == status and "Traceback" not in told, told
-    again = start(out, "--resume")
-    told, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, told
+    words = ["verify", "slow", "--claims", str(HERE / "claims_to_kill.py"), "--jobs", "1", "--out", str(out)]
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as in the process that was killed
+        again = CliRunner().invoke(main, [*words, "--resume"])
+    assert again.exit_code == 0 and "checked again" not in again.output, again.output
     assert set(records(out)) == NAMES
     assert all(records(out)[name] == record for name, record in before.items()), "what was finished is taken as it is"
 
@@ -77,32 +82,47 @@ def test_a_run_killed_at_twenty_moments_goes_on(how, tmp_path):
             _ends(tmp_path / str(i), how, process, 5.0)
 
 
-def test_a_process_that_dies_or_takes_too_long_costs_its_own_claim(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(HERE)  # the processes get it too
-    from claims_to_kill import endless, exits, killed, one, two
-
+@pytest.fixture(scope="module")
+def badly_behaved(tmp_path_factory):
+    """One run of claims that die, take too long or leave children, for each may cost a process; and its folder."""
     from traindyn.validate import verify
 
-    found = verify([killed, one, endless, exits, two], out=tmp_path, jobs=2, time_limit=5.0)
-    assert [r["verdict"] for r in found] == ["undecided", "holds", "undecided", "undecided", "holds"]
-    assert "killed by signal 9" in found[0]["failure"] and "time limit of 5 s" in found[2]["failure"]
-    assert "SystemExit" in found[3]["failure"]
-    assert set(records(tmp_path)) == {r["name"] for r in found}
+    out = tmp_path_factory.mktemp("badly behaved")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(HERE)  # the processes get it too
+        patch.chdir(out)
+        import claims_to_kill as c
+
+        claims = [c.killed, c.one, c.endless, c.exits, c.two]
+        if os.name != "nt":
+            claims += [c.forked, c.interrupts, c.exits_hard, c.leaves, c.three]
+        verify(claims, out=out, jobs=2, time_limit=5.0, on_record=(found := []).append)
+    return {record["name"].removeprefix("slow."): record for record in found}, out
+
+
+def _verdicts(found, *names):
+    return [found[name]["verdict"] for name in names]
+
+
+def test_a_process_that_dies_or_takes_too_long_costs_its_own_claim(badly_behaved):
+    found, out = badly_behaved
+    assert _verdicts(found, "killed", "endless", "exits") == ["undecided"] * 3
+    assert _verdicts(found, "one", "two") == ["holds"] * 2
+    assert "killed by signal 9" in found["killed"]["failure"]
+    assert "time limit of 5 s" in found["endless"]["failure"]
+    assert "SystemExit" in found["exits"]["failure"]
+    assert set(records(out)) == {r["name"] for r in found.values()}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no fork")
-def test_children_of_claims_hold_nothing_up_and_stay_nowhere(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(HERE)
-    monkeypatch.chdir(tmp_path)
-    from claims_to_kill import exits_hard, forked, interrupts, leaves, one
-
-    from traindyn.validate import verify
-
-    found = verify([forked, interrupts, exits_hard, leaves, one], jobs=2, time_limit=1e300)
-    assert [r["verdict"] for r in found] == ["undecided", "undecided", "undecided", "holds", "holds"]
-    reasons = ("killed by signal 9", "raised KeyboardInterrupt", "exit status 0")
-    assert all(reason in r["failure"] for reason, r in zip(reasons, found, strict=False))
-    child = int((tmp_path / "child").read_text())
+def test_children_of_claims_hold_nothing_up_and_stay_nowhere(badly_behaved):
+    found, out = badly_behaved
+    assert _verdicts(found, "forked", "interrupts", "exits_hard") == ["undecided"] * 3
+    assert _verdicts(found, "leaves", "three") == ["holds"] * 2
+    assert "killed by signal 9" in found["forked"]["failure"]
+    assert "raised KeyboardInterrupt" in found["interrupts"]["failure"]
+    assert "exit status 0" in found["exits_hard"]["failure"]
+    child = int((out / "child").read_text())
     _, alive = psutil.wait_procs([psutil.Process(child)] if psutil.pid_exists(child) else [], timeout=5)
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
 
@@ -114,7 +134,7 @@ def test_a_process_that_has_grown_large_gets_no_other_claim(tmp_path, monkeypatc
     from traindyn.validate import verify
 
     monkeypatch.chdir(tmp_path)
-    records = verify([small, large, after], time_limit=1e3)
+    records = verify([small, large, after], time_limit=1e300)
     assert [record["verdict"] for record in records] == ["holds"] * 3
     pids = [(tmp_path / f"pid of {name}").read_text() for name in ("small", "large", "after")]
     assert pids[0] == pids[1] != pids[2]
@@ -130,18 +150,23 @@ def check(setting):
     return Evidence({"r": identity(float(sys.argv[1]), 1.0)}, {"c": identity(5.0, 1.0)})
 
 if __name__ == "__main__":
-    (record,) = verify([check], Setting("smoke"), out="out", resume=True, jobs=int(sys.argv[2]))
+    (record,) = verify([check], Setting("smoke"), out="out", resume=True, jobs=int(open("jobs").read()))
     print(record["measured"])
 """
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_script_is_resumed_unless_its_arguments_differ(jobs, tmp_path):
+def test_a_script_is_resumed_unless_its_arguments_differ(tmp_path):
+    """In the process itself, and in one that it starts."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    run = lambda number: subprocess.run(
-        [sys.executable, "script.py", number, jobs], cwd=tmp_path, capture_output=True, text=True
-    ).stdout.split()
-    assert run("0.1") == ["checked", "0.1"] and run("0.1") == ["0.1"] and run("0.2") == ["checked", "0.2"]
+
+    def run(number, jobs):
+        (tmp_path / "jobs").write_text(jobs)
+        call = [sys.executable, "script.py", number]
+        return subprocess.run(call, cwd=tmp_path, capture_output=True, text=True).stdout.split()
+
+    for number, jobs in (("0.1", "1"), ("0.2", "2")):
+        assert run(number, jobs) == ["checked", number] and run(number, jobs) == [number]
+    assert run("0.1", "1") == ["checked", "0.1"]
 
 
 def test_a_users_claim_can_not_end_the_program(tmp_path):
@@ -157,14 +182,32 @@ def test_a_users_claim_can_not_end_the_program(tmp_path):
 @pytest.mark.parametrize("text", ["class Skipped(BaseException): ...\nraise Skipped('no')", "raise SystemExit(0)"])
 def test_a_claims_file_that_ends_itself_is_a_bad_argument(text, tmp_path):
     (tmp_path / "skips.py").write_text(text)
-    run = _command("list", "--claims", str(tmp_path / "skips.py"))
-    assert run.returncode == 2 and b"cannot take claims from" in run.stderr and b"Traceback" not in run.stderr
+    told = CliRunner().invoke(main, ["list", "--claims", str(tmp_path / "skips.py")])
+    assert told.exit_code == 2 and "cannot take claims from" in told.stderr and "Traceback" not in told.stderr
+
+
+# Several commands in one process, for a process takes seconds to start.
+COMMANDS = """
+import json, sys
+from traindyn.__main__ import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments)
+    except SystemExit as end:
+        print(end.code, flush=True)
+"""
 
 
 def test_without_a_device_a_command_says_so():
-    for command in (("verify", "joma.erf_law"), ("sweep", "joma.LinearActivation"), ("train",)):
-        run = _command(*command, JAX_PLATFORMS="nowhere")
-        assert run.returncode == 2 and b"JAX finds no device" in run.stderr, run.stderr
+    commands = (("verify", "joma.erf_law"), ("sweep", "joma.LinearActivation"), ("train",))
+    run = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "nowhere"},
+    )  # fmt: skip
+    assert run.stdout.split() == ["2"] * 3, run.stdout + run.stderr
+    told = run.stderr.split("Usage: ")[1:]
+    assert [" ".join(one.split()[1:2]) for one in told] == ["verify", "sweep", "train"], run.stderr
+    assert all("JAX finds no device" in one for one in told), run.stderr
 
 
 def test_a_time_limit_needs_claims_that_can_be_sent():
@@ -201,5 +244,5 @@ def test_a_narrow_pipe_and_a_missing_home_end_no_command(tmp_path):
 
 def test_a_broken_claims_file_is_told_in_a_line(tmp_path):
     (tmp_path / "broken_claims.py").write_text("def (:\n")
-    told = _command("list", "--claims", str(tmp_path / "broken_claims.py"))
-    assert told.returncode == 2 and b"SyntaxError" in told.stderr and b"Traceback" not in told.stderr
+    told = CliRunner().invoke(main, ["list", "--claims", str(tmp_path / "broken_claims.py")])
+    assert told.exit_code == 2 and "SyntaxError" in told.stderr and "Traceback" not in told.stderr
