@@ -147,7 +147,8 @@ def _fault(call: Call, name: str, kind: str, value: Any, expected: str) -> str:
             return _unclear(error)
         except Exception as error:
             return f"{type(error).__name__} from inside: {str(error)[:150]}"
-    with as_users():
+    # NaN has the dtype and shape of what works in JAX's strict modes, where its programs are compiled already.
+    with as_users(strict=expected == "NaN"):
         try:
             result = call(**{name: value})
         except ERRORS as error:
@@ -182,11 +183,16 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 class as_users:
-    """Without the shape checks of jaxtyping, which users do not have, and with JAX's ordinary promotion."""
+    """Without the shape checks of jaxtyping, which users do not have, and with JAX's ordinary promotion or strictly."""
+
+    def __init__(self, strict: bool = False):
+        self.strict = strict
 
     def __enter__(self):
         self.modes = (jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion)
         jaxtyping_config.update("jaxtyping_disable", True)
+        if self.strict:
+            return
         jax.config.update("jax_numpy_dtype_promotion", "standard")
         jax.config.update("jax_numpy_rank_promotion", "allow")
 
