@@ -1,15 +1,12 @@
 """float64, and JAX's strict modes, for the whole session: a silent promotion of a dtype or a rank is an error."""
 
-import functools
 import gc
-import itertools
 import os
 from collections.abc import Iterator
 
 import hypothesis
 import jax
 import pytest
-from jax._src.interpreters import mlir
 from jaxtyping import config as jaxtyping_config
 
 hypothesis.settings.register_profile("compiled", deadline=None)  # the first example of a test compiles
@@ -25,10 +22,6 @@ CHEAP = (
 os.environ.setdefault("XLA_FLAGS", CHEAP)
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
-# JAX makes an MLIR context for each program: a third of the time of a small one. A hundred programs share one here.
-if hasattr(mlir, "make_ir_context"):
-    _context, _programs = functools.lru_cache(1)(lambda _, make=mlir.make_ir_context: make()), itertools.count()
-    mlir.make_ir_context = lambda: _context(next(_programs) // 100)
 gc.set_threshold(
     200_000, 20, 50
 )  # tracing makes and drops objects by the million: a twelfth of the time was collection
