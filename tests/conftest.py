@@ -22,9 +22,7 @@ CHEAP = (
 os.environ.setdefault("XLA_FLAGS", CHEAP)
 if "JAX_DISABLE_MOST_OPTIMIZATIONS" not in os.environ:
     jax.config.update("jax_disable_most_optimizations", True)
-gc.set_threshold(
-    200_000, 20, 50
-)  # tracing makes and drops objects by the million: a twelfth of the time was collection
+gc.set_threshold(200_000, 20, 50)  # tracing makes and drops objects by the million; their collection took a twelfth
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
