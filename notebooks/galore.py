@@ -126,8 +126,8 @@ for first, colour in ((0, "C0"), (10, "C1")):
     lag = 10 * np.arange(len(later))
     axes[1].plot(lag, short, colour, label=f"short side, basis of step {10 * first}")
     axes[1].plot(lag, long, colour + "--", label=f"long side, basis of step {10 * first}")
-axes[1].set(xlabel="steps since the basis was made", ylabel="share of the energy", ylim=(0, 1))
-axes[1].legend()
+axes[1].set(xlabel="steps since the basis was made", ylabel="share of the energy", ylim=(0, 1.3))
+axes[1].legend(ncols=2, fontsize=7)
 plt.show()
 
 # %% [markdown]

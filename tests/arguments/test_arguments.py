@@ -1,5 +1,6 @@
 """Every public callable refuses bad arguments with an error that says what is wrong."""
 
+import functools
 import importlib
 import inspect
 import types
@@ -21,7 +22,9 @@ ROOMS = (traindyn.dynamics, traindyn.nets, traindyn.sweeps, traindyn.validate)
 TABLES = sorted(path.stem for path in Path(__file__).parent.glob("of_*.py"))
 
 
-def _calls() -> dict[str, Call]:
+@functools.cache
+def calls() -> dict[str, Call]:
+    """Those that work, by name. They are made when the first is wanted: every process of the tests reads this file."""
     calls: dict[str, Call] = {}
     for table in TABLES:
         found = importlib.import_module(f"arguments.{table}").CALLS
@@ -34,21 +37,21 @@ def _calls() -> dict[str, Call]:
     return calls | {f"dynamics.{name}.example": Call(kind.example, example(kind)) for name, kind in flows().items()}
 
 
-CALLS = _calls()
+NAMES = [name for room in ROOMS for name in public(room)]
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
 def test_every_public_callable_has_an_entry(room: types.ModuleType):
     names = public(room)
-    assert not sorted(name for name in names if name not in CALLS)
+    assert not sorted(name for name in names if name not in calls())
     prefix = room.__name__.removeprefix("traindyn.")
-    assert not sorted(name for name in CALLS if name.startswith(f"{prefix}.") and name not in names)
+    assert not sorted(name for name in calls() if name.startswith(f"{prefix}.") and name not in names)
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore")
 def test_bad_arguments_are_refused(name: str):
-    call = CALLS[name]
+    call = calls()[name]
     call()  # works as it stands
     assert not faults(call)
 
@@ -56,7 +59,7 @@ def test_bad_arguments_are_refused(name: str):
 def _grouped() -> dict[str, list[str]]:
     """The calls of each module that may be made inside `jit`, which are compiled as one program."""
     groups: dict[str, list[str]] = {}
-    for name in CALLS:
+    for name in NAMES:
         if not name.startswith(("sweeps.", "validate.")):
             groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
     return groups
@@ -72,7 +75,7 @@ def test_arguments_that_are_known_work_inside_jit(names: list[str]):
         found = {}
         for name in names:
             try:
-                found[name] = CALLS[name]()
+                found[name] = calls()[name]()
             except Exception as error:
                 error.add_note(f"in {name}")
                 if not isinstance(error, ValueError) or "outside jit" not in str(error):

@@ -370,17 +370,18 @@ def test_derivative_that_overflows_near_the_start_is_no_obstacle():
 # Stiff flows in float32
 
 
-STIFF_TIMES = np.array([0.1, 0.2, 1.0, 10.0])
+def _stiff_case(mu):
+    ts = jnp.asarray(np.array([0.1, 0.2, 1.0, 10.0]), mu.dtype)
+    return joma.NonlinearActivation(mu[None]), jnp.zeros(1, mu.dtype), ts
 
 
 def _stiff(mu):
-    return solve(joma.NonlinearActivation(mu[None]), jnp.zeros(1, mu.dtype), jnp.asarray(STIFF_TIMES, mu.dtype)).ys[
-        :, 0
-    ]
+    return solve(*_stiff_case(mu)).ys[:, 0]
 
 
 def _stiff_exact(mu):
-    return joma.NonlinearActivation(mu[None]).exact(jnp.zeros(1, mu.dtype), jnp.asarray(STIFF_TIMES, mu.dtype))[:, 0]
+    flow, y0, ts = _stiff_case(mu)
+    return flow.exact(y0, ts)[:, 0]
 
 
 # Compiled once for all of the parameters.

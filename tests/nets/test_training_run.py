@@ -57,8 +57,8 @@ def text(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(text):
-    """Runs in this process find again what others compiled, in a folder of this module. Their model has one layer, for
-    what they trace and compile costs more than what they compute."""
+    """Runs in this process find again what others compiled, in a folder of this module. Their model has one layer:
+    they trace and compile for longer than they compute."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", dataclasses.replace(SIZES["tiny"], layers=1))
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(text.parent / "cache in here"))
