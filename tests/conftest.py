@@ -14,8 +14,8 @@ hypothesis.settings.load_profile("compiled")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_enable_compilation_cache", False)  # which the command line switches on, in the user's folder
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-# Tests compile for longer than they run: three quarters of their time. So they compile as the command line does for
-# claims, and this process without optimisations. `make test-optimised` runs the same tests without either.
+# Tests compile for longer than they run: three quarters of their time. So they compile as `traindyn verify` does at the
+# smoke scale, and this process without optimisations. `make test-optimised` runs the same tests without either.
 CHEAP = (
     "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=1"
 )

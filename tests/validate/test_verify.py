@@ -15,6 +15,8 @@ import xarray as xr
 from click.testing import CliRunner
 
 from traindyn.__main__ import main
+from traindyn._commands import _jax
+from traindyn._commands._jax import cheaply_compiling
 from traindyn.dynamics import joma
 from traindyn.nets import read_corpus
 from traindyn.sweeps.flows import subjects
@@ -504,6 +506,25 @@ def test_bad_corpora_say_what_is_wrong(tmp_path, content, message):
 def test_the_default_corpus_needs_no_file():
     text, name = read_corpus()
     assert name == "pydoc_data.topics" and len(text.split()) > 10_000
+
+
+def test_processes_compile_cheaply_and_as_the_user_has_said(monkeypatch):
+    for given in ("--xla_backend_optimization_level=3", None):
+        monkeypatch.setenv("XLA_FLAGS", given) if given else monkeypatch.delenv("XLA_FLAGS")
+        for short in (False, True):
+            with cheaply_compiling(short=short):
+                flags = os.environ["XLA_FLAGS"].split()
+            assert "--xla_cpu_parallel_codegen_split_count=1" in flags
+            assert ("--xla_cpu_use_fusion_emitters=false" in flags) == short
+            assert ("--xla_backend_optimization_level=1" in flags) == (short and not given)
+            assert (given in flags) == bool(given) and os.environ.get("XLA_FLAGS") == given
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    monkeypatch.setattr(_jax, "CHEAP", {"xla_of_another_year": 1})
+    before = os.environ["XLA_FLAGS"]
+    with cheaply_compiling(short=False):
+        assert os.environ["XLA_FLAGS"] == before
 
 
 def test_a_second_start_finds_what_the_first_compiled(tmp_path):

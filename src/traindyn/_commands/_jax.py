@@ -11,11 +11,8 @@ import jax
 
 from .others import brief
 
-CHEAP: dict[str, Any] = {
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-    "xla_backend_optimization_level": 1,
-}
+CHEAP: dict[str, Any] = {"xla_cpu_parallel_codegen_split_count": 1}
+CHEAPEST: dict[str, Any] = CHEAP | {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
 
 
 def keep_compiled() -> None:
@@ -40,15 +37,17 @@ def backend() -> str:
 
 
 @contextlib.contextmanager
-def cheaply_compiling() -> Iterator[None]:
-    """On a CPU the processes started within compile with XLA's older code generator, each on one thread.
+def cheaply_compiling(*, short: bool) -> Iterator[None]:
+    """On a CPU the processes started within compile each on one thread. If what they run is `short`, they also compile
+    with XLA's older code generator and fewer optimisations.
 
-    A claim compiles for longer than it runs, and its programs run as fast: 0.7 of the CPU time at the laptop scale. An
-    option that XLA does not know would end a process that has it in XLA_FLAGS, so XLA is asked first.
+    A claim at the smoke scale compiles for longer than it runs. Long training without XLA's optimisations takes up to
+    twice the time. An option that XLA does not know would end a process that has it in XLA_FLAGS, so XLA is asked
+    first.
     """
-    given = os.environ.get("XLA_FLAGS")
-    if backend() == "cpu" and _knows(CHEAP):
-        new = [f"--{name}={str(value).lower()}" for name, value in CHEAP.items() if name not in (given or "")]
+    given, options = os.environ.get("XLA_FLAGS"), CHEAPEST if short else CHEAP
+    if backend() == "cpu" and _knows(options):
+        new = [f"--{name}={str(value).lower()}" for name, value in options.items() if name not in (given or "")]
         os.environ["XLA_FLAGS"] = " ".join([*new, given or ""]).strip()
     try:
         yield

@@ -61,7 +61,10 @@ def command(names, scale, seed, corpus, out, x32, jobs, resume, time_limit, more
             click.echo(results.line(record))
             bar.update()
 
-        with interruptible(f"Finished claims are in {out}; --resume goes on from there."), cheaply_compiling():
+        with (
+            interruptible(f"Finished claims are in {out}; --resume goes on from there."),
+            cheaply_compiling(short=scale == "smoke"),
+        ):
             try:
                 records = check_claims(
                     [known[name] for name in chosen],
