@@ -17,7 +17,7 @@ MAIN = "from traindyn.{}__main__ import main; main()"
 
 
 def command(checkout: Path, *words: str) -> str:
-    """What a `traindyn` of this version prints, and nothing else of it."""
+    """What the command line of a checkout prints. Raises `CalledProcessError` if it fails."""
     place = "" if (checkout / "src/traindyn/__main__.py").exists() else "validate."  # before version 0.2
     environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     call = [sys.executable, "-c", MAIN.format(place), *words]
