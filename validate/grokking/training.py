@@ -97,8 +97,8 @@ def weight_decay(setting: Setting) -> Evidence:
     whole = [2e-4, 5e-5, 1e-3, 0.0, 1e-2], (1000, 1700, 30)
     small = [1e-3, 3e-3, 0.0, 0.1], (400, 1200, 60)
     decays, (low, high, soon) = setting.pick(smoke=small, laptop=whole, paper=whole)
-    steps, every = setting.pick(smoke=(1200, 10), laptop=(4000, 5), paper=(4000, 2))
-    seeds = [15 * setting.seed + s for s in range(setting.pick(smoke=3, laptop=5, paper=15))]
+    steps, every = setting.pick(smoke=(1200, 10), laptop=(3500, 5), paper=(4000, 2))
+    seeds = [15 * setting.seed + s for s in range(setting.pick(smoke=3, laptop=4, paper=15))]
     run = _small(setting, decays, seeds, steps, every)
     at, train, test = np.asarray(run.steps), *(np.asarray(x)[0, 0] for x in (run.train_accuracy, run.test_accuracy))
     fitted, half, general = first(at, train, 0.99), first(at, test, 0.5), first(at, test, 0.99)
