@@ -71,13 +71,15 @@ class Solution(eqx.Module):
         return self.z.shape[2]
 
     def __add__(self, other: "Solution") -> "Solution":
-        return Solution(jnp.concatenate([self.z, self._like(other, "+").z], axis=2), self.group)
+        both = self.z, self._like(other, "+").z
+        return Solution(_where_known(both).concatenate(both, axis=2), self.group)
 
     def __mul__(self, other: "Solution | ArrayLike") -> "Solution":
         if not isinstance(other, Solution):
             return Solution(self.z * real("factor", other, ()).astype(self.z.dtype), self.group)
-        pairs = self.z[:, :, :, None] * self._like(other, "*").z[:, :, None, :]
-        return Solution(pairs.reshape(3, self.group.order, -1), self.group)
+        both = self.z, self._like(other, "*").z
+        y, z = map(_where_known(both).asarray, both)
+        return Solution((y[:, :, :, None] * z[:, :, None, :]).reshape(3, self.group.order, -1), self.group)
 
     __rmul__ = __mul__
 
@@ -101,20 +103,24 @@ class Solution(eqx.Module):
 
     def leftover(self) -> Complex[Array, " order"]:
         """`R_k = Σ_p Σ_k' r_{p,k',−k',k}`, which the loss wants zero."""
-        both = self.z[:2]
-        squares = jnp.sum(both * both[:, self.group.inverse], axis=(0, 1))
-        return self.z[2] @ squares
+        z = _where_known(self.z).asarray(self.z)
+        return jnp.asarray(z[2] @ (z[:2] * z[:2, self.group.inverse]).sum(axis=(0, 1)))
 
     def to_weights(self) -> Weights:
         """The real matrices of the network."""
         return to_weights(self.z, self.group)
 
 
+def _where_known(z: Any) -> Any:
+    """NumPy where values are known, else JAX: each new number of nodes would compile."""
+    return np if concrete(z) else jnp
+
+
 def check_hermitian(z: Complex[Array, "3 order nodes"], group: Abelian) -> None:
     """Raises `ValueError` unless z is of the group's order, and if its values are known finite and Hermitian."""
     check_shape("z", z, (3, group.order, "nodes"))
     if concrete(z):
-        off, allowed = _asymmetry(np.asarray(z), group, np)  # each new number of nodes would compile elsewhere
+        off, allowed = _asymmetry(np.asarray(z), group, np)
         if not off <= allowed:
             raise ValueError(
                 f"z must be finite and Hermitian, z[:, −k] = conj z[:, k], for its weights to be real, got a difference"

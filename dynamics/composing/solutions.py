@@ -236,10 +236,11 @@ def f4_6(
     block = lambda k: times(nu(1j), xi(1.0 if xis is None else xis[number[k]]), _turn(phases, number[k]))
     four = from_blocks(group, block, [k for k in group.frequencies if k != k0])
     six = from_blocks(group, lambda k: times(syn(), nu(1j), _turn(phases, number[k0])), [k0])
-    left = jnp.where(jnp.arange(group.order) == 0, 0, four.leftover())
-    size = jnp.sum(jnp.abs(six.z[:2]) ** 2).astype(left.dtype)
-    constant = (-left / size).at[jnp.array([k0, group.inverse[k0]])].set(0)
-    return Solution(six.z.at[2].add(constant[:, None]), group) + four
+    z = np.array(six.z)
+    constant = -np.array(four.leftover()) / np.sum(np.abs(z[:2]) ** 2)
+    constant[[0, k0, group.inverse[k0]]] = 0
+    z[2] += constant[:, None]
+    return Solution(z, group) + four
 
 
 @checked
@@ -249,8 +250,9 @@ def f4_biased(group: Group, *, sigma: float | None = None) -> Solution:
     group = require_abelian(group, "f4_biased")
     four = from_blocks(group, lambda k: times(nu(1j), xi(1.0)))
     size = len(group.frequencies) ** (1 / 6) if sigma is None else float(real("sigma", sigma, (), above=0))
-    bias = jnp.zeros((3, group.order, 1), four.z.dtype).at[:2, 0].set(size)
-    return four + Solution(bias.at[2, 1:, 0].set(-four.leftover()[1:] / (2 * size) ** 2), group)
+    bias = np.zeros((3, group.order, 1), four.z.dtype)
+    bias[:2, 0], bias[2, 1:, 0] = size, -np.asarray(four.leftover())[1:] / (2 * size) ** 2
+    return four + Solution(bias, group)
 
 
 @checked
@@ -264,10 +266,10 @@ def memorisation(group: Group) -> Solution:
     """Perfect memorisation, `z_M = d^{-2/3} z_a * z_b` with d² nodes: `z_a = Σ_j u_a^j`, `u_a = (φ_k(1), 1, φ̄_k(1))`.
     z_b is the same with a and b exchanged. In products of cyclic groups j runs over all elements."""
     group = require_abelian(group, "memorisation")
-    phi = jnp.asarray(group.characters)
-    ones = jnp.ones_like(phi)
-    first = Solution(jnp.stack([phi, ones, jnp.conj(phi)]), group)
-    second = Solution(jnp.stack([ones, phi, jnp.conj(phi)]), group)
+    phi = group.characters
+    ones = np.ones_like(phi)
+    first = Solution(np.stack([phi, ones, phi.conj()]), group)
+    second = Solution(np.stack([ones, phi, phi.conj()]), group)
     return first * second * group.order ** (-2 / 3)
 
 
