@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-import scipy  # whose parts are imported when they are asked for
+import scipy  # whose parts are imported when they are asked for: that of tests takes half a second
 from jaxtyping import ArrayLike, Bool, Num, Real
 
 from .._checked import checked
@@ -154,14 +154,12 @@ def proportion(
     """The share of independent trials that are hits: its exact 95 % interval (Clopper and Pearson's) must lie on one
     side of a bound. **Raises** `ValueError` for no trials, hits that are no truth values, a bound outside [0, 1], or
     unless exactly one bound is given."""
-    from scipy import stats  # takes half a second, which the other kinds need not wait for
-
     hits = np.ravel(np.asarray(hits))
     if hits.dtype != bool or hits.size == 0:
         raise ValueError(f"hits must be truth values, one a trial, got {describe(hits)}.")
     side, bound = _side(at_least, at_most)
     check_range(side, bound, least=0, most=1)
-    low, high = stats.binomtest(int(hits.sum()), hits.size).proportion_ci(0.95, "exact")
+    low, high = scipy.stats.binomtest(int(hits.sum()), hits.size).proportion_ci(0.95, "exact")
     text = f"{hits.sum()}/{hits.size} [{low:.3g}, {high:.3g}]"
     return _bounded(float(hits.mean()), (float(low), float(high)), side, bound, text, "statistic")
 
@@ -195,8 +193,6 @@ def statistic(
     **Raises** `ValueError` for fewer than three samples, a bound that is NaN, a quantile outside (0, 1), or unless
     exactly one of `at_least`, `at_most` is given.
     """
-    from scipy import stats  # takes half a second, which the other kinds need not wait for
-
     values = np.ravel(as_numbers("samples", samples).astype(float))
     if values.size < 3:
         raise ValueError(f"a statistic needs at least three samples, got {values.size}.")
@@ -209,12 +205,12 @@ def statistic(
         measured = low = high = math.nan  # which a quantile would pass over
     elif quantile is None:
         measured = float(values.mean())
-        half = stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / math.sqrt(values.size)
+        half = float(scipy.special.stdtrit(values.size - 1, 0.975)) * values.std(ddof=1) / math.sqrt(values.size)
         low, high = measured - half, measured + half
     else:
         method = "inverted_cdf" if np.isinf(values).any() else "linear"  # ∞ − ∞ has no value in between
         measured = float(np.quantile(values, quantile, method=method))
-        test = stats.quantile_test(values, q=measured, p=quantile)  # pyright: ignore[reportArgumentType]
+        test = scipy.stats.quantile_test(values, q=measured, p=quantile)  # pyright: ignore[reportArgumentType]
         low, high = test.confidence_interval(0.95)
     text = f"{measured:.3g} [{low:.3g}, {high:.3g}]"
     return _bounded(measured, (float(low), float(high)), side, bound, text, "statistic")

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.linalg
-import scipy.optimize
+import scipy
 
 from ...nets import galore as gl
 from ..checks import agrees, at_most, evidence, relative, rounding, vanishes

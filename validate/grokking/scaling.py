@@ -77,7 +77,8 @@ def scaling(setting: Setting) -> Evidence:
     orders, average, dihedral = np.array([group.order for group in groups]), constants.mean(), kind == "dihedral"
     laws = np.log(orders) / orders
     fraction, factor = constants * laws, constants[dihedral].mean() / constants[~dihedral].mean()
-    beyond = np.array(setting.pick(smoke=(1.2, 1.6, 2.0, 2.4), laptop=(1.2, 1.6, 2.0, 2.4), paper=np.arange(1.2, 2.5, 0.15)))
+    few = (1.2, 1.6, 2.0, 2.4)
+    beyond = np.array(setting.pick(smoke=few, laptop=few, paper=np.arange(1.2, 2.5, 0.15)))
     needed = {g.name: _accuracy(g, beyond, seeds, options)[1] for g in (LAW_FAILS[:1] if smoke else LAW_FAILS)}
     wrong = {f"{name}, with representations of dimension 3": c / average - 1 for name, c in needed.items()}
     if smoke:

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from ...dynamics import Flow, solve
 from ...dynamics.joma import (
@@ -42,7 +42,7 @@ def _stationary_task(setting: Setting, samples: int, tokens: int, nodes: int):
 
 def _as_printed(delta, t) -> np.ndarray:
     """The node from zero by Theorem 2 as printed, `erf(v/2)/Δ` equal for all tokens."""
-    return 2 * special.erfinv(np.asarray(delta) * np.asarray(t) / math.sqrt(math.pi))
+    return 2 * scipy.special.erfinv(np.asarray(delta) * np.asarray(t) / math.sqrt(math.pi))
 
 
 @claim(
@@ -61,7 +61,7 @@ def erf_law(setting: Setting) -> Evidence:
     exact = jax.jit(lambda ts: flow.exact(zero, ts))(until)
     spread = lambda law: np.ptp(law / DELTA, axis=1) / np.max(np.abs(law / DELTA), axis=1)
     x, y = ("1 − t/t*", 1 - fractions), "(max − min)/max"
-    right, wrong = spread(special.erf(v / SQRT2)), {PRINTED: spread(special.erf(v / 2))}
+    right, wrong = spread(scipy.special.erf(v / SQRT2)), {PRINTED: spread(scipy.special.erf(v / 2))}
     printed = {PRINTED: _as_printed(DELTA, until[:, None])}
     return evidence(
         vanishes("spread of erf(v/√2)/Δ over tokens", right, wrong, within=solver(10), x=x, y=y, log="xy"),
@@ -98,7 +98,7 @@ def blow_up(setting: Setting) -> Evidence:
     deltas = np.concatenate([DELTA[None], rng.standard_normal((draws, 6))])
     starts = np.concatenate([np.zeros((1, 6)), rng.standard_normal((draws, 6))])
     end, times, winner = _to_blow_up(jnp.asarray(deltas, setting.dtype), jnp.asarray(starts, setting.dtype))
-    others, at_end = "values of the others at t*, zero start", SQRT2 * special.erfinv(DELTA[1:])
+    others, at_end = "values of the others at t*, zero start", SQRT2 * scipy.special.erfinv(DELTA[1:])
     runs, observed, largest = np.arange(draws + 1), np.argmax(np.abs(end.v), axis=1), np.argmax(np.abs(deltas), axis=1)
     side, first = np.sign(end.v[runs, observed]), times.min(axis=1)
     stopped = solve(LinearActivation(DELTA), jnp.zeros(6), np.array([0.5, 2.0]), throw=False)

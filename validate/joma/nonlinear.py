@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy import special
+import scipy
 
 from ...dynamics import solve
 from ...dynamics.joma import LinearActivation, LogGap, ManyNodes, NonlinearActivation
@@ -150,7 +150,7 @@ def _class_mixtures(setting: Setting, seeds: int) -> nets.Contexts:
     rng = setting.rng
 
     def task():
-        probability = special.softmax(2.0 * rng.standard_normal((CLASSES, TOKENS)), axis=1)
+        probability = scipy.special.softmax(2.0 * rng.standard_normal((CLASSES, TOKENS)), axis=1)
         label = rng.integers(CLASSES, size=SAMPLES)
         return rng.multinomial(4, probability[label]) / 4, label
 

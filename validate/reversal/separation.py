@@ -6,9 +6,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 import xarray as xr
 from jaxtyping import Array, Float
-from scipy import special
 
 from ...dynamics import GradientFlow, solve
 from ...dynamics.reversal import Bilinear, OneLayer, separation_exponent
@@ -93,7 +93,7 @@ def bilinear_flow(setting: Setting) -> Evidence:
     orthonormal = _network(np.eye(TOKENS), np.zeros((TOKENS, TOKENS)))
     row, ts = OneLayer(TOKENS, len(trained)), jnp.asarray(UPDATES * len(trained), setting.dtype)
     seen = np.asarray(jax.jit(lambda row, ts: row.seen(row.exact(0.0, ts)))(row, ts))[:, None]
-    of = lambda logits, pairs: special.softmax(logits, axis=-1)[..., pairs[:, 0], pairs[:, 1]]
+    of = lambda logits, pairs: scipy.special.softmax(logits, axis=-1)[..., pairs[:, 0], pairs[:, 1]]
     error, wrong = (of(logits, trained) - seen for logits in (orthonormal, free))
     reverse, wrong_reverse = (TOKENS * of(logits, test) - 1 for logits in (orthonormal, free))
     return evidence(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.integrate import cumulative_simpson
+import scipy
 
 from ...dynamics import solve
 from ...dynamics.scan_snap import Decoder, PhaseTransition, ScanSnap, SlowAttention, SymmetricAttention
@@ -160,7 +160,7 @@ def relative_gain(setting: Setting) -> Evidence:
     f_top = (c / np.linalg.norm(c, axis=1, keepdims=True))[:, -1]  # of the most frequent token, from t = 0
     (gain, law), top = _gain(z), z[:, -1]
     # Simpson's rule in z, two steps to a record, carries B to rounding: dB = dz_l/f_l².
-    b = np.asarray(cumulative_simpson(1 / f_top**2, x=np.append(0, top), initial=0))[1:]
+    b = np.asarray(scipy.integrate.cumulative_simpson(1 / f_top**2, x=np.append(0, top), initial=0))[1:]
     lower, as_printed = (f_top[0] ** 2 * x / top for x in (b, CLASSES * b))
 
     def departure(flow):

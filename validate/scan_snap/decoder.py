@@ -4,7 +4,7 @@ to 9, Theorem 1, and the other two tiers."""
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from ...dynamics import GradientFlow, solve
 from ...dynamics.scan_snap import YZ, Decoder, ScanSnap, SymmetricDecoder, SymmetricLogits, backprop_coefficients
@@ -22,10 +22,10 @@ def _lemma_1(model: nets.OneLayerTransformer, sequence: np.ndarray, label: int):
     y, z, u, w_k = map(np.asarray, (*model.yz(), model.u, model.w_k))
     one_hot, query = np.eye(len(y)), sequence[-1]
     x = one_hot[sequence[:-1]]
-    b = special.softmax(x @ z[query])
+    b = scipy.special.softmax(x @ z[query])
     norm = np.linalg.norm(x.T @ b)
     f = x.T @ b / norm
-    residual = one_hot[label] - special.softmax(y.T @ f)
+    residual = one_hot[label] - scipy.special.softmax(y.T @ f)
     back = y @ residual
     by_z = lambda back: np.outer(one_hot[query], x.T @ np.diag(b) @ x @ back / norm)
     w_q = lambda back: u.T @ by_z(back) @ u @ w_k / len(y) ** 0.5  # dZ = U dW_Q W_Kᵀ Uᵀ/√d
@@ -187,7 +187,7 @@ def decoder_law(setting: Setting) -> Evidence:
     scaled, t = widths * np.asarray(solve(decoder, jnp.zeros(4), ts).ys), ts[:, None]
     implicit = lambda factor: (np.exp(scaled) + factor * scaled - 1) / (widths * t) - 1
     c = (widths * t + 1) / (widths - 1)  # Lambert's form of M h, where that does not overflow
-    lambert = c - np.real(special.lambertw(np.exp(np.minimum(c, 600)) / (widths - 1)))
+    lambert = c - np.real(scipy.special.lambertw(np.exp(np.minimum(c, 600)) / (widths - 1)))
     off_lambert = ((lambert - widths * exact) / np.maximum(c, 1))[c < 600]
     late, printed = (lambda t, factor=factor: np.log(factor * t) / t for factor in (1000.0, 1.0))  # ln(Mηt/K), ln(ηt/K)
     ratio, end = late_gamma[:, wide] / late(late_ts), late_ts[2:]

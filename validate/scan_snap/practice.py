@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy
 from jaxtyping import Array, PyTree
-from scipy import stats
 
 from ...dynamics import solve
 from ...dynamics.scan_snap import ScanSnap
@@ -92,7 +92,7 @@ def eviction(setting: Setting) -> Evidence:
     loss, (eighth, quarter), of_all = losses[0, -1], (1, 2), losses[..., -1] - dense[:, :, None]
     score, recent, *_ = loss - dense[0, -1]
     own = np.asarray(models.z)[0, -1][np.repeat(np.arange(QUERIES), 2), 16:].reshape(CLASSES, CLASSES, -1)
-    ranks = [stats.spearmanr(own[n, n], DISTINCT).statistic for n in range(CLASSES)]  # pyright: ignore
+    ranks = [scipy.stats.spearmanr(own[n, n], DISTINCT).statistic for n in range(CLASSES)]  # pyright: ignore
     title, axis = "loss against budget, η_Y = 10, η_Z = 1, t = 1000", ("keys kept of 127", np.array(BUDGETS))
     observed: dict[str, Any] = dict(zip(POLICIES, np.maximum(loss, 1e-4), strict=True))
     held, trained = "attention kept by the top 16, trained, three settings", (TIME, TIMES[2:])
