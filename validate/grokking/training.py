@@ -87,7 +87,7 @@ def _small(setting: Setting, decays: list[float], seeds: list[int], steps: int, 
     source="Fig. 3 and section 3, at M = 23, 238 pairs, 512 nodes",
     assumptions=(
         RECIPE,
-        "learning rate 1e-3, 5 seeds, decays 5e-5 to 1e-3; without decay, to step 4000",
+        "learning rate 1e-3, 4 seeds, decays 5e-5 to 1e-3; without decay, to step 3500",
         "smoke: Z_11, 85 pairs, 128 nodes, rate 2e-3, decays 1e-3 and 3e-3, 60 steps in place of 30",
     ),
     tex=r"\eta = 0\ \Rightarrow\ G_F \to 0\ \mathrm{and\ held\ out\ pairs\ are\ never\ learned}",
