@@ -103,8 +103,7 @@ class Solution(eqx.Module):
 
     def leftover(self) -> Complex[Array, " order"]:
         """`R_k = Σ_p Σ_k' r_{p,k',−k',k}`, which the loss wants zero."""
-        z = _where_known(self.z).asarray(self.z)
-        return jnp.asarray(z[2] @ (z[:2] * z[:2, self.group.inverse]).sum(axis=(0, 1)))
+        return leftover(self.z, self.group)
 
     def to_weights(self) -> Weights:
         """The real matrices of the network."""
@@ -213,6 +212,11 @@ def _sums(p: Complex[Array, "order order order"], group: Abelian) -> Complex[Arr
     """`A^p_{mk} = Σ_{k'} r_{p, k', m−k', k}`."""
     other = group.table[:, group.inverse].T  # other[k', m] = m − k'
     return jnp.sum(p[jnp.arange(group.order)[:, None], other], axis=0)
+
+
+def leftover(z: Any, group: Abelian) -> Any:
+    """`R_k` of an array of NumPy or JAX: see `Solution.leftover`."""
+    return z[2] @ (z[:2] * z[:2, group.inverse]).sum(axis=(0, 1))
 
 
 @checked

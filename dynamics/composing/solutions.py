@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike, Complex, Float
 from ..._checked import checked
 from ..._checks import check_shape, concrete, describe, integer, real
 from ..groups import Abelian, Group, require_abelian
-from .ring import Solution, one, zero
+from .ring import Solution, leftover, one, zero
 
 OMEGA = np.exp(2j * np.pi / 3)
 Columns = Complex[np.ndarray, "3 nodes"]
@@ -237,7 +237,7 @@ def f4_6(
     four = from_blocks(group, block, [k for k in group.frequencies if k != k0])
     six = from_blocks(group, lambda k: times(syn(), nu(1j), _turn(phases, number[k0])), [k0])
     z = np.array(six.z)
-    constant = -np.array(four.leftover()) / np.sum(np.abs(z[:2]) ** 2)
+    constant = -leftover(np.asarray(four.z), group) / np.sum(np.abs(z[:2]) ** 2)
     constant[[0, k0, group.inverse[k0]]] = 0
     z[2] += constant[:, None]
     return Solution(z, group) + four
@@ -251,7 +251,7 @@ def f4_biased(group: Group, *, sigma: float | None = None) -> Solution:
     four = from_blocks(group, lambda k: times(nu(1j), xi(1.0)))
     size = len(group.frequencies) ** (1 / 6) if sigma is None else float(real("sigma", sigma, (), above=0))
     bias = np.zeros((3, group.order, 1), four.z.dtype)
-    bias[:2, 0], bias[2, 1:, 0] = size, -np.asarray(four.leftover())[1:] / (2 * size) ** 2
+    bias[:2, 0], bias[2, 1:, 0] = size, -leftover(np.asarray(four.z), group)[1:] / (2 * size) ** 2
     return four + Solution(bias, group)
 
 
