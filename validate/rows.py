@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
-import scipy  # whose parts are imported when they are asked for: that of tests takes half a second
+import scipy  # whose parts load when they are asked for: scipy.stats takes half a second, which few rows need
 from jaxtyping import ArrayLike, Bool, Num, Real
 
 from .._checked import checked

@@ -214,8 +214,8 @@ def _sums(p: Complex[Array, "order order order"], group: Abelian) -> Complex[Arr
     return jnp.sum(p[jnp.arange(group.order)[:, None], other], axis=0)
 
 
-def leftover(z: Any, group: Abelian) -> Any:
-    """`R_k` of an array of NumPy or JAX: see `Solution.leftover`."""
+def leftover(z: Complex[Array | np.ndarray, "3 order nodes"], group: Abelian) -> Any:
+    """`R_k = Σ_p Σ_k' r_{p,k',−k',k}`, shape `(order,)`. Of an array of NumPy it is one too, known inside `jit`."""
     return z[2] @ (z[:2] * z[:2, group.inverse]).sum(axis=(0, 1))
 
 

@@ -56,6 +56,7 @@ def _accuracy(
     assumptions=(
         RECIPE,
         "laptop: twelve groups, 256 nodes, rate 2e-3, decay 1e-3, 1500 steps, 3 seeds",
+        "c is interpolated on a grid of four fractions (paper: nine)",
         "Z_23 at the paper's rate 5e-4 and decay 2e-4 beside it: 512 nodes, 6000 steps",
         "smoke: Z_11, D_8 and Z7:Z3, 128 nodes; paper: 23 groups of order 11 to 97",
     ),
