@@ -236,10 +236,8 @@ def f4_6(
     block = lambda k: times(nu(1j), xi(1.0 if xis is None else xis[number[k]]), _turn(phases, number[k]))
     four = from_blocks(group, block, [k for k in group.frequencies if k != k0])
     six = from_blocks(group, lambda k: times(syn(), nu(1j), _turn(phases, number[k0])), [k0])
-    z = np.array(six.z)
-    constant = -leftover(np.asarray(four.z), group) / np.sum(np.abs(z[:2]) ** 2)
-    constant[[0, k0, group.inverse[k0]]] = 0
-    z[2] += constant[:, None]
+    z = np.array(six.z)  # what is left over is zero at 0 and ±k0, where `four` has no entries
+    z[2] -= (leftover(np.asarray(four.z), group) / np.sum(np.abs(z[:2]) ** 2))[:, None]
     return Solution(z, group) + four
 
 
