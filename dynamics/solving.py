@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Real
 
 from .._checked import checked
 from .._checks import check_callable, check_range, concrete, describe, integer
@@ -88,8 +88,8 @@ def solve(
     *,
     solver: dfx.AbstractSolver | None = None,
     stepsize_controller: dfx.AbstractStepSizeController | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: Real[ArrayLike, ""] | None = None,
+    atol: Real[ArrayLike, ""] | None = None,
     max_steps: int = 2**16,
     adjoint: dfx.AbstractAdjoint | None = None,
     throw: bool = True,
@@ -166,20 +166,20 @@ def solve(
 
 @bounded_jit
 def _integrate(flow, state, static, ts, solver, controller, max_steps, adjoint, progress) -> tuple[Solution, Any, Any]:
-    leaves, structure = jax.tree.flatten(state)
+    leaves, structure = jax.tree.flatten(state)  # a list: Diffrax takes no tree with an empty branch
 
     def as_complex(y):
-        pairs = zip(structure.flatten_up_to(y), leaves, strict=True)
+        pairs = zip(y, leaves, strict=True)
         return structure.unflatten([lax.complex(x[..., 0], x[..., 1]) if jnp.iscomplexobj(z) else x for x, z in pairs])
 
     def field(t, y, args):
         y = as_complex(y)
-        return _as_real(_derivative(flow, t, y, static, args))
+        return _as_real(jax.tree.leaves(_derivative(flow, t, y, static, args)))
 
     def blowing_up(t, y, args, **_):
         return _grows(y, field(t, y, args), start, resolution(t)) | jnp.isinf(max_norm(y))
 
-    start = _as_real(state)
+    start = _as_real(leaves)
     solution = diffeqsolve(
         dfx.ODETerm(field),
         solver,

@@ -40,29 +40,29 @@ def trajectories(
     trainable: PyTree = True,
     batch_size: int | None = None,
 ) -> Trajectories:
-    """Trains `model` by `optimiser(rate)` at each of `rates`, and observes it at the start and
-    `records` times more, each `between` steps after the last.
+    """Trains `model` by `optimiser(rate)` at each of `rates`, and observes it at the start and `records` times
+    more, each `between` steps after the last.
 
     One compiled program. Rates run one after another, each for as many steps as it needs; the seeds of a rate run side
     by side, `batch_size` at a time. `keys` draws the batches, one key a seed; without it `data` is fixed and there is
     one run a rate.
 
-    Step n of a rate draws with the number `⌊n rate/min(rates)⌋`, so that at one time all rates see the same batch. This
-    leaves each run's batches independent, and makes differences between rates less noisy.
+    Step n of a rate draws with the number `⌊n max(between)/between⌋`, so that at one time all rates see the same batch.
+    This leaves each run's batches independent, and makes differences between rates less noisy.
     """
     dtype = next(x.dtype for x in jax.tree.leaves(model) if eqx.is_inexact_array(x))
     dtype = jnp.finfo(dtype).dtype  # of complex parameters
-    stride = rates / rates.min()
+    whole, part = np.divmod(between.max() / between, 1.0)
     if batch_size is None:
         batch_size = 32 if jax.default_backend() == "cpu" else 4096
-    lanes = jnp.asarray(rates, dtype), jnp.asarray(stride), jnp.asarray(between)
+    lanes = jnp.asarray(rates, dtype), jnp.asarray(whole, int), jnp.asarray(part), jnp.asarray(between)
     return Trajectories(*_run(model, loss, data, optimiser, lanes, records, keys, observe, trainable, batch_size))
 
 
 @eqx.filter_jit
 def _run(model, loss, data, optimiser, lanes, records, keys, observe, trainable, batch_size) -> tuple[PyTree, Array]:
     def at_rate(lane):
-        rate, stride, number = lane
+        rate, stride, part, number = lane
         make = optimiser(rate)
         start = init(model, make, trainable=trainable)
         whole = lambda state: state._replace(kept=start.kept)  # leaves that are no arrays stay outside the loop
@@ -72,7 +72,9 @@ def _run(model, loss, data, optimiser, lanes, records, keys, observe, trainable,
                 if key is None:
                     batch = data
                 else:
-                    batch = data(jax.random.fold_in(key, jnp.floor(state.step * stride).astype(int)))
+                    # In two parts, so that no rounding makes two steps draw the same.
+                    drawn = state.step * stride + jnp.floor(state.step.astype(part.dtype) * part).astype(int)
+                    batch = data(jax.random.fold_in(key, drawn))
                 return advance(whole(state), loss, batch, make)[0]._replace(kept=None)
 
             def block(state: State, _) -> tuple[State, PyTree]:

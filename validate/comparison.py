@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from jaxtyping import ArrayLike, Real
 
+from .._checks import check_range
+from ._given import as_number
 from .claim import Evidence
 from .extrapolation import Estimate
 from .panels import panel
@@ -27,9 +30,9 @@ class Comparison:
     All errors are relative to the distance that the theory moves.
 
     - `theory_error`: what is left at rate zero, `max ‖a(t)‖ / D`: a number with `low` and `high`, its 95 % interval.
-    - `within`: the error that is allowed. `wrong`: the errors of the wrong flows, by label.
-    - `bias_order`: the order in the rate of the mean difference, 1 for descent beside its gradient flow. `spread_order`:
-      that of the spread over seeds, ½ for minibatch noise; NaN for one run. Both have `low` and `high`.
+    - `within`: the error that is allowed. `wrong`: the same for each wrong flow, by label.
+    - `bias_order`: the order in the rate of the mean difference, 1 for descent beside its gradient flow.
+    - `spread_order`: that of the spread over seeds, ½ for minibatch noise; NaN for one run.
     - `budget`: what the smallest rate, the noise of the mean, the integrator, rounding, the size and the theory add.
     - `observed`: dimensions `(learning_rate, seed, time, …)`, or with `size` before them.
     - `predicted`: dimensions `(time, …)`.
@@ -40,7 +43,7 @@ class Comparison:
 
     theory_error: Estimate
     within: float
-    wrong: Mapping[str, Estimate]
+    wrong: Mapping[str, "Comparison"]
     bias_order: Estimate
     spread_order: Estimate
     budget: Mapping[str, float]
@@ -63,13 +66,18 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """Whether the theory holds, is refuted, or is left undecided. `str` gives the word."""
-        return _row(self.theory_error, self.within).verdict
+        return self._row.verdict
+
+    @property
+    def _row(self) -> Row:
+        error, within = self.theory_error, self.within
+        return Row(error, (error.low, error.high), within, (-math.inf, within), f"{error}", f"≤ {within:.3g}", "limit")
 
     @property
     def passed(self) -> bool:
         """Whether the theory holds and every wrong flow is refuted."""
-        refuted = [_row(error, self.within).verdict is Verdict.REFUTED for error in self.wrong.values()]
-        return self.verdict is Verdict.HOLDS and all(refuted)
+        refuted = all(one.verdict is Verdict.REFUTED for one in self.wrong.values())
+        return self.verdict is Verdict.HOLDS and refuted
 
     @property
     def limited_by(self) -> str:
@@ -80,10 +88,39 @@ class Comparison:
         shown = dict(self.budget) | {"theory": self.low}
         return max(shown, key=lambda term: shown[term])
 
-    def evidence(self, name: str = "theory's error over the distance moved") -> Evidence:
-        """For a claim: the row of the theory, those of the wrong flows as the control, and the pictures."""
-        control = {f"{name}: {label}": _row(error, self.within) for label, error in self.wrong.items()}
-        return Evidence({name: _row(self.theory_error, self.within)}, control, self._panels(name), self.remarks)
+    def evidence(
+        self,
+        name: str = "theory's error over the distance moved",
+        *,
+        order: Real[ArrayLike, ""] | None = None,
+        tolerance: Real[ArrayLike, ""] = 0.1,
+    ) -> Evidence:
+        """For a claim: a row for the theory, one for each wrong flow as the control, and the pictures.
+
+        With `order` the interval of `bias_order` must lie within `tolerance` of it, too. **Raises** `ValueError` for an
+        order and a tolerance that are no numbers, and a tolerance that is not above zero.
+        """
+        rows, control = {name: self._row}, {f"{name}: {label}": one._row for label, one in self.wrong.items()}
+        if order is not None:
+            power, slack = as_number("order", order), as_number("tolerance", tolerance)
+            check_range("tolerance", slack, above=0)
+            by_rate = f"{name}, order in the learning rate"
+            rows[by_rate] = self._order_row(power, slack)
+            control |= {f"{by_rate}: {label}": one._order_row(power, slack) for label, one in self.wrong.items()}
+        return Evidence(rows, control, self._panels(name), self.remarks)
+
+    def _order_row(self, order: float, tolerance: float) -> Row:
+        fitted = self.bias_order
+        allowed = (order - tolerance, order + tolerance)
+        return Row(
+            fitted,
+            (fitted.low, fitted.high),
+            order,
+            allowed,
+            f"order {fitted}",
+            f"order {order:g} ± {tolerance:g}",
+            "limit",
+        )
 
     def to_netcdf(self, path: Path | str) -> None:
         """Writes observed, predicted, profile and the numbers beside them as one netCDF tree; complex arrays as two."""
@@ -97,7 +134,8 @@ class Comparison:
                 ("spread_order", self.spread_order),
             )
         }
-        wrong = {label: [float(x), x.low, x.high] for label, x in self.wrong.items()}
+        errors = {label: one.theory_error for label, one in self.wrong.items()}
+        wrong = {label: [float(x), x.low, x.high] for label, x in errors.items()}
         texts = {
             "budget": json.dumps(dict(self.budget)),
             "wrong": json.dumps(wrong),
@@ -136,9 +174,11 @@ class Comparison:
         ]
         if not math.isnan(self.spread_order):
             found.append(("order of spread", f"{self.spread_order}"))
-        for label, error in self.wrong.items():
-            said = _row(error, self.within).verdict
-            found.append((f"wrong: {label}", f"{said}: error {shown(error)} [{shown(error.low)}, {shown(error.high)}]"))
+        for label, one in self.wrong.items():
+            error = one.theory_error
+            found.append(
+                (f"wrong: {label}", f"{one.verdict}: error {shown(error)} [{shown(error.low)}, {shown(error.high)}]")
+            )
         return [*found, *([("advice", self.advice)] if self.advice else []), *(("remark", x) for x in self.remarks)]
 
     def __repr__(self) -> str:
@@ -149,11 +189,6 @@ class Comparison:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in self._told())
         return f"<table>{rows}</table>"
-
-
-def _row(error: Estimate, within: float) -> Row:
-    allowed = (-math.inf, within)
-    return Row(error, (error.low, error.high), within, allowed, f"{error}", f"≤ {within:.3g}", "limit")
 
 
 def _real(data: xr.Dataset) -> xr.Dataset:

@@ -1,10 +1,12 @@
 """From what training has shown and a flow has predicted to the theory's error, its budget and advice."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import xarray as xr
 from jaxtyping import Float
 
@@ -42,7 +44,7 @@ class Measured(NamedTuple):
     @property
     def fine(self) -> np.ndarray:
         """At which rates no run diverged."""
-        return np.isfinite(self.seen).all(axis=(0, 2, 3, 4))
+        return np.asarray(np.isfinite(self.seen).all(axis=(0, 2, 3, 4)))
 
 
 class Predicted(NamedTuple):
@@ -60,45 +62,46 @@ class Predicted(NamedTuple):
         return Predicted(self.values / distance, self.integrator / distance)
 
 
-class _Found(NamedTuple):
-    error: Estimate
-    left: Left | None
-
-
 def decide(measured: Measured, theory: Predicted, wrong: Mapping[str, Predicted], within: float) -> Comparison:
-    """The comparison. All errors are over the distance that the theory moves."""
-    rates, scaled = measured.rates[measured.fine], theory.over(theory.moved)
-    seen = measured.seen[:, measured.fine] / theory.moved
-    differences = seen - scaled.values
+    """The comparison. All errors are over the distance that the theory moves, those of wrong flows too."""
+    others = {label: _decide(measured, one, theory.moved, within) for label, one in wrong.items()}
+    return dataclasses.replace(_decide(measured, theory, theory.moved, within), wrong=others)
+
+
+def _decide(measured: Measured, theory: Predicted, moved: float, within: float) -> Comparison:
+    rates, scaled = measured.rates[measured.fine], theory.over(moved)
+    differences = measured.seen[:, measured.fine] / moved - scaled.values
     error, left = _extrapolated(measured, differences, scaled)
-    apart = {label: one.over(theory.moved) for label, one in wrong.items()}
-    others = {label: _extrapolated(measured, seen - one.values, one).error for label, one in apart.items()}
     sizes = [norms_of_mean(d) for d in differences[0]]
-    bias = order(rates, np.array([s.value.max() for s in sizes]))
-    spread = order(rates, np.array([s.error.max() for s in sizes]) * math.sqrt(seen.shape[2]))
-    budget = _budget(measured, error, left, scaled)
-    profile = _profile(measured, differences[0], left)
-    advice = _advice(measured, error, left, scaled, within)
-    observed, predicted = _observed(measured), _labelled(measured, ("time",), theory.values)
-    predicted = predicted.assign_coords(time=measured.times)
+    predicted = _labelled(measured, ("time",), theory.values).assign_coords(time=measured.times)
     return Comparison(
-        error, within, others, bias, spread, budget, advice, _remarks(measured), observed, predicted, profile
+        theory_error=error,
+        within=within,
+        wrong={},
+        bias_order=order(rates, np.array([size.value.max() for size in sizes])),
+        spread_order=order(rates, np.array([size.error.max() for size in sizes])),
+        budget=_budget(measured, error, left, scaled),
+        advice=_advice(measured, error, left, scaled, within),
+        remarks=_remarks(measured),
+        observed=_observed(measured),
+        predicted=predicted,
+        profile=_profile(measured, differences[0], left),
     )
 
 
-def _extrapolated(measured: Measured, differences: np.ndarray, predicted: Predicted) -> _Found:
+def _extrapolated(measured: Measured, differences: np.ndarray, predicted: Predicted) -> tuple[Estimate, Left | None]:
     """What is left at rate zero. Nothing is known of it with two rates, or one run where batches are drawn."""
     fine = measured.fine
     if fine.sum() < 3 or (measured.sampled and differences.shape[2] == 1):
-        return _Found(Estimate(math.nan, 0.0, math.inf), None)
+        return (Estimate(math.nan, 0.0, math.inf), None)
     if not np.isfinite(differences).all():  # a flow that blows up
-        return _Found(Estimate(math.inf, math.inf, math.inf), None)
+        return (Estimate(math.inf, math.inf, math.inf), None)
     size = np.linalg.norm(predicted.values, axis=-1).max()
     # Steps round at random; the error of n of them grows as √n.
     rounding = measured.eps * np.sqrt(measured.times / measured.rates[fine, None]) * size
     slack = np.nan_to_num(predicted.integrator, nan=np.inf)
     left = extrapolate(differences, measured.rates[fine], measured.inverse, rounding, slack)
-    return _Found(Estimate(*(float(getattr(left.sizes, end).max()) for end in ("value", "low", "high"))), left)
+    return (Estimate(*(float(getattr(left.sizes, end).max()) for end in ("value", "low", "high"))), left)
 
 
 def _budget(measured: Measured, error: Estimate, left: Left | None, theory: Predicted) -> dict[str, float]:
@@ -120,25 +123,22 @@ def _advice(measured: Measured, error: Estimate, left: Left | None, theory: Pred
         return "Give seeds=8 or more: one run does not tell minibatch noise from an error of the theory."
     if error.high <= within:
         return ""
-    at = int(np.argmax(left.sizes.high))
-    fixed = float(left.rounding[at] + theory.integrator[at])
-    extrapolation, noise = float(left.remainder[at]), max(error.high - float(error) - left.remainder[at] - fixed, 0.0)
     if error.low > within:
         return f"The theory errs by {100 * error:.3g} % at rate zero: neither smaller rates nor more seeds will help."
-    margin = abs(within - error) - fixed
+    fixed = float(left.rounding.max() + theory.integrator.max())
+    margin, bent = abs(within - error) - fixed, float(left.remainder.max())
     if margin <= 0:
-        return f"Rounding and the integrator leave {100 * fixed:.2g} %: train in float64 or lower rtol."
-    parts = []
-    if noise > margin / 2:
-        times = math.ceil(
-            (2 * noise / margin) ** 2 if extrapolation > margin / 2 else (noise / (margin - extrapolation)) ** 2
-        )
-        parts.append(f"{times}× the seeds ({times * seeds}), or learning rates {times}× smaller")
-    if extrapolation > margin / 2:
-        smaller = math.ceil(math.sqrt(2 * extrapolation / margin))
-        parts.append(f"learning rates {smaller}× smaller against the bend of the extrapolation")
-    parts = parts or ["learning rates 2× smaller"]
-    return f"To decide at {100 * within:.3g} %: " + ", and ".join(parts) + "."
+        return f"Rounding and the integrator leave {100 * fixed:.2g} %: train in float64, or lower rtol."
+    noise = (error.high - error if error < within else error - error.low) - bent - fixed
+    # What depends on rates and on seeds shares the margin, unless one of them fits as it is.
+    told, for_noise = [], margin - bent if bent < margin / 2 else margin / 2
+    if noise > for_noise:
+        times = max(math.ceil((noise / for_noise) ** 2), 2)
+        told.append(f"{times}× the seeds ({times * seeds}), or learning rates {times}× smaller")
+    if bent > margin / 2 or not told:
+        smaller = max(math.ceil(math.sqrt(2 * bent / margin)), 2)
+        told.append(f"learning rates {smaller}× smaller")
+    return f"To decide at {100 * within:.3g} %: " + ", and ".join(told) + "."
 
 
 def _remarks(measured: Measured) -> tuple[str, ...]:
@@ -163,11 +163,10 @@ def _profile(measured: Measured, differences: np.ndarray, left: Left | None) -> 
     at = -1 if left is None else int(np.argmax(left.sizes.value))
     along = differences[0].mean(axis=0)[at] if left is None else left.mean[at]
     size = np.linalg.norm(along)
-    samples = differences[:, :, at] @ (along / size if size > 0 else along)  # (rates, seeds)
-    one = [norms_of_mean(x[:, None, None]) for x in samples]
-    half = [
-        0.0 if math.isnan(x.error[0]) else float(x.high[0] - abs(m)) for x, m in zip(one, samples.mean(1), strict=True)
-    ]
+    samples = differences[:, :, at] @ (along / size if 0 < size < np.inf else along)  # (rates, seeds)
+    seeds, half = samples.shape[1], np.zeros(len(samples))
+    if seeds > 1:
+        half = float(scipy.special.stdtrit(seeds - 1, 0.975)) * samples.std(axis=1, ddof=1) / math.sqrt(seeds)
     unknown = np.full(len(measured.times), np.nan)
     error, low, high = (unknown,) * 3 if left is None else left.sizes[:3]
     return xr.Dataset(
@@ -176,7 +175,7 @@ def _profile(measured: Measured, differences: np.ndarray, left: Left | None) -> 
             "low": ("time", low),
             "high": ("time", high),
             "difference": ("learning_rate", samples.mean(axis=1)),
-            "half_width": ("learning_rate", np.array(half)),
+            "half_width": ("learning_rate", half),
         },
         {"time": measured.times, "learning_rate": rates},
         {"time_of_difference": float(measured.times[at])},

@@ -124,7 +124,9 @@ def independent(samples: Float[np.ndarray, "seeds times n"]) -> float:
     gram = np.einsum("stn,sun->tu", off, off)
     size = np.sqrt(np.diag(gram))
     moving = size > 0
-    number = max(int(moving.sum()), 1)
+    number = int(moving.sum())
+    if not number:
+        return 1.0
     squares = np.sum((gram[np.ix_(moving, moving)] / np.outer(size[moving], size[moving])) ** 2)
     return float(max(number + 1 - squares / number, 1))
 
@@ -167,9 +169,9 @@ def extrapolate(
     return min(found, key=lambda left: np.max(left.sizes.high) - np.max(left.sizes.low))
 
 
-# How many times its last correction a value at zero may be off, downwards and upwards. Rates too large for a polynomial,
-# as under momentum whose memory lasts from one time to the next, leave some of their own difference at zero, which
-# looks like an error of the theory: up to 4.4 times the last correction, over 37 right theories.
+# How many times its last correction a value at zero may be off, downwards and upwards. Rates too large for a
+# polynomial, as under momentum whose memory lasts from one time to the next, leave some of their difference at zero.
+# It looks like an error of the theory: up to 4.4 times the last correction, over 37 right theories.
 _SAFETY = (5.0, 2.0)
 
 

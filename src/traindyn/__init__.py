@@ -2,6 +2,7 @@
 
 - `traindyn.dynamics`: the differential equations that theorems predict, and `solve`.
 - `traindyn.nets`: the real networks, their data, and `train`.
+- `traindyn.compare`: a theory of your own against training, in one call.
 - `traindyn.validate`: claims, which hold the one against the other.
 - `traindyn.sweep`: any of it at many points at once.
 
@@ -23,14 +24,17 @@ if _TYPE_CHECKING:
     from .sweeps import Subject as Subject
     from .sweeps import SweepError as SweepError
     from .sweeps import sweep as sweep
+    from .validate.compare import compare as compare
 
 __version__ = _version("traindyn")
-__all__ = ["Subject", "SweepError", "dynamics", "nets", "sweep", "sweeps", "validate"]
+__all__ = ["Subject", "SweepError", "compare", "dynamics", "nets", "sweep", "sweeps", "validate"]
 
 
 def __getattr__(name: str) -> _Any:
     if name in ("Subject", "SweepError", "sweep"):
         return getattr(_import_module(".sweeps", __name__), name)
+    if name == "compare":
+        return _import_module(".validate.compare", __name__).compare
     if name in __all__:
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

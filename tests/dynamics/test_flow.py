@@ -611,7 +611,7 @@ ONE = jnp.ones(2)
         (HALF, ONE, [1.0], {"rtol": 0.0, "atol": 0.0}, "rtol must be above 0 and below 1, got 0.0"),
         (HALF, ONE, [1.0], {"rtol": np.nan}, "rtol must be above 0 and below 1, got nan"),
         (HALF, ONE, [1.0], {"rtol": 10.0}, "rtol must be above 0 and below 1, got 10.0"),
-        (HALF, ONE, [1.0], {"rtol": "1e-3"}, "rtol must be a real number, got '1e-3'"),
+        (HALF, ONE, [1.0], {"rtol": "1e-3"}, "rtol must be a number or an array of numbers, got '1e-3'"),
         (HALF, ONE, [1.0], {"atol": 0.0}, "atol must be above 0, got 0.0"),
         (HALF, ONE, [1.0], {"max_steps": 0}, "max_steps must be an integer of at least 1 and at most .*, got 0"),
         (HALF, ONE, [1.0], {"max_steps": 2**63}, "max_steps must be an integer of .* at most 2147483647, got 9223"),
