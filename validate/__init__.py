@@ -24,7 +24,7 @@ from .claim import Setting as Setting
 from .claim import built_in as built_in
 from .claim import claim as claim
 from .claim import claims_in as claims_in
-from .compare import compare as compare
+from .comparing import compare as compare
 from .comparison import Comparison as Comparison
 from .extrapolation import Estimate as Estimate
 from .panels import heatmap as heatmap

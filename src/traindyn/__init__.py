@@ -24,7 +24,7 @@ if _TYPE_CHECKING:
     from .sweeps import Subject as Subject
     from .sweeps import SweepError as SweepError
     from .sweeps import sweep as sweep
-    from .validate.compare import compare as compare
+    from .validate.comparing import compare as compare
 
 __version__ = _version("traindyn")
 __all__ = ["Subject", "SweepError", "compare", "dynamics", "nets", "sweep", "sweeps", "validate"]
@@ -34,7 +34,7 @@ def __getattr__(name: str) -> _Any:
     if name in ("Subject", "SweepError", "sweep"):
         return getattr(_import_module(".sweeps", __name__), name)
     if name == "compare":
-        return _import_module(".validate.compare", __name__).compare
+        return _import_module(".validate.comparing", __name__).compare
     if name in __all__:
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

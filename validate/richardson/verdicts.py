@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from ..checks import count, evidence
 from ..claim import Evidence, Setting, claim
-from ..compare import compare
+from ..comparing import compare
 from ..comparison import Comparison
 from ..extrapolation import norms_of_mean
 from ..panels import panel
@@ -116,8 +116,8 @@ def coverage(setting: Setting) -> Evidence:
         covered,
         panels=[panel("intervals", axis, y="error / distance moved", observed=seen, predicted={"true error": truth})],
         remarks=[
-            f"{np.mean(within):.3f} of {len(within)} intervals of nominal 95 % cover; {np.mean(truth < low):.3f} lie above"
-            f" the truth, {np.mean(truth > high):.3f} below."
+            f"{np.mean(within):.3f} of {len(within)} intervals of nominal 95 % cover; {np.mean(truth < low):.3f} lie"
+            f" above the truth, {np.mean(truth > high):.3f} below."
         ],
     )
 
