@@ -26,7 +26,6 @@ from .claim import claim as claim
 from .claim import claims_in as claims_in
 from .comparing import compare as compare
 from .comparison import Comparison as Comparison
-from .extrapolation import Estimate as Estimate
 from .panels import heatmap as heatmap
 from .panels import panel as panel
 from .paper import Paper as Paper

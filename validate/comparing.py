@@ -176,10 +176,11 @@ def _check_observed(observe: Callable, model: Any, image: Callable, y0: PyTree) 
     check_callable("observe", observe)
     check_callable("image", image)
     seen, said = eqx.filter_eval_shape(_numbers, observe, model), eqx.filter_eval_shape(_numbers, image, _arrays(y0))
-    shapes = lambda tree: {keystr(path) or "it": x.shape for path, x in jax.tree.leaves_with_path(tree)}
+    kind = lambda x: "complex" if jnp.issubdtype(x.dtype, jnp.complexfloating) else "real"
+    shapes = lambda tree: {keystr(path) or "it": (kind(x), x.shape) for path, x in jax.tree.leaves_with_path(tree)}
     if shapes(seen) != shapes(said) or jax.tree.structure(seen) != jax.tree.structure(said):
         raise ValueError(
-            "observe must return what image returns for the flow's state, structure and shapes, "
+            "observe must return what image returns for the flow's state, in structure, shapes and kind, "
             f"got {shapes(seen) or jax.tree.structure(seen)} from the model and {shapes(said)} from the flow."
         )
     if not shapes(seen):

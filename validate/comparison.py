@@ -1,12 +1,11 @@
 """What `compare` returns: a verdict, the theory's error with its interval, a budget of what limits it, and advice."""
 
-import dataclasses
 import html
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-@dataclasses.dataclass(frozen=True, repr=False, eq=False)
-class Comparison:
+class Comparison(NamedTuple):
     """Whether a theory meets training as the learning rate goes to zero, how nearly, and what limits the answer.
 
     All errors are relative to the distance that the theory moves.

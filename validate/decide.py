@@ -1,6 +1,5 @@
 """From what training has shown and a flow has predicted to the theory's error, its budget and advice."""
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -65,7 +64,7 @@ class Predicted(NamedTuple):
 def decide(measured: Measured, theory: Predicted, wrong: Mapping[str, Predicted], within: float) -> Comparison:
     """The comparison. All errors are over the distance that the theory moves, those of wrong flows too."""
     others = {label: _decide(measured, one, theory.moved, within) for label, one in wrong.items()}
-    return dataclasses.replace(_decide(measured, theory, theory.moved, within), wrong=others)
+    return _decide(measured, theory, theory.moved, within)._replace(wrong=others)
 
 
 def _decide(measured: Measured, theory: Predicted, moved: float, within: float) -> Comparison:
@@ -161,7 +160,8 @@ def _profile(measured: Measured, differences: np.ndarray, left: Left | None) -> 
     """What is left over time, and the differences by rate along the direction and at the time of the largest."""
     rates = measured.rates[measured.fine]
     at = -1 if left is None else int(np.argmax(left.sizes.value))
-    along = differences[0].mean(axis=0)[at] if left is None else left.mean[at]
+    one = differences[0].mean(axis=0) if len(differences) else np.zeros(differences.shape[2:])
+    along = one[at] if left is None else left.mean[at]
     size = np.linalg.norm(along)
     samples = differences[:, :, at] @ (along / size if 0 < size < np.inf else along)  # (rates, seeds)
     seeds, half = samples.shape[1], np.zeros(len(samples))

@@ -37,9 +37,26 @@ def joined(remarks):
     return validate.evidence(validate.at_most("a", 1.0, 2.0, {"w": 3.0}), remarks=remarks)
 
 
+def decay(t, y, args):
+    return -y
+
+
+def half_square(w, factor):
+    return (1.0 if factor is None else factor) * jnp.sum(w**2) / 2
+
+
 FOLDER = Path(tempfile.mkdtemp())
 (RESULT,) = validate.verify([CLAIM], validate.Setting("smoke"), out=FOLDER)
 CALLS = {
+    "validate.compare": Call(
+        validate.compare,
+        {"flow": decay, "y0": PARAMETER, "model": PARAMETER, "loss": half_square, "data": jnp.asarray(1.0)}
+        | {"learning_rates": [0.1, 0.05, 0.025], "time": 0.4, "seeds": 1, "points": 2, "within": 0.02}
+        | {"wrong": {}, "size_order": 1.0, "trainable": True, "rtol": 1e-8, "atol": 1e-10},
+        bad={"time": [0.0, -1.0], "within": [0.0], "points": [0, 1000], "seeds": [0, 2], "rtol": [0.0, 1.0]}
+        | {"learning_rates": [[0.1, 0.05], [0.1, 0.1, 0.05], [0.1, 0.05, 0.0]], "wrong": [{"w": 3}, [decay]]}
+        | {"y0": [jnp.zeros(4), jnp.ones(3)], "model": [jnp.ones(3)], "sizes": [{}, {1: (1.0, 1.0)}]},
+    ),
     "validate.Claim": Call(
         validate.Claim,
         {"name": "x.y", **HEADER, "check": check},
