@@ -53,6 +53,7 @@ CALLS = {
         {"flow": decay, "y0": PARAMETER, "model": PARAMETER, "loss": half_square, "data": jnp.asarray(1.0)}
         | {"learning_rates": [0.1, 0.05, 0.025], "time": 0.4, "seeds": 1, "points": 2, "within": 0.02}
         | {"wrong": {}, "size_order": 1.0, "trainable": True, "rtol": 1e-8, "atol": 1e-10},
+        accepts={"data": "nothing"},
         bad={"time": [0.0, -1.0], "within": [0.0], "points": [0, 1000], "seeds": [0, 2], "rtol": [0.0, 1.0]}
         | {"learning_rates": [[0.1, 0.05], [0.1, 0.1, 0.05], [0.1, 0.05, 0.0]], "wrong": [{"w": 3}, [decay]]}
         | {"y0": [jnp.zeros(4), jnp.ones(3)], "model": [jnp.ones(3)], "sizes": [{}, {1: (1.0, 1.0)}]},

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ...dynamics import GradientFlow, solve
+from ...dynamics import GradientFlow
 from ...dynamics.joma import Attention, Joint, invariants
 from ...nets import joma as nets
 from ...nets import text, train
 from ...nets.descent import at_common_time, halving_rates
 from ..checks import at_least, evidence, mean, scales
 from ..claim import Evidence, Setting, claim
+from ..comparing import compare
 from ..panels import panel
 from ._shared import ONE_QUERY, four_activations, loss_flow, random_task, sgd
 
@@ -43,22 +44,20 @@ def gd_to_flow(setting: Setting) -> Evidence:
     options = {"activation": four_activations, "init_scale": 0.3, "key": setting.key}
     model = nets.JomaBlock(12, 4, classes=5, attention="exp", **options)
     leaves, descent = lambda m: (m.w, m.z), lambda rate: sgd(rate, eta_z)
-
-    @jax.jit
-    def train_all(model, data):
-        return at_common_time(rates, steps, model, nets.cross_entropy, data, leaves, optimiser=descent)
-
-    trained = train_all(model, data)
-
-    def error(eta):
-        """Of W and z, each over the distance that it has moved."""
-        flow = solve(loss_flow(data, model, eta_z=eta), model, np.array([end])).ys
-        size, of = lambda x: np.linalg.norm(x, axis=(-2, -1)), zip(trained, leaves(flow), leaves(model), strict=True)
-        return sum(size(leaf - law) / size(law - start) for leaf, law, start in of)
-
-    name, wrong = "error of W and z, order in the learning rate", {"flow with η_Z = η_Y": error(1.0)}
-    y = f"error at t = {end:g}, η_Z/η_Y = {eta_z}"
-    return evidence(scales(name, ("learning rate", rates), error(eta_z), wrong, order=1, y=y))
+    found = compare(
+        loss_flow(data, model, eta_z=eta_z),
+        model,
+        model,
+        nets.cross_entropy,
+        data,
+        learning_rates=rates,
+        time=end,
+        observe=leaves,
+        image=leaves,
+        optimiser=descent,
+        wrong={"flow with η_Z = η_Y": loss_flow(data, model, eta_z=1.0)},
+    )
+    return found.evidence("error of W and z", order=1)
 
 
 @claim(
