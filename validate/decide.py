@@ -24,13 +24,13 @@ class Leaf(NamedTuple):
 class Measured(NamedTuple):
     """What training has shown.
 
-    - `rates`, increasing: those that were `asked` for, rounded to divide the `times`.
+    - `rates`, increasing, and `rounded`: from the rates that were asked for to those that divide the `times`.
     - `seen`: what was observed, NaN after a divergence.
     - `sizes`: largest first, and their `inverse` powers in which is extrapolated.
     - `sampled`: whether batches were drawn. `eps`: the unit of rounding of the model.
     """
 
-    asked: Float[np.ndarray, " rates"]
+    rounded: Mapping[float, float]
     rates: Float[np.ndarray, " rates"]
     times: Float[np.ndarray, " times"]
     seen: Float[np.ndarray, "sizes rates seeds times n"]
@@ -147,10 +147,10 @@ def _remarks(measured: Measured) -> tuple[str, ...]:
         told.append(
             f"Training diverged at learning rate {gone}, left out: {fine.sum()} of {len(rates)} rates are used."
         )
-    if (np.abs(measured.asked / rates - 1) > 1e-6).any():
-        pairs = zip(measured.asked, rates, strict=True)
-        changed = ", ".join(f"{asked:.4g} to {rate:.4g}" for asked, rate in pairs if abs(asked / rate - 1) > 1e-6)
-        told.append(f"Learning rates are rounded to divide time/points = {measured.times[1]:.4g}: {changed}.")
+    changed = {asked: rate for asked, rate in measured.rounded.items() if abs(asked / rate - 1) > 1e-6}
+    if changed:
+        pairs = ", ".join(f"{asked:.4g} to {rate:.4g}" for asked, rate in changed.items())
+        told.append(f"Learning rates are rounded to divide time/points = {measured.times[1]:.4g}: {pairs}.")
     if measured.sampled and measured.seen.shape[2] == 1:
         told.append("One seed: minibatch noise cannot be told from an error of the theory.")
     return tuple(told)

@@ -101,7 +101,8 @@ def norms_of_mean(samples: Float[np.ndarray, "seeds times n"], one_of: float = 1
     unit = mean / np.where(size > 0, size, 1)[:, None]
     along = np.sum(np.sum(off * unit, axis=-1) ** 2, axis=0) / (number - 1)
     along = np.where(size > 0, along, total)
-    gram = np.einsum("stn,rtn->tsr", off, off) / (number - 1)
+    by_time = off.swapaxes(0, 1)
+    gram = by_time @ by_time.swapaxes(1, 2) / (number - 1)  # (times, seeds, seeds)
     of_squares = np.sum(gram**2, axis=(1, 2))  # the trace of the covariance squared
     across = np.sqrt(2 * np.maximum(of_squares - along**2, 0)) / number
     error = np.sqrt(along / number)
@@ -121,7 +122,8 @@ def independent(samples: Float[np.ndarray, "seeds times n"]) -> float:
     Source: Nyholt, A simple correction for multiple testing (2004), equation 5.
     """
     off = samples - samples.mean(axis=0)
-    gram = np.einsum("stn,sun->tu", off, off)
+    by_time = off.swapaxes(0, 1).reshape(off.shape[1], -1)
+    gram = by_time @ by_time.T
     size = np.sqrt(np.diag(gram))
     moving = size > 0
     number = int(moving.sum())
@@ -175,6 +177,14 @@ def extrapolate(
 _SAFETY = (5.0, 2.0)
 
 
+def _sum(weights: Float[np.ndarray, " m"], terms: Float[np.ndarray, "m *shape"]) -> Float[np.ndarray, "*shape"]:
+    """Weighted, one term after another: `tensordot` would copy them all first."""
+    total = weights[0] * terms[0]
+    for weight, term in zip(weights[1:], terms[1:], strict=True):
+        total += weight * term
+    return total
+
+
 def _doubt(correction: Float[np.ndarray, "seeds times n"], times: float) -> float:
     """How far off an extrapolation may be: so many `times` its last correction, or what noise leaves of this. The
     largest of all times, as at some a correction passes through zero."""
@@ -190,12 +200,10 @@ def _left(
     slack: Float[np.ndarray, " times"],
 ) -> Left:
     size = lambda samples: norms_of_mean(samples).value
-    each, other = (np.einsum("zrstn,r->zstn", differences, w) for w in by_rate)
-    at_zero = np.tensordot(by_size.value, each, 1)
-    corrections = (
-        np.tensordot(by_size.value, each - other, 1),
-        np.tensordot(by_size.value - by_size.other, each, 1),
-    )
+    each = _sum(by_rate.value, differences.swapaxes(0, 1))  # (sizes, seeds, times, n)
+    of_rates = _sum(by_rate.value - by_rate.other, differences.swapaxes(0, 1))
+    at_zero = _sum(by_size.value, each)
+    corrections = _sum(by_size.value, of_rates), _sum(by_size.value - by_size.other, each)
     below, above = (sum(_doubt(one, times) for one in corrections) for times in _SAFETY)
     rounded = np.abs(by_size.value).sum() * np.abs(by_rate.value) @ rounding
     norms = norms_of_mean(at_zero, independent(at_zero))
