@@ -1,5 +1,6 @@
 """The picture of a comparison."""
 
+import io
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,19 @@ if TYPE_CHECKING:
 CURVES = 4  # the numbers that move most
 
 
+class Picture(Figure):
+    """A figure that notebooks show, whether or not pyplot has been imported."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", dpi=75)
+        return file.getvalue()
+
+
 def draw(comparison: "Comparison") -> Figure:
     """Three panels: trajectories with the band of seeds at the smallest rate, the difference against the rate with its
     value at zero, and the budget as bars."""
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = Picture(figsize=(13, 3.8), layout="constrained")
     curves, rates, bars = figure.subplots(1, 3)
     _trajectories(curves, comparison)
     _by_rate(rates, comparison)

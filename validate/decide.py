@@ -124,20 +124,32 @@ def _advice(measured: Measured, error: Estimate, left: Left | None, theory: Pred
         return ""
     if error.low > within:
         return f"The theory errs by {100 * error:.3g} % at rate zero: neither smaller rates nor more seeds will help."
-    fixed = float(left.rounding.max() + theory.integrator.max())
-    margin, bent = abs(within - error) - fixed, float(left.remainder.max())
+    fixed, bent = float(left.rounding.max() + theory.integrator.max()), float(left.remainder.max())
+    size = float(error) if error.low > 0 else 0.0  # what is shown of it
+    margin = abs(within - size) - fixed
     if margin <= 0:
         return f"Rounding and the integrator leave {100 * fixed:.2g} %: train in float64, or lower rtol."
-    noise = (error.high - error if error < within else error - error.low) - bent - fixed
-    # What depends on rates and on seeds shares the margin, unless one of them fits as it is.
-    told, for_noise = [], margin - bent if bent < margin / 2 else margin / 2
-    if noise > for_noise:
-        times = max(math.ceil((noise / for_noise) ** 2), 2)
-        told.append(f"{times}× the seeds ({times * seeds}), or learning rates {times}× smaller")
-    if bent > margin / 2 or not told:
-        smaller = max(math.ceil(math.sqrt(2 * bent / margin)), 2)
-        told.append(f"learning rates {smaller}× smaller")
+    noise = (error.high - size if size < within else size - error.low) - bent - fixed
+    # What rates leave and what seeds leave share the margin, unless the first takes little of it.
+    bends, told = bent > margin / 2, []
+    share = margin / 2 if bends else margin - bent
+    if noise > share:
+        more = _times(noise / share, seeds)
+        told.append(
+            f"{more}× the seeds ({more * seeds})" + (f", or learning rates {more}× smaller" if not bends else "")
+        )
+    if bends or not told:
+        told.append(f"learning rates {max(math.ceil(math.sqrt(2 * bent / margin)), 2)}× smaller")
     return f"To decide at {100 * within:.3g} %: " + ", and ".join(told) + "."
+
+
+def _times(narrower: float, seeds: int) -> int:
+    """How many times the seeds make Student's interval narrower by this factor."""
+    quantile = lambda n: float(scipy.special.stdtrit(n - 1, 0.975))
+    more = 2
+    while quantile(seeds) / quantile(more * seeds) * math.sqrt(more) < narrower:
+        more += 1
+    return more
 
 
 def _remarks(measured: Measured) -> tuple[str, ...]:
