@@ -67,13 +67,13 @@ def crossing_time(
     if concrete((start, level)) and start == level:
         return jnp.zeros((), dtype)
 
-    fixed = jax.tree.map(
+    fixed: Any = jax.tree.map(
         lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x,
-        (flow, quantity, state, static, level, until, relative, absolute),
+        (flow, quantity, state, static, level, until, relative, absolute, max_steps),
     )
     with warnings.catch_warnings():  # a complex state is only searched as it is; `solve` takes pairs of real numbers
         warnings.filterwarnings("ignore", message="Complex dtype support in Diffrax")
-        near, crossed, failed = lax.stop_gradient(_locate(*fixed, max_steps))
+        near, crossed, failed = lax.stop_gradient(_locate(*fixed))
     whole, options = eqx.combine(state, static), {"rtol": rtol, "atol": atol, "max_steps": max_steps}
     if concrete((crossed, failed)) and not crossed:
         if failed:
@@ -168,7 +168,7 @@ def _locate(
         max_steps=max_steps,
         throw=False,
     )
-    crossed = solution.event_mask
+    crossed: Any = solution.event_mask
     last = _value(quantity, jax.tree.map(lambda y: y[0], solution.ys), static, dtype)
     failed = (solution.result != dfx.RESULTS.successful) | jnp.isnan(last)
     return solution.ts[0], crossed, ~crossed & failed

@@ -139,7 +139,7 @@ def _digest(arrays: list[np.ndarray]) -> str:
 
 
 def _is_key(x: Any) -> bool:
-    return jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _bare(x: Any) -> np.ndarray:

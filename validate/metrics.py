@@ -158,7 +158,7 @@ def _first_reached(
     low, high = (jnp.take_along_axis(curve, i[None], axis=0)[0] for i in (first, last))
     rise = jnp.where(high == low, 1.0, high - low)
     found = t[first] + (level - low) / rise * (t[last] - t[first])
-    return jnp.where(jnp.isnan(high), jnp.nan, jnp.where(jnp.any(there, axis=0), found, jnp.inf))
+    return jnp.where(jnp.any(there, axis=0), found, jnp.inf)
 
 
 def _check_increasing(t: Float[Array, " times"]) -> None:

@@ -145,6 +145,14 @@ def test_a_damaged_checkpoint_is_set_aside(broken, whole, damaged):
     assert (broken / "damaged-checkpoint-9").is_dir()
 
 
+def test_a_checkpoint_that_was_put_there_from_another_run_is_set_aside(broken, whole, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    _run(12, key=jax.random.key(1), out=other)
+    (other / "checkpoints" / "12").rename(broken / "checkpoints" / "12")
+    with pytest.warns(RuntimeWarning, match="The checkpoint of step 12 can't be used: it is of a run with other"):
+        _same_bits(_run(out=broken), whole)
+
+
 def test_a_run_from_a_state_is_kept_too(tmp_path):
     optimiser, options = optax.adam(0.02), {"observe": _watch, "every": 2}
     first = train(_model(), _loss, DATA, optimiser, 4, **options)
