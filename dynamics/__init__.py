@@ -9,6 +9,8 @@ from . import representations as representations
 from . import reversal as reversal
 from . import scan_snap as scan_snap
 from ._steps import default_tolerances as default_tolerances
+from .crossing import crossing_time as crossing_time
+from .crossing import escape_time as escape_time
 from .flow import BlowsUp as BlowsUp
 from .flow import ClosedForm as ClosedForm
 from .flow import Conserving as Conserving

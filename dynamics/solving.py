@@ -147,7 +147,7 @@ def solve(
     stiff = getattr(flow, "stiff", False)
     if stepsize_controller is None:
         relative = default_tolerances(ts.dtype)[0] if rtol is None else _tolerance("rtol", rtol, ts.dtype, below=1)
-        absolute = _default_atol(state, relative, ts.dtype) if atol is None else _tolerance("atol", atol, ts.dtype)
+        absolute = default_atol(state, relative, ts.dtype) if atol is None else _tolerance("atol", atol, ts.dtype)
         stepsize_controller = StepControl(rtol=relative, atol=absolute, implicit=stiff and solver is None)
         if stiff:
             stepsize_controller = dfx.ClipStepSizeController(stepsize_controller, step_ts=ts)
@@ -174,7 +174,7 @@ def _integrate(flow, state, static, ts, solver, controller, max_steps, adjoint, 
 
     def field(t, y, args):
         y = as_complex(y)
-        return _as_real(jax.tree.leaves(_derivative(flow, t, y, static, args)))
+        return _as_real(jax.tree.leaves(derivative(flow, t, y, static, args)))
 
     def blowing_up(t, y, args, **_):
         return _grows(y, field(t, y, args), start, resolution(t)) | jnp.isinf(max_norm(y))
@@ -215,7 +215,7 @@ def _blow_up_told(result: Any, flow: Callable, state: PyTree, static: PyTree, t_
     A program of its own: most solves never need the derivative that it compiles.
     """
     soon = jnp.sqrt(jnp.finfo(t_stop.dtype).eps) * t_stop
-    slope = _derivative(flow, t_stop, y_stop, static, None)
+    slope = derivative(flow, t_stop, y_stop, static, None)
     grows = _grows(_as_real(y_stop), _as_real(slope), _as_real(state), soon)
     blew_up = (result == dfx.RESULTS.dt_min_reached) & grows
     return dfx.RESULTS.where(blew_up, dfx.RESULTS.event_occurred, result)
@@ -235,7 +235,7 @@ def _grows(y: PyTree, slope: PyTree, start: PyTree, time: Float[Array, ""]) -> B
     return jnp.any(jnp.stack(jax.tree.leaves(jax.tree.map(grows, y, slope, start))))
 
 
-def _derivative(flow: Callable, t: ArrayLike, y: PyTree, static: PyTree, args: Any) -> PyTree:
+def derivative(flow: Callable, t: ArrayLike, y: PyTree, static: PyTree, args: Any) -> PyTree:
     """The derivative of the leaves that evolve, of the same structure, shapes and dtypes as they."""
     try:
         inspect.signature(flow).bind(t, y, args)
@@ -319,7 +319,7 @@ def _check_steps(controller: dfx.AbstractStepSizeController | None, ts: Float[Ar
             )
 
 
-def _default_atol(state: PyTree, rtol: Any, dtype: Any) -> Float[Array, ""]:
+def default_atol(state: PyTree, rtol: Any, dtype: Any) -> Float[Array, ""]:
     """The usual one, or `rtol` times the size of the smallest leaf that is not zero: growth from far below an absolute
     tolerance would be overlooked."""
     known = concrete((state, rtol))
@@ -355,7 +355,7 @@ def _raise_if_failed(
         return dataclasses.replace(solution, ys=eqx.error_if(ys, failed, f"solve: did not reach ts[-1]. {hint}"))
     if not failed:
         return solution
-    slope = _derivative(flow, t_stop, y_stop, static, None)
+    slope = derivative(flow, t_stop, y_stop, static, None)
     if t_stop == 0 and not all_finite(slope):
         name, number = extreme(jax.tree.map(jnp.abs, slope), slope)
         raise ValueError(f"flow must be finite at the start, got {number} for the derivative of y0{name} at t = 0.")

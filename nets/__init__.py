@@ -22,5 +22,6 @@ from .engine import State as State
 from .engine import init as init
 from .engine import measured_step as measured_step
 from .engine import step as step
+from .recorder import Recorder as Recorder
 from .train import Run as Run
 from .train import train as train

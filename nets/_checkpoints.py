@@ -43,7 +43,7 @@ class Checkpoints:
         names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
         return sorted((int(name) for name in names if re.fullmatch("[1-9][0-9]*", name)), reverse=True)
 
-    def save(self, step: int, arrays: Mapping[str, Array], seals: Sequence[bytes]) -> None:
+    def save(self, step: int, arrays: Mapping[str, Array | np.ndarray], seals: Sequence[bytes]) -> None:
         """**Raises** `OSError` where it can't be written."""
         if self.manager is None:
             options = self.orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
@@ -59,8 +59,9 @@ class Checkpoints:
             told = "No space left on device" if number == errno.ENOSPC else _brief(error)
             raise OSError(number, told, str(self.folder / str(step))) from error
 
-    def load(self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], seals: int) -> tuple[dict[str, Array], list]:
-        """The arrays, placed as `like` says, and the digests that were given with them, so many.
+    def load(self, step: int, like: Mapping[str, jax.ShapeDtypeStruct], seals: int) -> tuple[dict[str, Any], list]:
+        """The arrays, placed as `like` says or on the host if they were saved from there, and the digests that were
+        given with them, so many.
 
         **Raises** `Damaged` for one that can't be read or whose arrays are not those that were written.
         """

@@ -121,14 +121,18 @@ def check_end(state: State) -> State:
     return state._replace(diverged_at=jnp.where(fine, state.diverged_at, state.step))
 
 
-def record(state: State, observe: Callable[[Any], PyTree]) -> PyTree:
-    """What `observe` returns for the model; after a divergence NaN, or zero for integers."""
-    seen = observe(state.model)
+def observed(model: Any, observe: Callable[[Any], PyTree]) -> PyTree:
+    """What `observe` returns for a model, as arrays. **Raises** `ValueError` for anything else."""
+    seen = observe(model)
     for leaf in jax.tree.leaves(seen):
         if not eqx.is_array_like(leaf):
             raise ValueError(f"observe must return arrays, got {describe(leaf)}.")
-    seen = jax.tree.map(jnp.asarray, seen)
-    ok = state.diverged_at < 0
+    return jax.tree.map(jnp.asarray, seen)
+
+
+def record(state: State, observe: Callable[[Any], PyTree]) -> PyTree:
+    """What `observe` returns for the model; after a divergence NaN, or zero for integers."""
+    seen, ok = observed(state.model, observe), state.diverged_at < 0
     return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan if eqx.is_inexact_array(x) else jnp.zeros_like(x)), seen)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Real
 
 from .._checked import checked
-from .._checks import check_range, concrete, describe
+from .._checks import check_range, concrete, describe, real
 
 
 @checked
@@ -108,6 +108,62 @@ def largest_rise(curve: Float[Array, "times *batch"]) -> Float[Array, "*batch"]:
     _check_times(curve)
     lowest = jax.lax.cummin(curve, axis=0)
     return jnp.max(curve - lowest, axis=0)
+
+
+@checked
+def crossing_time(
+    t: Float[Array, " times"], curve: Float[Array, "times *batch"], level: Real[ArrayLike, "..."]
+) -> Float[Array, "*batch"]:
+    """When a curve first reaches `level`, rising or falling, by linear interpolation; infinite if it never does.
+
+    `dynamics.crossing_time` is the same on a flow. For a trained network `t` is learning rate × step. `level` is one
+    number or has the shape of the batch. Zero distance counts: a curve that begins at the level reaches it at `t[0]`.
+    NaN if the curve is NaN before it gets there, as after a divergence.
+
+    **Raises** `ValueError` for times that do not increase, curves without times and levels that are not finite.
+    """
+    _check_times(curve)
+    level = real("level", level)
+    if level.shape not in ((), curve.shape[1:]):
+        raise ValueError(f"level must be one number or have shape {curve.shape[1:]}, got {level.shape}.")
+    _check_increasing(t)
+    return _first_reached(t, curve, level)
+
+
+@checked
+def escape_time(
+    t: Float[Array, " times"], curve: Float[Array, "times *batch"], fraction: Real[ArrayLike, ""] = 0.1
+) -> Float[Array, "*batch"]:
+    """When a curve leaves the plateau on which it starts; infinite if it ends where it starts.
+
+    It has left when its distance from its start first reaches `fraction`, between 0 and 1, of the distance at its end,
+    on either side. `dynamics.escape_time` is the same on a flow. Else as in `crossing_time`.
+    """
+    _check_times(curve)
+    _check_increasing(t)
+    fraction = real("fraction", fraction, (), above=0, below=1)
+    moved = jnp.abs(curve - curve[:1])
+    found = _first_reached(t, moved, fraction.astype(curve.dtype) * moved[-1])
+    return jnp.where(moved[-1] == 0, jnp.inf, found)
+
+
+def _first_reached(
+    t: Float[Array, " times"], curve: Float[Array, "times *batch"], level: Float[Array, "..."]
+) -> Float[Array, "*batch"]:
+    level, t = jnp.broadcast_to(level, curve.shape[1:]).astype(curve.dtype), t.astype(curve.dtype)
+    side = jnp.sign(curve - level[None])
+    there = (side != side[:1]) | (side == 0)  # NaN, which is on no side, too
+    last = jnp.argmax(there, axis=0)
+    first = jnp.maximum(last - 1, 0)
+    low, high = (jnp.take_along_axis(curve, i[None], axis=0)[0] for i in (first, last))
+    rise = jnp.where(high == low, 1.0, high - low)
+    found = t[first] + (level - low) / rise * (t[last] - t[first])
+    return jnp.where(jnp.any(there, axis=0), found, jnp.inf)
+
+
+def _check_increasing(t: Float[Array, " times"]) -> None:
+    if concrete(t) and not (np.all(np.isfinite(t)) and np.all(np.diff(t) > 0)):
+        raise ValueError(f"t must be finite and increase, got {describe(t)}.")
 
 
 def _check_entries(name: str, x: Float[Array, "*batch n"]) -> None:

@@ -6,7 +6,15 @@ import diffrax as dfx
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from traindyn.dynamics import GradientFlow, default_tolerances, flows, map_lanes, solve
+from traindyn.dynamics import (
+    GradientFlow,
+    crossing_time,
+    default_tolerances,
+    escape_time,
+    flows,
+    map_lanes,
+    solve,
+)
 
 from .kinds import Call
 
@@ -27,7 +35,28 @@ def _decay(t, y, args):
     return -y
 
 
+def _first(y):
+    return y[0].real
+
+
+EVENT = {"flow": _decay, "y0": Y, "quantity": _first, "until": 1.0, "rtol": 1e-3, "atol": 1e-3, "max_steps": 64}
+OF_EVENT = {
+    "flow": [GradientFlow, lambda y: y],
+    "y0": [jnp.ones(2, jnp.float16), jnp.zeros(0), jnp.ones(2, int)],
+    "quantity": [lambda y: y, lambda y: 1j * y[0], lambda y: None, lambda y: y[0] / 0],
+    "until": [0.0, -1.0, NAN, jnp.inf],
+    "rtol": [0.0, 1.0, NAN],
+    "atol": [0.0, NAN],
+    "max_steps": [0],
+}
+
 CALLS = {
+    "dynamics.crossing_time": Call(
+        crossing_time, {**EVENT, "level": 0.5}, accepts={"y0": "complex"}, bad={**OF_EVENT, "level": [NAN, jnp.inf]}
+    ),
+    "dynamics.escape_time": Call(
+        escape_time, {**EVENT, "fraction": 0.5}, accepts={"y0": "complex"}, bad={**OF_EVENT, "fraction": [0.0, 1.0]}
+    ),
     "dynamics.flows": Call(flows, {}),
     "dynamics.default_tolerances": Call(default_tolerances, {"dtype": jnp.float64}, bad={"dtype": [int, jnp.float16]}),
     "dynamics.GradientFlow": Call(

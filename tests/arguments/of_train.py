@@ -1,5 +1,7 @@
 """Calls of the training loop and of pre-training that work, and what they rightly accept."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,14 @@ BAD_STATES = [None, MODEL, nets.init(MODEL, optax.lbfgs())]
 BAD_STATES.append(STATE._replace(params=None))
 BAD_LOSSES = [lambda m, b: m["w"], lambda m, b: None, lambda m, b: 1]
 
+
+@functools.wraps(nets.Recorder.__call__)
+def _recorded(step, model):
+    recorder = nets.Recorder(watch, 2)
+    recorder(step, model)
+    return recorder.observed
+
+
 # Parts of a layer are checked where it is built, and their numbers where it is called.
 PARTS = {name: getattr(LAYER, name) for name in ("query", "key", "value", "output", "gate", "up", "down")}
 NORMS = {"attention_norm": LAYER.attention_norm, "hidden_norm": LAYER.hidden_norm}
@@ -68,8 +78,11 @@ CALLS = {
             "observe": watch,
             "every": 1,
             "progress": False,
+            "callback": None,
+            "out": None,
+            "save_every": None,
         },
-        accepts=OF_LOSS,
+        accepts=OF_LOSS | {"out": "text"},  # a folder
         bad={
             "steps": [2.5, "10", -1, True],
             "every": [0, 1.5],
@@ -80,7 +93,18 @@ CALLS = {
             "observe": [None],
             "loss": BAD_LOSSES,
             "state": [STATE],  # with a model
+            "callback": [3],
+            "out": [3, "a\0b", __file__],
+            "save_every": [1],  # without a folder
         },
+    ),
+    "nets.Recorder": Call(nets.Recorder, {"observe": watch, "every": 2, "start": 0}, bad={"every": [0, True]}),
+    "nets.Recorder.__call__": Call(
+        _recorded,
+        {"step": 0, "model": MODEL},
+        # Only `observe` looks at the model.
+        accepts={"model": "*"},
+        bad={"step": [1, True], "model": [{"w": "x"}]},
     ),
     "nets.init": Call(
         nets.init,

@@ -10,6 +10,8 @@ jax.config.update("jax_enable_x64", True)
 from traindyn.dynamics import (
     GradientFlow,
     composing,
+    crossing_time,
+    escape_time,
     galore,
     grokking,
     groups,
@@ -126,6 +128,20 @@ C(
 )
 C("GradientFlow", "loss None", lambda: solve(GradientFlow(None), jnp.ones(2), [0.0, 1.0]).ys)
 # ---- map_lanes
+G = "crossing_time"
+event = lambda **o: crossing_time(
+    **({"flow": lambda t, y, a: -y, "y0": jnp.ones(()), "quantity": lambda y: y, "level": 0.5, "until": 2.0} | o)
+)
+C(G, "at ln 2", lambda: event(), "0.6931")
+C(G, "never", lambda: event(level=2.0), "inf")
+C(G, "level NaN", lambda: event(level=nan))
+C(G, "level a vector", lambda: event(level=jnp.ones(2)))
+C(G, "until 0", lambda: event(until=0))
+C(G, "quantity a vector", lambda: event(quantity=lambda y: jnp.stack([y, y])))
+C(G, "flow blows up before", lambda: event(flow=lambda t, y, a: y**2))
+C(G, "flow of another shape", lambda: event(flow=lambda t, y, a: jnp.ones(2)))
+C(G, "escape at rest", lambda: escape_time(lambda t, y, a: 0 * y, jnp.ones(()), lambda y: y, 1.0), "inf")
+C(G, "escape fraction 1", lambda: escape_time(lambda t, y, a: -y, jnp.ones(()), lambda y: y, 1.0, fraction=1))
 G = "map_lanes"
 C(G, "no lanes", lambda: map_lanes(lambda x: x, jnp.zeros((0,))))
 C(G, "lanes of unlike length", lambda: map_lanes(lambda x: x[0] + x[1], (jnp.ones(2), jnp.ones(3))))

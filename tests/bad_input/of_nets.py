@@ -12,6 +12,7 @@ from traindyn.dynamics import groups
 from traindyn.dynamics import joma as dj
 from traindyn.dynamics import representations as drep
 from traindyn.nets import (
+    Recorder,
     eviction,
     galore,
     grokking,
@@ -164,6 +165,36 @@ C(
     lambda: jax.jit(lambda m: train(m, sq, jnp.zeros(2), optax.sgd(0.1), 4, progress=True).model)(m0),
 )
 # ---- joma nets
+watched = lambda **options: train(m0, sq, jnp.zeros(2), optax.sgd(0.1), 4, **options).model
+C(G, "callback a string", lambda: watched(callback="f"))
+C(
+    G,
+    "callback under vmap",
+    lambda: jax.vmap(lambda m: train(m, sq, m0, optax.sgd(0.1), 4, callback=print))(jnp.ones((3, 2))),
+)
+C(G, "out a file", lambda: watched(out=__file__))
+C(G, "out under jit", lambda: jax.jit(lambda m: train(m, sq, m0, optax.sgd(0.1), 4, out="never").model)(m0))
+C(G, "save_every without out", lambda: watched(save_every=2))
+C(G, "save_every no multiple of every", lambda: watched(every=2, save_every=3, out="never"))
+# ---- recorder
+G = "Recorder"
+
+
+def record(*calls, every=2):
+    recorder = Recorder(lambda m: m, every)
+    for call in calls:
+        recorder(*call)
+    return recorder.observed
+
+
+C(G, "every two, in order", lambda: record((0, m0), (1, m0), (2, m0)), "float64[2, 2]")
+C(G, "a record skipped", lambda: record((0, m0), (3, m0)))
+C(G, "a step twice", lambda: record((0, m0), (0, m0)))
+C(G, "a model of another shape", lambda: record((0, m0), (2, jnp.ones(3))))
+C(G, "a step as an array", lambda: record((jnp.array(0), m0)), "ok")
+C(G, "a step traced", lambda: jax.jit(lambda n: record((n, m0)))(0))
+C(G, "no record", lambda: record())
+C(G, "every 0", lambda: record((0, m0), every=0))
 G = "nets.joma"
 for kw in (
     {"tokens": 0, "nodes": 2},

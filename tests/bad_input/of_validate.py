@@ -315,6 +315,11 @@ C(G, "entropy NaN", lambda: metrics.entropy(jnp.array([nan, 1.0])))
 C(G, "attention_entropy x zeros", lambda: metrics.attention_entropy(jnp.zeros(3), jnp.zeros(3)))
 C(G, "rebound empty", lambda: metrics.rebound(jnp.zeros((0, 2))))
 C(G, "largest_rise NaN", lambda: metrics.largest_rise(jnp.array([1.0, nan, 0.0])))
+C(G, "crossing_time t falls", lambda: metrics.crossing_time(jnp.array([1.0, 0.0]), jnp.arange(2.0), 0.5))
+C(G, "crossing_time lengths", lambda: metrics.crossing_time(jnp.arange(3.0), jnp.arange(2.0), 0.5))
+C(G, "crossing_time never", lambda: metrics.crossing_time(jnp.arange(2.0), jnp.arange(2.0), 5), "inf")
+C(G, "crossing_time ints", lambda: metrics.crossing_time(jnp.arange(2), jnp.arange(2), 0.25), "0.25")
+C(G, "escape_time fraction 2", lambda: metrics.escape_time(jnp.arange(2.0), jnp.arange(2.0), 2))
 # ---- corpus
 G = "read_corpus"
 
