@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from .._checks import concrete, describe, indices, integer, real
+from .._checks import check_callable, concrete, describe, indices, integer, real
 
 AnyKey = Key[Array, ""] | UInt32[Array, "2"]
 
@@ -113,3 +114,25 @@ def check_rates(learning_rate: Any, weight_decay: Any) -> None:
     """**Raises** `ValueError` for a learning rate that is not finite and a weight decay that is not so either or is
     negative, where known."""
     real("learning_rate", learning_rate, ()), real("weight_decay", weight_decay, (), least=0)
+
+
+def check_data(data: Any, key: AnyKey | None) -> None:
+    """**Raises** `ValueError` unless data are a sampler with one key, or fixed arrays without."""
+    if callable(data):
+        check_callable("data", data)
+        if key is None:
+            raise ValueError("key must be given: data is a sampler, which draws with it.")
+        if key.ndim != (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1):
+            raise ValueError(f"key must be one key, got an array of shape {key.shape}: take one run a key by vmap.")
+        return
+    if key is not None:
+        raise ValueError("key would be ignored: data is fixed, so that nothing is drawn.")
+    for path, leaf in jax.tree.leaves_with_path(data):
+        name = f"data{jax.tree_util.keystr(path)}"
+        if not eqx.is_array_like(leaf):
+            raise ValueError(f"{name} must be an array, got {leaf!r}.")
+        if isinstance(leaf, np.ndarray | np.generic):
+            try:
+                jax.typeof(leaf)
+            except TypeError as error:
+                raise ValueError(f"{name} must be an array of numbers, got {describe(leaf)}.") from error

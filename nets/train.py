@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
 from .._checked import checked
-from .._checks import check_callable, concrete, describe, integer
+from .._checks import concrete, describe, integer
 from .._files import folder
-from ._arguments import AnyKey, schedule
+from ._arguments import AnyKey, check_data, schedule
 from ._saved_run import Same, SavedRun, arguments, saved_run
 from ._update import scalar
 from .engine import State, advance, check_end, check_state, init, record
@@ -117,7 +117,7 @@ def train(
     """
     steps, every = schedule(steps, every)
     start = _start(model, optimiser, trainable, state)
-    _check_data(data, key)
+    check_data(data, key)
     if not callable(data) and concrete(data) and any(map(_is_integer, jax.tree.leaves(data))):
         _trial(loss, start, data)
 
@@ -174,27 +174,6 @@ def _check_known(callback: Callable | None, values: PyTree) -> None:
     if not concrete(values):
         name = "out" if callback is None else "callback"
         raise ValueError(f"{name} must be None under jit and vmap, where it would be given no values, got traced ones.")
-
-
-def _check_data(data: Any, key: AnyKey | None) -> None:
-    if callable(data):
-        check_callable("data", data)
-        if key is None:
-            raise ValueError("key must be given: data is a sampler, which draws with it.")
-        if key.ndim != (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1):
-            raise ValueError(f"key must be one key, got an array of shape {key.shape}: take one run a key by vmap.")
-        return
-    if key is not None:
-        raise ValueError("key would be ignored: data is fixed, so that nothing is drawn.")
-    for path, leaf in jax.tree.leaves_with_path(data):
-        name = f"data{jax.tree_util.keystr(path)}"
-        if not eqx.is_array_like(leaf):
-            raise ValueError(f"{name} must be an array, got {leaf!r}.")
-        if isinstance(leaf, np.ndarray | np.generic):
-            try:
-                jax.typeof(leaf)
-            except TypeError as error:
-                raise ValueError(f"{name} must be an array of numbers, got {describe(leaf)}.") from error
 
 
 def _is_integer(x: Any) -> bool:

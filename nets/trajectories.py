@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from ._arguments import check_data
 from .engine import State, advance, check_end, init, record
 
 Optimiser = Callable[[Any], optax.GradientTransformation]
@@ -48,8 +49,10 @@ def trajectories(
     one run a rate.
 
     Step n of a rate draws with the number `⌊n max(between)/between⌋`, so that at one time all rates see the same batch.
-    This leaves each run's batches independent, and makes differences between rates less noisy.
+    This leaves each run's batches independent, and makes differences between rates less noisy. **Raises** `ValueError`
+    for data that are neither a sampler nor arrays.
     """
+    check_data(data, None if keys is None else keys[0])
     dtype = next(x.dtype for x in jax.tree.leaves(model) if eqx.is_inexact_array(x))
     dtype = jnp.finfo(dtype).dtype  # of complex parameters
     whole, part = np.divmod(between.max() / between, 1.0)

@@ -140,8 +140,8 @@ def flips(setting: Setting) -> Evidence:
         problems.append((_problem(rng, 3), jax.random.key(rng.integers(2**31))))
 
     def verdicts(error: float, noisy: bool) -> list[str]:
-        options = lambda key: {"seeds": 16, "key": key} if noisy else {"seeds": 1}
-        return [str(_compared(p, p.faster(error), **options(key)).verdict) for p, key in problems]
+        one = lambda p, key: _compared(p, p.faster(error), seeds=16 if noisy else 1, key=key if noisy else None)
+        return [str(one(p, key).verdict) for p, key in problems]
 
     def is_(word: str, found: list[str]) -> list[bool]:
         return [one == word for one in found]
