@@ -41,6 +41,7 @@ bench: .venv/bench
 	$(BIN)/python benchmarks/grokking.py
 	$(BIN)/python benchmarks/scan_snap.py
 	$(BIN)/python benchmarks/galore.py
+	$(BIN)/python benchmarks/compare.py
 
 .venv/bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]' --constraint constraints.txt
