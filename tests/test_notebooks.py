@@ -3,14 +3,17 @@
 The default run has the short ones only; in the others `pyright` sees a name or an argument that is gone.
 """
 
+import tomllib
 from pathlib import Path
 
 import jupytext
 import pytest
 from nbclient import NotebookClient
 
-SCRIPTS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.py"))
-SHORT = ("composing", "sweeps")
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
+TOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+SHORT = {Path(name).stem for name in TOOLS["pyright"]["ignore"]}
 RUN = [pytest.param(path, marks=() if path.stem in SHORT else pytest.mark.slow, id=path.stem) for path in SCRIPTS]
 
 

@@ -78,7 +78,7 @@ def scaling(setting: Setting) -> Evidence:
     orders, average, dihedral = np.array([group.order for group in groups]), constants.mean(), kind == "dihedral"
     laws = np.log(orders) / orders
     fraction, factor = constants * laws, constants[dihedral].mean() / constants[~dihedral].mean()
-    few = (1.2, 1.6, 2.0, 2.4)
+    few = (1.6, 2.0, 2.4)
     beyond = np.array(setting.pick(smoke=few, laptop=few, paper=np.arange(1.2, 2.5, 0.15)))
     needed = {g.name: _accuracy(g, beyond, seeds, options)[1] for g in (LAW_FAILS[:1] if smoke else LAW_FAILS)}
     wrong = {f"{name}, with representations of dimension 3": c / average - 1 for name, c in needed.items()}
@@ -125,7 +125,7 @@ def learning_rate(setting: Setting) -> Evidence:
     whole, small = ((0.34, 0.45), 512, (1e-3, 5e-2)), ((0.36, 0.5), 256, (5e-3, 5e-2))
     (near, more), nodes, (slow, fast) = setting.pick(smoke=small, laptop=whole, paper=whole)
     decays = setting.pick(smoke=[2e-4], laptop=[2e-4], paper=[1e-4, 2e-4])
-    some, many = [1e-4, slow, 5e-3, fast], [1e-4, 2e-4, 5e-4, slow, 2e-3, 5e-3, 1e-2, 2e-2, fast, 1e-1]
+    some, many = [slow, 5e-3, fast], [1e-4, 2e-4, 5e-4, slow, 2e-3, 5e-3, 1e-2, 2e-2, fast, 1e-1]
     rates = setting.pick(smoke=[slow, fast], laptop=some, paper=many)
     long, short = setting.pick(smoke=(2500, 800), laptop=(6000, 2500), paper=(6000, 6000))
     seeds = [15 * setting.seed + s for s in range(setting.pick(smoke=4, laptop=6, paper=15))]
