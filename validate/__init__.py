@@ -1,6 +1,8 @@
 """Theory against practice: claims, their evidence, metrics, and the report. Calls the other two rooms."""
 
 from . import metrics as metrics
+from .assumptions import Assumption as Assumption
+from .assumptions import Network as Network
 from .checks import absolute as absolute
 from .checks import agrees as agrees
 from .checks import at_least as at_least
@@ -24,6 +26,8 @@ from .claim import Setting as Setting
 from .claim import built_in as built_in
 from .claim import claim as claim
 from .claim import claims_in as claims_in
+from .diagnosis import Diagnosis as Diagnosis
+from .diagnosis import diagnose as diagnose
 from .panels import heatmap as heatmap
 from .panels import panel as panel
 from .paper import Paper as Paper

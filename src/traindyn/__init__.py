@@ -4,6 +4,7 @@
 - `traindyn.nets`: the real networks, their data, and `train`.
 - `traindyn.validate`: claims, which hold the one against the other.
 - `traindyn.sweep`: any of it at many points at once.
+- `traindyn.diagnose`: which theorems a trained network is in reach of.
 
 Each is imported when it is first asked for.
 """
@@ -23,14 +24,17 @@ if _TYPE_CHECKING:
     from .sweeps import Subject as Subject
     from .sweeps import SweepError as SweepError
     from .sweeps import sweep as sweep
+    from .validate import diagnose as diagnose
 
 __version__ = _version("traindyn")
-__all__ = ["Subject", "SweepError", "dynamics", "nets", "sweep", "sweeps", "validate"]
+__all__ = ["Subject", "SweepError", "diagnose", "dynamics", "nets", "sweep", "sweeps", "validate"]
 
 
 def __getattr__(name: str) -> _Any:
     if name in ("Subject", "SweepError", "sweep"):
         return getattr(_import_module(".sweeps", __name__), name)
+    if name == "diagnose":
+        return _import_module(".validate", __name__).diagnose
     if name in __all__:
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
