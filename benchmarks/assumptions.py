@@ -34,6 +34,7 @@ ENTRIES = {  # by assumption, the entries of the validity map that give it up
     "constant b̄": ("joma", "theorem_1_b_bar"),
     "samples alike": ("joma", "theorem_1_softmax"),
     "identity activation": ("joma", "linear_attention"),
+    "attention at rest": ("joma", "theorem_3"),
     "long sequences": ("scan_snap", "finite_length"),
     "tokens distinct or common": ("scan_snap", "theorem_3"),
     "no common token": ("scan_snap", "decoder"),

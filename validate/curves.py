@@ -83,6 +83,18 @@ CURVES: dict[str, dict[str, tuple[tuple[float, float], ...]]] = {
             (0.3711, 0.616),
         ),
     },
+    "joma: attention at rest": {
+        "joma.mixture_training": (
+            (0.0, 0.00189),
+            (0.007147, 0.00189),
+            (0.02111, 0.00486),
+            (0.06696, 0.0184),
+            (0.1258, 0.0357),
+            (0.2268, 0.0653),
+            (0.3514, 0.0985),
+            (0.4555, 0.124),
+        ),
+    },
     "scan_snap: long sequences": {
         "scan_snap.finite_length": (
             (0.0, 0.00261),

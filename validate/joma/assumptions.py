@@ -85,11 +85,10 @@ def _softmax(model: JomaBlock) -> bool:
     return model.attention == "softmax"
 
 
-def _at_rest(seen: Seen) -> float | None:
-    """Uniform attention is linear attention with equal logits, which stay."""
-    model = seen.first
-    even = model.attention == "linear" and bool(jnp.all(model.z == model.z[0, 0])) and model.w.shape[1] == 1
-    return 0.0 if even and seen.change(lambda m: m.z) == 0 else None
+def _even(model: JomaBlock) -> bool:
+    """Uniform attention is linear attention with equal logits."""
+    spread = jnp.max(model.z) - jnp.min(model.z)
+    return model.attention == "linear" and bool(spread <= 0.5 * jnp.max(jnp.abs(model.z)))
 
 
 LINEAR_ATTENTION = kind("linear attention", "linear attention", lambda m: m.attention == "linear", "linear attention")
@@ -99,7 +98,16 @@ EXPONENTIAL = kind(
 SOFTMAX = kind("softmax attention", "softmax attention", _softmax, "softmax attention")
 UNNORMALISED = kind("linear or exponential attention", "attention without softmax", lambda m: not _softmax(m))
 ONE_NODE_EXP = kind("one node, exponential attention", "one node", lambda m: m.attention == "exp" and m.w.shape[1] == 1)
-UNIFORM = Assumption("uniform attention", name="uniform attention", network=JOMA, measure=_at_rest, over_time=True)
+UNIFORM = kind("uniform attention", "uniform attention", _even)
+AT_REST = Assumption(
+    "attention stays at rest",
+    name="attention at rest",
+    network=JOMA,
+    measure=lambda seen: seen.change(lambda m: m.z) if all(map(_even, seen.models)) else None,
+    curves=CURVES["joma: attention at rest"],
+    regime=("attention at rest", "moving attention"),
+    over_time=True,
+)
 ONE_QUERY = Assumption(
     "all samples share one query",
     name="one query",

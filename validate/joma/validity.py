@@ -229,7 +229,7 @@ def mixture(point: Point) -> Errors:
     flow = Mixture(centres, strength, sigma, activation="erf")
     start = MixtureState(start, jnp.zeros((), start.dtype))
     law = end_of(flow, start, reached)
-    return {"theorem_3": (gap(end.v[:, 0], law.v, start.v), point["strength"])}
+    return {"theorem_3": (gap(end.v[:, 0], law.v, start.v), gap(end.z[0], block.z[0]))}
 
 
 def critical_point(point: Point) -> Errors:

@@ -12,7 +12,7 @@ def beside_first(seen: Seen) -> float | None:
     """The largest weight of a context beside its most frequent token. Contexts of many tokens are no sentences."""
     x = np.asarray(seen.data.x, float)
     largest = x.max(axis=1) / np.maximum(x.sum(axis=1), 1e-300)
-    return float(1 - largest.min()) if np.median(largest) > 0.5 else None
+    return float(1 - largest.min()) if np.median(largest) > 0.6 else None
 
 
 def coherence(model: Bilinear) -> float:

@@ -1,17 +1,18 @@
 """What the theorems of Scan and Snap assume of the network and its contexts, as numbers that are 0 where it holds."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from ...nets.contexts import Contexts, cross_entropy
-from ...nets.scan_snap import YZTransformer, precondition
+from ...nets.scan_snap import precondition
 from ..assumptions import Assumption, Seen
 from ..curves import CURVES
 from ..networks import SCAN_SNAP
@@ -86,6 +87,9 @@ def _gram(data: Contexts) -> Float[np.ndarray, "classes classes"]:
     return f @ f.T
 
 
+TIE = 1e-6  # cosines closer than that are equal: where all classes are alike both directions are one
+
+
 class Speed(NamedTuple):
     """How fast training moved the two matrices, and how: by least squares over the times between records.
 
@@ -101,19 +105,25 @@ class Speed(NamedTuple):
 def speed(seen: Seen) -> Speed:
     """Each matrix moves by its rate times a number of steps times its negative gradient, here the mean of both ends.
     So the records must lie so close that gradients between them are nearly straight."""
-    slopes = [_slope(model, seen.data) for model in seen.models]
-    turned = [_turned(slope, model, _one_a_class(seen.data)) for slope, model in zip(slopes, seen.models, strict=True)]
-    (z, _), (y, plain), (y_turned, cosine) = (
-        _rate([getattr(m, name) for m in seen.models], [getattr(slope, name) for slope in found])
-        for name, found in (("z", slopes), ("y", slopes), ("y", turned))
-    )
+    models = jax.tree.map(lambda *x: jnp.stack(x), *seen.models)
+    slopes, turned = _slopes(models, seen.data, _one_a_class(seen.data))
+    (z, _), (y, plain) = _rate(models.z, slopes.z), _rate(models.y, slopes.y)
+    y_turned, cosine = _rate(models.y, turned)
     y = y if plain >= cosine else y_turned
     return Speed(0.0 if z == 0 else z / y if y > 0 else math.inf, plain, cosine)
 
 
 @eqx.filter_jit
-def _slope(model: YZTransformer, data: Contexts) -> YZTransformer:
-    return eqx.filter_grad(cross_entropy)(model, data)
+def _slopes(models: Any, data: Contexts, one_a_class: Contexts) -> tuple[Any, Array]:
+    """At each time the gradient, and that of Y as preconditioned descent turns it: not finite where features depend on
+    each other."""
+
+    def at(model):
+        slope: Any = eqx.filter_grad(cross_entropy)(model, data)
+        turned: Any = precondition(one_a_class).update(slope, optax.EmptyState(), model)[0]
+        return slope, turned.y
+
+    return jax.vmap(at)(models)
 
 
 def _one_a_class(data: Contexts) -> Contexts:
@@ -123,21 +133,12 @@ def _one_a_class(data: Contexts) -> Contexts:
     return Contexts(x, jnp.asarray(label[at]), jnp.asarray(np.asarray(data.query)[at]))
 
 
-def _turned(slope: Any, model: Any, contexts: Contexts) -> Any:
-    """As preconditioned descent turns it; zero where features depend on each other, so that there is none."""
-    try:
-        transform = precondition(contexts)
-        return transform.update(slope, transform.init(model), model)[0]
-    except ValueError:
-        return jax.tree.map(jnp.zeros_like, slope)
-
-
-def _rate(path: Sequence[Array], slopes: Sequence[Array]) -> tuple[float, float]:
-    """The rate at which a matrix follows its negative gradient, and their cosine."""
-    x, g = (np.stack([np.asarray(one, float) for one in each]) for each in (path, slopes))
+def _rate(path: Array, slopes: Array) -> tuple[float, float]:
+    """The rate at which a matrix follows its negative gradient, and their cosine; 0 where either is not finite."""
+    x, g = (np.asarray(one, float) for one in (path, slopes))
     moved, along = np.diff(x, axis=0).ravel(), -((g[1:] + g[:-1]) / 2).ravel()
     size, norm = float(along @ along), float(np.linalg.norm(moved) * np.linalg.norm(along))
-    return (float(moved @ along) / size, float(moved @ along) / norm) if norm > 0 else (0.0, 0.0)
+    return (float(moved @ along) / size, float(moved @ along) / norm) if 0 < norm < math.inf else (0.0, 0.0)
 
 
 def _tier(sentence: str, name: str, holds: Callable[[Speed, Seen], bool]) -> Assumption:
@@ -186,7 +187,7 @@ SLOW = Assumption(
     regime=("slow attention", "fast attention"),
     over_time=True,
 )
-TIER_A = _tier("tier A", "tier A", lambda found, seen: found.preconditioned > found.plain - 1e-3)
+TIER_A = _tier("tier A", "tier A", lambda found, seen: found.preconditioned > found.plain - TIE)
 TIER_B = _tier(
-    "tier B", "tier B", lambda found, seen: found.plain > found.preconditioned - 1e-3 and _only_next_tokens(seen)
+    "tier B", "tier B", lambda found, seen: found.plain > found.preconditioned - TIE and _only_next_tokens(seen)
 )
