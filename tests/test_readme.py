@@ -29,8 +29,15 @@ def test_the_sweep_runs_and_marks_what_diverges(tmp_path):
     assert 0 < float(drift) < 0.1 and status == "[0 0 0 3]"
 
 
+def test_a_trained_network_is_diagnosed_as_said(tmp_path):
+    code = "".join(BLOCKS[i] for i in (0, 1, 3))
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    said = next(line for line in run.stdout.splitlines() if line.startswith("exponential attention"))
+    assert said.startswith("exponential attention, stationary gradient () 0.03") and "joma.many_nodes  " in run.stdout
+
+
 def test_the_optimiser_is_made_and_its_bytes_counted(tmp_path):
-    code = BLOCKS[3]
+    code = BLOCKS[4]
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     bases = 4 * 64 * (256 + 1024 + 1024)
     low = 2 * (3 * 64 * 1024 + 4 * (1024 + 2 * 64 * 4))  # codes of two moments, and a scale for each 256 or row
@@ -40,13 +47,13 @@ def test_the_optimiser_is_made_and_its_bytes_counted(tmp_path):
 
 def test_what_galore_projects_is_printed_as_shown(tmp_path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.split(BLOCKS[4] + "```\n\n```\n")[1].split("```")[0]
-    run = subprocess.run([sys.executable, "-c", BLOCKS[4]], cwd=tmp_path, capture_output=True, text=True, check=True)
+    shown = readme.split(BLOCKS[5] + "```\n\n```\n")[1].split("```")[0]
+    run = subprocess.run([sys.executable, "-c", BLOCKS[5]], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert [line.rstrip() for line in run.stdout.splitlines()] == shown.splitlines()
 
 
 def test_the_users_own_claim_runs(tmp_path):
-    (tmp_path / "my_claims.py").write_text(BLOCKS[5], encoding="utf-8")
+    (tmp_path / "my_claims.py").write_text(BLOCKS[6], encoding="utf-8")
     command = [
         sys.executable,
         "-m",

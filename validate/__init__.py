@@ -26,7 +26,6 @@ from .claim import Setting as Setting
 from .claim import built_in as built_in
 from .claim import claim as claim
 from .claim import claims_in as claims_in
-from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import diagnose as diagnose
 from .panels import heatmap as heatmap
 from .panels import panel as panel

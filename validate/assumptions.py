@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .._checks import check_callable, describe
-from ._given import check_text
+from ._given import as_number, check_text
 
 Points = Sequence[tuple[float, float]]  # (measured, error of the theorem there), from the smallest to the largest
 T = TypeVar("T")
@@ -145,7 +145,12 @@ class Assumption(str):
 
     def error(self, measured: float, claim: str = "") -> float:
         """How far a theorem is expected to be off where the assumption measures this: that of `claim` if it has a curve
-        of its own, else the worst. Beyond its end a curve goes on in proportion."""
+        of its own, else the worst. Beyond its end a curve goes on in proportion. NaN for NaN.
+
+        **Raises** `ValueError` for what is no number, and for a claim that is no text.
+        """
+        measured = as_number("measured", measured)
+        check_text("claim", claim)
         if not self.curves:
             return measured
         chosen = [self.curves[claim]] if claim in self.curves else self.curves.values()

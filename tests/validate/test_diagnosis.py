@@ -12,8 +12,9 @@ import pytest
 import traindyn
 from traindyn.nets import joma, pair_optimisers, pairs, reversal, scan_snap, train
 from traindyn.nets.grokking import features
-from traindyn.validate import Assumption, Diagnosis, Network, at_most, claim, diagnose, evidence
+from traindyn.validate import Assumption, Network, at_most, claim, diagnose, evidence
 from traindyn.validate.assumptions import Seen
+from traindyn.validate.diagnosis import Diagnosis
 from traindyn.validate.scan_snap.assumptions import speed
 
 record = lambda model: model
