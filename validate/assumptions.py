@@ -133,15 +133,17 @@ class Assumption(str):
         made.curves = _rising({} if curves is None else curves)
         return made
 
-    def __getnewargs_ex__(self):
-        """Copies keep all of it, not the sentence alone; so do pickles, if the measure can be pickled."""
-        names = ("name", "network", "measure", "curves", "regime", "over_time")
-        return (str(self),), {name: getattr(self, name) for name in names}
+    def __reduce__(self):
+        """Travels to another process as its sentence, within the record of a result. What measures stays here."""
+        return str, (str(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Assumption":
+        return self
 
     def said(self, sentence: str) -> "Assumption":
         """The same assumption in the words of another claim. **Raises** `ValueError` for what is no text."""
-        (_, named) = self.__getnewargs_ex__()
-        return Assumption(sentence, **named)
+        names = ("name", "network", "measure", "curves", "regime", "over_time")
+        return Assumption(sentence, **{name: getattr(self, name) for name in names})
 
     def error(self, measured: float, claim: str = "") -> float:
         """How far a theorem is expected to be off where the assumption measures this: that of `claim` if it has a curve

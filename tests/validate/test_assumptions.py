@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import equinox as eqx
 import jax
@@ -34,7 +35,14 @@ def test_an_assumption_is_its_sentence():
     assert one == "half of it" and isinstance(one, str) and f"{one}; so" == "half of it; so"
     again = one.said("the other half")
     assert (again, again.name, again.measure) == ("the other half", "half", one.measure)
-    assert copy.deepcopy(one).name == "half"
+    assert copy.deepcopy(one) is one
+
+
+def test_it_travels_as_its_sentence():
+    """As the records of results do, between the processes of `verify`."""
+    for one in LIBRARY.values():
+        travelled = pickle.loads(pickle.dumps(one))
+        assert type(travelled) is str and travelled == one
 
 
 def test_without_a_curve_the_number_is_the_error():
