@@ -50,7 +50,7 @@ def back_propagated(model: JomaBlock, data: tuple[Array, ...]) -> Float[Array, "
 
 
 def drive(model: JomaBlock, data: tuple[Array, ...]) -> Float[Array, "tokens nodes"]:
-    """`Δ = E[x gᵀ]`, which drives the nodes at a stationary gradient: 2 v̇ = Δ∘exp(v²/2)."""
+    """`Δ = E[x gᵀ]`, which drives the nodes: `v̇ = Δ∘exp(v²/2)/A` for one node at a stationary gradient."""
     x, _ = frequencies(data)
     return x.T @ back_propagated(model, data) / x.shape[0]
 
