@@ -51,6 +51,12 @@ def test_a_theory_is_compared_as_shown(tmp_path):
                 assert found == asked, printed
 
 
+def test_a_trained_network_is_diagnosed_as_said(tmp_path):
+    printed = ran(BLOCKS[0] + BLOCKS[1] + block("traindyn.diagnose("), tmp_path)
+    said = next(line for line in printed.splitlines() if line.startswith("exponential attention"))
+    assert said.startswith("exponential attention, stationary gradient () 0.03") and "joma.many_nodes  " in printed
+
+
 def test_the_optimiser_is_made_and_its_bytes_counted(tmp_path):
     printed = ran(block("quantize"), tmp_path)
     bases = 4 * 64 * (256 + 1024 + 1024)

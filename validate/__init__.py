@@ -1,6 +1,8 @@
 """Theory against practice: claims, their evidence, metrics, and the report. Calls the other two rooms."""
 
 from . import metrics as metrics
+from .assumptions import Assumption as Assumption
+from .assumptions import Network as Network
 from .checks import absolute as absolute
 from .checks import agrees as agrees
 from .checks import at_least as at_least
@@ -26,6 +28,7 @@ from .claim import claim as claim
 from .claim import claims_in as claims_in
 from .comparing import compare as compare
 from .comparison import Comparison as Comparison
+from .diagnosis import diagnose as diagnose
 from .panels import heatmap as heatmap
 from .panels import panel as panel
 from .paper import Paper as Paper

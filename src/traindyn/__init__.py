@@ -5,6 +5,7 @@
 - `traindyn.compare`: a theory of your own against training, in one call.
 - `traindyn.validate`: claims, which hold the one against the other.
 - `traindyn.sweep`: any of it at many points at once.
+- `traindyn.diagnose`: which theorems a trained network is in reach of.
 
 Each is imported when it is first asked for.
 """
@@ -24,17 +25,18 @@ if _TYPE_CHECKING:
     from .sweeps import Subject as Subject
     from .sweeps import SweepError as SweepError
     from .sweeps import sweep as sweep
+    from .validate import diagnose as diagnose
     from .validate.comparing import compare as compare
 
 __version__ = _version("traindyn")
-__all__ = ["Subject", "SweepError", "compare", "dynamics", "nets", "sweep", "sweeps", "validate"]
+__all__ = ["Subject", "SweepError", "compare", "diagnose", "dynamics", "nets", "sweep", "sweeps", "validate"]
 
 
 def __getattr__(name: str) -> _Any:
     if name in ("Subject", "SweepError", "sweep"):
         return getattr(_import_module(".sweeps", __name__), name)
-    if name == "compare":
-        return _import_module(".validate.comparing", __name__).compare
+    if name in ("compare", "diagnose"):
+        return getattr(_import_module(".validate", __name__), name)
     if name in __all__:
         return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from traindyn import validate
+from traindyn.nets.joma import JomaBlock, cross_entropy
 
 from .kinds import Call
 
@@ -45,6 +46,15 @@ def half_square(w, factor):
     return (1.0 if factor is None else factor) * jnp.sum(w**2) / 2
 
 
+NETWORK = validate.Network(type(PARAMETER), lambda model, data: jnp.sum(model * data), "a row of numbers")
+MEASURE = {"name": "small", "network": NETWORK, "measure": lambda seen: float(jnp.max(jnp.abs(seen.last)))}
+ASSUMPTION = validate.Assumption("small numbers", **MEASURE)
+
+
+def diagnosed(trained, data, claims):
+    return validate.diagnose(trained, data, claims=claims).in_reach
+
+
 FOLDER = Path(tempfile.mkdtemp())
 (RESULT,) = validate.verify([CLAIM], validate.Setting("smoke"), out=FOLDER)
 CALLS = {
@@ -69,6 +79,39 @@ CALLS = {
         {"name": "x.y", **HEADER},
         accepts={**TEXTS, "assumptions": "text", "name": "nothing", "paper": ("text", "nothing")},  # the module's
         bad={"name": ["x", "../x.y"], "flow": ["Flow"]},
+    ),
+    "validate.Network": Call(
+        validate.Network,
+        {"model": JomaBlock, "loss": cross_entropy, "noun": "a JoMA block"},
+        accepts={"noun": "text"},
+        bad={"model": [3], "noun": ["\udc80"]},
+    ),
+    "validate.Assumption": Call(
+        validate.Assumption,
+        {"sentence": "small numbers", **MEASURE, "over_time": False, "regime": ("small", "large")},
+        accepts={"sentence": "text", "name": "text"},
+        bad={"curves": [{"a.b": ((0.0, 0.0),)}, {"a.b": ((0.0, 0.2), (1.0, 0.1))}], "regime": ["ab", ("a",)]},
+        positional=("sentence",),
+    ),
+    "validate.Assumption.said": Call(ASSUMPTION.said, {"sentence": "few"}, accepts={"sentence": "text"}),
+    # Any text may be a claim: one without a curve gets the worst error.
+    "validate.Assumption.error": Call(
+        ASSUMPTION.error, {"measured": 0.1, "claim": "x.y"}, accepts={"claim": "text"}, bad={"claim": ["\udc80"]}
+    ),
+    # A model may be NaN: its assumption is not fulfilled, and no theorem in reach.
+    "validate.diagnose": Call(
+        diagnosed,
+        {
+            "trained": PARAMETER,
+            "data": PARAMETER,
+            "claims": [validate.claim(name="x.y", **HEADER | {"assumptions": ASSUMPTION})(check)],
+        },
+        accepts={
+            "trained": ("NaN", "complex", "integers"),
+            "data": ("NaN", "complex", "integers"),
+            "claims": "nothing",
+        },
+        bad={"claims": [[], [3], "joma"], "trained": [[], [PARAMETER, PARAMETER[:2]]]},
     ),
     "validate.Evidence": Call(
         validate.Evidence,

@@ -714,3 +714,29 @@ def same_name_corpus():
 
 
 C("resume", "another corpus of the same file name (stale result?)", same_name_corpus)
+
+# ---- diagnose
+G = "diagnose"
+from traindyn import diagnose, nets
+
+B = nets.joma.JomaBlock(4, 3, classes=2, key=k)
+D = nets.joma.Contexts(jnp.ones((2, 4)) / 4, jnp.arange(2), jnp.zeros(2, int))
+C(G, "a model alone", lambda: diagnose(B, D).broken, "ok")
+C(G, "a NaN model", lambda: diagnose(jax.tree.map(lambda x: x * nan, B), D).in_reach, "ok")
+C(G, "model None", lambda: diagnose(None, D))
+C(G, "model a string", lambda: diagnose("block", D))
+C(G, "model a class", lambda: diagnose(nets.joma.JomaBlock, D))
+C(G, "models []", lambda: diagnose([], D))
+C(G, "models of two shapes", lambda: diagnose([B, nets.joma.JomaBlock(5, 3, classes=2, key=k)], D))
+C(G, "data None", lambda: diagnose(B, None))
+C(G, "data of more tokens", lambda: diagnose(B, D._replace(x=jnp.ones((2, 5)))))
+C(G, "data: a label too many", lambda: diagnose(B, D._replace(label=jnp.array([0, 7]))))
+C(G, "data of another network", lambda: diagnose(B, jnp.zeros((2, 2), int)))
+C(G, "data a sampler", lambda: diagnose(B, nets.joma.ClassMixture(jnp.ones((2, 4)))))
+C(
+    G,
+    "data without samples",
+    lambda: diagnose(B, nets.joma.Contexts(jnp.ones((0, 4)), jnp.zeros(0, int), jnp.zeros(0, int))),
+)
+C(G, "claims []", lambda: diagnose(B, D, claims=[]))
+C(G, "claims by name", lambda: diagnose(B, D, claims=["joma.erf_law"]))

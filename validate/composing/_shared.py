@@ -10,10 +10,13 @@ from jaxtyping import Complex, Float
 from ...dynamics.composing import Solution, cyclic, loss, product, to_weights
 from ...dynamics.groups import Abelian
 from ...nets import pairs as nets
+from .. import pair_networks
 from ..checks import rounding
 
-ALL_PAIRS = "all d² pairs of group elements, mean squared error after projection onto zero mean"
-FINITE = "a finite Abelian group"
+ALL_PAIRS = pair_networks.ALL_PAIRS.said(
+    "all d² pairs of group elements, mean squared error after projection onto zero mean"
+)
+FINITE = pair_networks.ABELIAN.said("a finite Abelian group")
 
 
 def no_loss() -> float:

@@ -11,6 +11,7 @@ from ...dynamics.composing import Weights
 from ...dynamics.groups import Abelian, cyclic, product
 from ..checks import at_most, evidence, rounding, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
+from ..pair_networks import SQUARE
 from ..panels import heatmap
 from ._shared import ALL_PAIRS, FINITE, random_element, some_groups
 
@@ -38,7 +39,7 @@ def _losses(weights: Weights, group: Abelian):
     "The loss is a sum over frequencies of squares of potentials. As printed this is exact where W_a and W_b have zero "
     "mean over the group. With A^p moved into the squares at (m, 0) and (0, m) it is exact for any real weights.",
     source="Theorem 1; the general form is derived here",
-    assumptions=(ALL_PAIRS, FINITE, "real weights"),
+    assumptions=(ALL_PAIRS, FINITE, SQUARE, "real weights"),
     tex=r"\ell = 1 - \frac{1}{d} + \frac{1}{d} \sum_{k \neq 0} \ell_k(r)",
 )
 def loss_decomposition(setting: Setting) -> Evidence:

@@ -11,6 +11,7 @@ from ...dynamics import composing, solve
 from ...dynamics.composing import InfiniteWidth, TruncatedFlow, cyclic
 from ..checks import agrees, at_least, at_most, evidence, rounding, scales, vanishes
 from ..claim import Evidence, Setting, claim
+from ..pair_networks import LAZY, SQUARE, WIDE
 from ..panels import panel
 
 TRUNCATED = "the truncated loss ℓ̃, without the potentials that have a or b twice"
@@ -66,14 +67,14 @@ def potential_flow(setting: Setting) -> Evidence:
     "JJ*/(qσ⁴) tends to 3I for wide networks, its off-diagonal part as q^{−1/2}. At the start each potential follows "
     "its own equation, ṙ = (6qσ⁴/d²)(δ − r).",
     source="Theorem 6; its rate in q is measured here",
-    assumptions=(TRUNCATED, IID, "the initial instant", "means over up to 64 draws"),
+    assumptions=(TRUNCATED, IID, WIDE, SQUARE, LAZY.said("the initial instant"), "means over up to 64 draws"),
     tex=r"\frac{J J^*}{q \sigma^4} \to 3 I,\quad \dot r = \frac{6 q \sigma^4}{d^2} (\delta - r)",
     flow=InfiniteWidth,
 )
 def infinite_width(setting: Setting) -> Evidence:
     widths, rng = 4 ** np.arange(3, setting.pick(smoke=7, laptop=8, paper=9)), setting.rng
-    mean, off, deviation = _at_start(rng, widths).T
-    mean_tied, off_tied, deviation_tied = _at_start(rng, widths, tied=True).T
+    mean, off, deviation = at_start(rng, widths).T
+    mean_tied, off_tied, deviation_tied = at_start(rng, widths, tied=True).T
     wide, tied = widths >= 1024, "b = a, which is not independent"
     axis, scaled = ("1/q", 1 / widths[-4:]), lambda off: off * np.sqrt(widths) - 0.975
     return evidence(
@@ -92,7 +93,7 @@ def _gram(z: jax.Array) -> jax.Array:
     return jax.lax.map(TruncatedFlow(z.shape[1] + 1).gram, blocks).sum(axis=0)
 
 
-def _at_start(rng: np.random.Generator, widths: np.ndarray, tied: bool = False) -> np.ndarray:
+def at_start(rng: np.random.Generator, widths: np.ndarray, tied: bool = False) -> np.ndarray:
     """Of JJ*/(qσ⁴) at the start, for each width: the mean of the diagonal, the rms of the rest, and by how much ṙ_kkk
     is off its law, relative; means over draws. `tied`: with b = a."""
     d, variance, all_nodes = 7, 1e-4, 2**15  # at widths from 512 on, in one draw or in many

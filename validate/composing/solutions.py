@@ -7,6 +7,7 @@ from ...dynamics.composing import Solution, cyclic, from_blocks, nu, syn, times,
 from ...dynamics.groups import Abelian
 from ..checks import absolute, agrees, at_least, at_most, evidence, relative, rounding, vanishes
 from ..claim import Evidence, Setting, claim
+from ..pair_networks import BALANCED, SQUARE
 from ..panels import heatmap
 from ._shared import ALL_PAIRS, FINITE, measure, no_loss, some_groups, turns
 
@@ -123,7 +124,7 @@ def _split(group: Abelian, number6: int, balanced: bool = True) -> Solution:
     "that share the biases, ‖z‖² = N = 6·6^⅓ n6 + 6·4^⅓ n4 + 6^⅓ n4/n6. N is least at n6 ≈ 1.148 √n: the fraction of "
     "order 4 rises with d.",
     source="derived here",
-    assumptions=("Z_d with d odd",),
+    assumptions=("Z_d with d odd", FINITE, SQUARE, BALANCED),
     tex=r"N = 6 \cdot 6^{1/3} n_6 + 6 \cdot 4^{1/3} n_4 + 6^{1/3} \frac{n_4}{n_6}",
 )
 def norms(setting: Setting) -> Evidence:

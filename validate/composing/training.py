@@ -13,6 +13,7 @@ from ...dynamics.groups import Abelian, cyclic
 from ...nets.pair_runs import PairRuns, train_pairs
 from ..checks import agrees, at_least, at_most, evidence, mean, relative
 from ..claim import Evidence, Setting, claim
+from ..pair_networks import BALANCED, SQUARE
 from ..panels import heatmap, panel
 from . import factorise
 
@@ -86,7 +87,13 @@ def _norms(runs: list[Trained], group: Abelian) -> np.ndarray:
     "Trained networks end in the solutions built by hand. Every frequency has order 4 or 6, and nearly all are ν=i·ξ, "
     "ν=i·syn,αβ or ν·syn. Their weight is N(n4, n6) within 1 %, and more decay means more of order 4.",
     source="Table 2 and Fig. 4; N(n4, n6) is derived here",
-    assumptions=(RECIPE, "512 nodes, 10 000 steps, weight decay 5e-5 to 2e-4", "the smoke scale: Z_11, 128 nodes"),
+    assumptions=(
+        RECIPE,
+        SQUARE,
+        BALANCED,
+        "512 nodes, 10 000 steps, weight decay 5e-5 to 2e-4",
+        "the smoke scale: Z_11, 128 nodes",
+    ),
     tex=r"\|z\|^2 \approx 6 \cdot 6^{1/3} n_6 + 6 \cdot 4^{1/3} n_4 + 6^{1/3} \frac{n_4}{n_6}",
 )
 def trained(setting: Setting) -> Evidence:

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from ...dynamics import groups
 from ...dynamics.grokking import Energy
 from ...dynamics.representations import Irrep
+from .. import pair_networks
 
 SIGMAS = 4.0  # which chance exceeds once in 16 000 times
-ALL_PAIRS = "all M² pairs of elements of a finite group"
-SQUARE = "the activation x²"
+ALL_PAIRS = pair_networks.ALL_PAIRS.said("all M² pairs of elements of a finite group")
 RECIPE = (
     "full batches, Adam with coupled L2, x², mean squared error over centred outputs, initial weights of torch's linear"
     " layers, float32"

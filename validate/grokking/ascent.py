@@ -16,8 +16,9 @@ from ...nets.pairs import split
 from ..cheap import end_of
 from ..checks import agrees, at_least, at_most, evidence, mean, relative, rounding, solver, vanishes
 from ..claim import Evidence, Setting, claim
+from ..pair_networks import ALONG_LABELS, SQUARE
 from ..panels import panel
-from ._shared import ALL_PAIRS, SQUARE, nontrivial, random_nodes, same_shape, short, some_groups, widened
+from ._shared import ALL_PAIRS, nontrivial, random_nodes, same_shape, short, some_groups, widened
 
 # The time of an ascent: pieces after which it is recorded, by two steps each, and the rest.
 PIECES, PIECE, REST = 24, 0.5, 60.0
@@ -56,7 +57,12 @@ def _end(w: Float[np.ndarray, "2 order"], all_: Sequence[Irrep]) -> tuple[Irrep,
     "From random starts every ascent ends at one of the predicted maxima. It lies in one real representation, of"
     " dimension D, with energy M/(2D) and halves of equal norm, u ∝ aᵀRx and w₂ ∝ xᵀRb.",
     source="Theorem 2, corrected",
-    assumptions=(ALL_PAIRS, SQUARE, "norm one; ẇ = ∇E/(w·∇E) − w, which has the paths of ascent on the sphere"),
+    assumptions=(
+        ALL_PAIRS,
+        SQUARE,
+        ALONG_LABELS,
+        "norm one; ẇ = ∇E/(w·∇E) − w, which has the paths of ascent on the sphere",
+    ),
     tex=r"\dot w = \frac{\nabla E}{w \cdot \nabla E} - w:\ E(w(\infty)) = \frac{M}{2D}",
     flow=ScaledAscent,
 )

@@ -12,8 +12,9 @@ from ...dynamics.groups import cyclic
 from ..cheap import end_of
 from ..checks import agrees, at_most, converges, evidence, mean, norms, relative, rounding, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
+from ..pair_networks import SQUARE
 from ..panels import panel
-from ._shared import ALL_PAIRS, SIGMAS, SQUARE, random_nodes, standard_errors
+from ._shared import ALL_PAIRS, SIGMAS, random_nodes, standard_errors
 
 MU = np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
 EXPONENT = 2.0

@@ -11,7 +11,8 @@ from ...dynamics.grokking import Energy, ScaledAscent
 from ...dynamics.representations import Irrep, irreps
 from ..checks import absolute, agrees, evidence, relative, rounding, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
-from ._shared import ALL_PAIRS, SQUARE, entries, nontrivial, random_nodes, same_shape, short, some_groups, widened
+from ..pair_networks import SQUARE
+from ._shared import ALL_PAIRS, entries, nontrivial, random_nodes, same_shape, short, some_groups, widened
 
 # σ in JAX and in NumPy, and σ′
 _SQUARE = (jnp.square, np.square, lambda x: 2 * x)

@@ -15,8 +15,9 @@ from ...dynamics.representations import Irrep, irreps
 from ..cheap import end_of
 from ..checks import absolute, agrees, at_most, evidence, scaled, solver, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
+from ..pair_networks import SQUARE
 from ..panels import heatmap, panel
-from ._shared import ALL_PAIRS, SQUARE, entries, nontrivial, random_nodes, short, some_groups
+from ._shared import ALL_PAIRS, entries, nontrivial, random_nodes, short, some_groups
 
 EXACT = 1e-20  # of a squared residual: least squares on the host, in float64
 

@@ -14,9 +14,10 @@ from ...dynamics.groups import cyclic, symmetric
 from ...nets.pairs import split
 from ..checks import agrees, at_most, converges, evidence, norms, relative, rounding, scales, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
+from ..pair_networks import ALL_PAIRS, LAZY, SQUARE
 from ..panels import heatmap
 
-FEATURES = "features x² of normal weights, held fixed"
+FEATURES = LAZY.said("features x² of normal weights, held fixed")
 ETA, BETA = 0.7, 1.6
 
 
@@ -151,8 +152,9 @@ def _wide(layer: OutputLayer, direct: bool = False):
     " falls as K^{−3/2}: a wide layer sends nothing back.",
     source="What holds of Lemma 1, with the exact kernel of x²; derived here",
     assumptions=(
-        "features x² of normal weights of variance one, held fixed",
-        "M = 11, all 121 pairs",
+        LAZY.said("features x² of normal weights of variance one, held fixed"),
+        ALL_PAIRS.said("M = 11, all 121 pairs"),
+        SQUARE,
         "η = 1",
         "1024 to 16 384 nodes in float32",
     ),

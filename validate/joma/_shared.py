@@ -14,9 +14,6 @@ from ...nets import joma as nets
 
 TIME = "t = learning rate × step"
 FLOW = f"gradient flow, {TIME}"
-ONE_QUERY = "all samples share one query"
-STATIONARY = "the back-propagated gradient g is stationary"
-LINEAR = "identity activation"
 
 
 def four_activations(h: Float[Array, " nodes"]) -> Float[Array, " nodes"]:

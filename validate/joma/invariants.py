@@ -14,7 +14,18 @@ from ..checks import absolute, agrees, at_most, converges, evidence, mean, round
 from ..claim import Evidence, Setting, claim
 from ..metrics import normalised_correlation, relative_error
 from ..panels import panel
-from ._shared import FLOW, ONE_QUERY, STATIONARY, TIME, along_flow, four_activations, random_task
+from ._shared import FLOW, TIME, along_flow, four_activations, random_task
+from .assumptions import (
+    ALIKE,
+    CONSTANT_B,
+    EXPONENTIAL,
+    LINEAR_ATTENTION,
+    ONE_QUERY,
+    ORTHONORMAL,
+    SOFTMAX,
+    STATIONARY,
+    UNNORMALISED,
+)
 
 RATIOS = np.array([1.0, 0.3, 2.0])[:, None]
 TIMES = np.linspace(0, 20, 21)
@@ -46,7 +57,7 @@ def _theorem_1(name: str, z: np.ndarray, law: np.ndarray, wrong: dict[str, np.nd
 @claim(
     "With linear attention z² = (η_Z/η_W) Σ_k v_k² + c along gradient flow, for any activation and data.",
     source="Theorem 1, linear attention; the factor η_Z/η_W is what the slides' “any learning rates” needs",
-    assumptions=(FLOW, ONE_QUERY),
+    assumptions=(FLOW, ONE_QUERY, ORTHONORMAL, LINEAR_ATTENTION),
     tex=r"z^2 = \frac{\eta_Z}{\eta_W} \sum_k v_k^2 + c",
     flow=Joint,
 )
@@ -67,7 +78,7 @@ def linear_invariant(setting: Setting) -> Evidence:
 @claim(
     "With exponential attention z = ½ (η_Z/η_W) Σ_k v_k² + c along gradient flow, for any activation and data.",
     source="Theorem 1, exponential attention",
-    assumptions=(FLOW, ONE_QUERY),
+    assumptions=(FLOW, ONE_QUERY, ORTHONORMAL, EXPONENTIAL),
     tex=r"z = \frac{\eta_Z}{2\eta_W} \sum_k v_k^2 + c",
     flow=Joint,
 )
@@ -82,7 +93,7 @@ def exp_invariant(setting: Setting) -> Evidence:
     "Under gradient descent the invariants drift at first order in the learning rate. They hold in the limit of the "
     "flow.",
     source="Theorem 1 and the Euler method's order",
-    assumptions=("full-batch gradient descent", ONE_QUERY),
+    assumptions=("full-batch gradient descent", ONE_QUERY, ORTHONORMAL, UNNORMALISED),
     tex=r"z_n - \frac{1}{2} \sum_k v_{k,n}^2 - c = O(\eta)",
     flow=Joint,
 )
@@ -113,7 +124,7 @@ def gd_invariant(setting: Setting) -> Evidence:
     "Several queries that share their hidden nodes obey Theorem 1 only summed: Σ_m z_m² = Σ_k v_k² + c (linear), "
     "Σ_m z_m = ½ Σ_k v_k² + c (exponential).",
     source="Theorem 1's derivation; the slides state it for a single query only",
-    assumptions=(FLOW, "three queries share the hidden nodes"),
+    assumptions=(FLOW, "three queries share the hidden nodes", ORTHONORMAL, UNNORMALISED),
     tex=r"\sum_m z_m^2 = \sum_k v_k^2 + c, \quad \sum_m z_m = \frac{1}{2} \sum_k v_k^2 + c",
     flow=Joint,
 )
@@ -134,7 +145,7 @@ def query_sum(setting: Setting) -> Evidence:
 @claim(
     "With softmax attention Σ_l z_l is conserved exactly, under the flow and under gradient descent.",
     source="shift invariance of softmax; the corrected form of Theorem 1 respects it, the printed one does not",
-    assumptions=(ONE_QUERY,),
+    assumptions=(ONE_QUERY, SOFTMAX),
     tex=r"\sum_l z_l = \mathrm{const}",
     flow=Joint,
 )
@@ -157,7 +168,14 @@ def softmax_sum(setting: Setting) -> Evidence:
     "z = ½ [Σ_k v_k² − (Σ_k ‖v_k‖²) b̄] is the leading order of softmax attention from a zero start. On one sample, "
     "where E[b bᵀ] = b̄ b̄ᵀ, its relative error falls as t².",
     source="Theorem 1, softmax attention, with the ½ and the Σ_k in front of b̄ that the slides lack",
-    assumptions=(FLOW, STATIONARY, "one sample, zero start", "b̄ is the initial attention"),
+    assumptions=(
+        FLOW,
+        STATIONARY,
+        "one sample, zero start",
+        CONSTANT_B.said("b̄ is the initial attention"),
+        ALIKE,
+        SOFTMAX,
+    ),
     tex=r"z = \frac{1}{2} \left[\sum_k v_k^2 - \sum_k \|v_k\|^2 \, \bar b\right] (1 + O(t^2))",
     flow=Joint,
 )
@@ -209,7 +227,13 @@ def _figure_2_runs(setting: Setting, seeds: int):
     "In the protocol of Fig. 2 and 3 the softmax law's logits correlate with the real ones from step 100 on. Their "
     "seed-averaged NC is at least 0.95 (gaussian) and 0.80 (random).",
     source="Theorem 1, softmax attention; Fig. 2 and 3",
-    assumptions=("softmax attention of temperature ½, identity activation, cross-entropy", "b̄ = E[x] stays constant"),
+    assumptions=(
+        SOFTMAX.said("softmax attention of temperature ½, identity activation, cross-entropy"),
+        CONSTANT_B.said("b̄ = E[x] stays constant"),
+        ALIKE,
+        ONE_QUERY,
+        ORTHONORMAL,
+    ),
     tex=r"\mathrm{NC}\left(\sum_k v_k^2 - \sum_k \|v_k\|^2 \, \bar b, \; z\right) \geq 0.95",
     flow=Joint,
 )

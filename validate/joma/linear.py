@@ -24,13 +24,14 @@ from ..checks import absolute, agrees, at_most, converges, evidence, norms, rela
 from ..claim import Evidence, Setting, claim
 from ..metrics import stable_rank
 from ..panels import panel
-from ._shared import FLOW, LINEAR, ONE_QUERY, STATIONARY, TIME, along_flow
+from ._shared import FLOW, TIME, along_flow
+from .assumptions import EXPONENTIAL, LINEAR, LINEAR_ATTENTION, ONE_NODE_EXP, ONE_QUERY, ORTHONORMAL, STATIONARY
 
 DELTA = np.array([1.0, 0.8, 0.5, 0.1, -0.3, -0.9])
 SQRT2 = math.sqrt(2)
 PRINTED = "erf(v/2), as printed"
-ONE_NODE = (FLOW, STATIONARY, ONE_QUERY, LINEAR, "one node, exponential attention")
-MANY_NODES = (FLOW, STATIONARY, ONE_QUERY, LINEAR, "exponential attention, zero start")
+ONE_NODE = (FLOW, STATIONARY, ONE_QUERY, LINEAR, ORTHONORMAL, ONE_NODE_EXP)
+MANY_NODES = (FLOW, STATIONARY, ONE_QUERY, LINEAR, ORTHONORMAL, EXPONENTIAL.said("exponential attention, zero start"))
 
 
 def _stationary_task(setting: Setting, samples: int, tokens: int, nodes: int):
@@ -241,7 +242,7 @@ def low_rank(setting: Setting) -> Evidence:
 @claim(
     "Under linear attention from V = 0, z = z₀: u_l = μ̂_l z₀ sinh(‖μ_l‖ t), z_l = z₀ cosh(‖μ_l‖ t), without a blow-up.",
     source="the linear-attention analogue of Theorem 2",
-    assumptions=(FLOW, STATIONARY, ONE_QUERY, LINEAR, "linear attention"),
+    assumptions=(FLOW, STATIONARY, ONE_QUERY, LINEAR, ORTHONORMAL, LINEAR_ATTENTION),
     tex=r"u_l = \hat\mu_l z_0 \sinh(\|\mu_l\| t), \quad z_l = z_0 \cosh(\|\mu_l\| t)",
     flow=LinearAttention,
 )

@@ -12,9 +12,10 @@ from ...nets import train
 from ..checks import agrees, converges, evidence, norms
 from ..claim import Evidence, Setting, claim
 from ..panels import panel
-from ._shared import FLOW, ONE_QUERY, STATIONARY, TIME, sgd
+from ._shared import FLOW, TIME, sgd
+from .assumptions import AT_REST, ONE_QUERY, STATIONARY, UNIFORM
 
-CLUSTERS = ("uniform attention", "isotropic Gaussian clusters", "one node")
+CLUSTERS = (UNIFORM, AT_REST, "isotropic Gaussian clusters", "one node")
 CLOSED = ("identity", "relu", "leaky_relu", "square", "erf")
 ACTIVATIONS = {
     "identity": lambda h: h,

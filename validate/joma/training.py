@@ -16,7 +16,8 @@ from ..checks import at_least, evidence, mean, scales
 from ..claim import Evidence, Setting, claim
 from ..comparing import compare
 from ..panels import panel
-from ._shared import ONE_QUERY, four_activations, loss_flow, random_task, sgd
+from ._shared import four_activations, loss_flow, random_task, sgd
+from .assumptions import ONE_QUERY
 
 
 def _trainable(model: Any) -> Any:
@@ -64,7 +65,7 @@ def gd_to_flow(setting: Setting) -> Evidence:
     "Adam breaks the exponential invariant: at learning rate 1e-3, after 20 000 steps (at smoke scale 5000), it is off "
     "by more than one.",
     source="Theorem 1 is a law of gradient flow, not of other optimisers",
-    assumptions=("exponential attention, full batch", ONE_QUERY),
+    assumptions=("exponential attention, full batch", str(ONE_QUERY)),
     tex=r"\max_n |z_n - \frac{1}{2} \sum_k v_{k,n}^2 - c_n| \geq 1",
     flow=Joint,
 )

@@ -17,12 +17,13 @@ from ...nets.joma import minibatch
 from ...nets.scan_snap import YZTransformer, cross_entropy
 from ..checks import absolute, agrees, at_least, at_most, evidence, relative, rounding, solver, vanishes
 from ..claim import Evidence, Setting, claim
+from .assumptions import SENTENCE
 
 M, ETA_Y, ETA_Z = 120, 0.5, 0.7  # the vocabulary, and the two multipliers of the learning rate
 RECORDS = 26
 UPDATES = np.geomspace(0.1, 1e4, RECORDS)  # η_Y t/N
 AXIS = ("η_Y t/N, updates a sentence", UPDATES)
-SENTENCES = ("sentences of three tokens, the relation is the query", "zero start")
+SENTENCES = (SENTENCE, "zero start")
 
 
 @jax.jit

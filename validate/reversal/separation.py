@@ -16,6 +16,7 @@ from ...nets import reversal as nets
 from ..checks import agrees, at_most, evidence, mean, solver, vanishes
 from ..claim import Evidence, Setting, claim
 from ..panels import heatmap, panel
+from .assumptions import FIXED, FREE, ORTHOGONAL
 
 TOKENS = 40
 UPDATES = np.concatenate([[0.0], np.geomspace(0.01, 3000, 40)])  # t/N
@@ -72,7 +73,7 @@ def _three_pairs(word: str, logits: np.ndarray, law: np.ndarray) -> xr.Dataset:
     "Gradient flow of the bilinear model stays in Θ₀ + VᵀCV, with Ċ = (1/N) Σ e_x (e_y − p)ᵀ and logits VΘ₀Vᵀ + GCG. "
     "On orthonormal tokens, from zero, a row is that of the one-layer transformer and the reversal stays at 1/m.",
     source="section 3; the reduction is exact for any tokens",
-    assumptions=("gradient flow, t = learning rate × step",),
+    assumptions=("gradient flow, t = learning rate × step", FIXED),
     tex=r"\Theta = \Theta_0 + V^T C V,\quad \dot C = \frac{1}{N} \sum_{(x,y)} e_x (e_y - p)^T",
     flow=Bilinear,
 )
@@ -111,7 +112,13 @@ def bilinear_flow(setting: Setting) -> Evidence:
     "For random tokens in width d the reversal loss obeys L_rev(t)/L_rev(0) ≥ (L(t)/L(0))^ε at all times. "
     "ε falls with d, as d^−½ or faster, to below 0.05 at d = 1600. With symmetric Θ there is no curse.",
     source="Theorem 1 (its d is beyond any computer's; measured here); the cause it names is the asymmetry of Θ",
-    assumptions=("gradient flow from Θ = 0", "m = 40 tokens N(0, I/d), 10 pairs", "t up to 3000 N, N = 19"),
+    assumptions=(
+        "gradient flow from Θ = 0",
+        ORTHOGONAL.said("m = 40 tokens N(0, I/d), 10 pairs"),
+        "t up to 3000 N, N = 19",
+        FREE,
+        FIXED,
+    ),
     tex=r"\frac{L_{\mathrm{rev}}(t)}{L_{\mathrm{rev}}(0)} \geq \left(\frac{L(t)}{L(0)}\right)^{\epsilon}",
     flow=Bilinear,
 )

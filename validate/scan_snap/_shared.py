@@ -9,13 +9,12 @@ from jaxtyping import ArrayLike
 from ...dynamics import solve
 from ...dynamics.scan_snap import YZ, ScanSnap
 from ...nets import scan_snap as nets
+from .assumptions import CLASSES_ALIKE, LONG
 
 TIME = "t = learning rate × step"
 ASSUMED = "Y and Z trained independently, from zero; no positions, no residual"
-LONG = "sequences so long that frequencies are probabilities"
-SYMMETRIC = "one query, one common token, classes alike"
 FLOW = (ASSUMED, LONG)
-ALIKE = (*FLOW, SYMMETRIC)
+ALIKE = (*FLOW, CLASSES_ALIKE)
 
 CLASSES, OUTPUTS, TIMES = 5, 100, 61  # the same in all claims: equal shapes share a compilation
 COMMON, DISTINCT = 0.6, (0.4, 0.6, 0.8, 1.0)

@@ -12,6 +12,7 @@ from ..checks import absolute, agrees, at_least, at_most, converges, evidence, r
 from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
 from ._shared import ALIKE, CLASSES, COMMON, DISTINCT, FLOW, OUTPUTS, OWN, TIME, log_times, logits, reference, scan_flow
+from .assumptions import DISTINCT_OR_COMMON, SLOW, TIER_A, TIER_B
 
 RATIOS = np.array([2.5e-4, 5e-4, 1e-3, 2e-3, 1e-2, 0.1, 1.0])  # η_Z/η_Y
 START = CLASSES * np.log(OUTPUTS)  # t₀' of `Decoder.linear_until`, for M = 100
@@ -28,7 +29,7 @@ def _slow(eta_z: float, ts: np.ndarray) -> np.ndarray:
     "Tier A's attention follows Lemma 4's equation, up to an error of first order in η_Z/η_Y. At η_Z/η_Y = 1e-3 the "
     "error stays below 1 % up to t = 1000 t₀'.",
     source="Lemma 4, with the factor 1/K",
-    assumptions=(*ALIKE, "tier A, M = 100"),
+    assumptions=(*ALIKE, DISTINCT_OR_COMMON, SLOW, TIER_A.said("tier A, M = 100")),
     tex=r"\dot z = \frac{\eta_Z}{K} \gamma \sum_n f_n \circ \sum_{n' \neq n} \beta_{n n'} (f_n f_n^\top - I) f_{n'}",
     flow=SlowAttention,
 )
@@ -60,7 +61,7 @@ def lemma_4(setting: Setting) -> Evidence:
     "In tier B (plain gradient flow, softmax over the K next tokens) attention follows "
     "−z_c = ½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀)) over six decades of time.",
     source="derived here; the exponent is e^{2z}, not Theorem 4's e^{4z}",
-    assumptions=(*ALIKE, "tier B", "ρ₀ = 0.021 (K = 10) and 0.143 (K = 5)"),
+    assumptions=(*ALIKE, DISTINCT_OR_COMMON, SLOW, TIER_B, "ρ₀ = 0.021 (K = 10) and 0.143 (K = 5)"),
     tex=r"-z_c = \frac{1}{2} \ln\left( 1 + \frac{\eta_Z}{\eta_Y} K^2 (K-1) h^2 \frac{\rho_0}{1-\rho_0} \right)",
     flow=SymmetricAttention,
 )
@@ -104,7 +105,10 @@ def _law_of(k: int, common: float, upto: int, bound: float) -> Evidence:
     "Distinct tokens always gain attention and a single common token always loses it. This holds in all three tiers, "
     "at η_Z/η_Y from 1e-3 to 1.",
     source="Theorem 2 and Corollary 2",
-    assumptions=(*FLOW, "one common token, or several of equal P(l|n) under one query and a zero start"),
+    assumptions=(
+        *FLOW,
+        DISTINCT_OR_COMMON.said("one common token, or several of equal P(l|n) under one query and a zero start"),
+    ),
     tex=r"\dot z_l > 0 \ \mathrm{(distinct)},\quad \dot z_c < 0 \ \mathrm{(common)}",
     flow=ScanSnap,
 )
@@ -149,7 +153,11 @@ def fates(setting: Setting) -> Evidence:
     "Among distinct tokens r = f_l²/f_l'² − 1 grows as r(0) e^{2(z_l − z_l(0))}: frequent ones dwarf rare ones. "
     "The factor lies between e^{2f²(0)B} and e^{2B}, B = (η_Z/K)∫ξ.",
     source="Theorem 3, with the factor 1/K in B",
-    assumptions=(*ALIKE, "Lemma 4's equation; on the full flows to the order of η_Z/η_Y"),
+    assumptions=(
+        *ALIKE,
+        DISTINCT_OR_COMMON,
+        SLOW.said("Lemma 4's equation; on the full flows to the order of η_Z/η_Y"),
+    ),
     tex=r"r = r(0) e^{2 z_l},\quad 2 f_l^2(0) B \leq 2 z_l \leq 2B,\quad B = \frac{\eta_Z}{K} \int \xi \, dt",
     flow=SlowAttention,
 )

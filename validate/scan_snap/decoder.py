@@ -14,6 +14,7 @@ from ..checks import absolute, agrees, at_least, at_most, evidence, norms, relat
 from ..claim import Erratum, Evidence, Setting, claim
 from ..panels import panel
 from ._shared import CLASSES, FLOW, OUTPUTS, TIME, follow, log_times, reference, scan_flow
+from .assumptions import CLASSES_ALIKE, NO_COMMON, SLOW, TIER_A
 
 
 def _lemma_1(model: nets.OneLayerTransformer, sequence: np.ndarray, label: int):
@@ -129,7 +130,7 @@ def population_flow(setting: Setting) -> Evidence:
     "Under stochastic gradient descent with one sample a step, the decoder of a class after s visits is "
     "w_n = (M−1) h*(s) ζ_n, with h* from its recursion.",
     source="Lemmas 5 and 6",
-    assumptions=(*FLOW, "classes share no token, FᵀF = I"),
+    assumptions=(*FLOW, NO_COMMON.said("classes share no token, FᵀF = I")),
     tex=r"w_n(s) = (M-1)\, h^*(s)\, \zeta_n",
     flow=Decoder,
 )
@@ -235,7 +236,7 @@ def _back_propagated(flow: ScanSnap, ys, ts):
 @claim(
     "Under tier A's preconditioned decoder the gradient that reaches attention is g_n = γ(ι_n f_n − Σ β_nn' f_n').",
     source="Theorem 1, with the sign of eq. 88 corrected",
-    assumptions=(*FLOW, "attention standing still", "tier A"),
+    assumptions=(*FLOW, SLOW.said("attention standing still"), TIER_A),
     tex=r"g_n = \gamma \left( \iota_n f_n - \sum_{n' \neq n} \beta_{n n'} f_{n'} \right)",
     flow=ScanSnap,
 )
@@ -275,7 +276,7 @@ def backprop(setting: Setting) -> Evidence:
     "On symmetric data the decoder under plain gradient flow is two scalars. With the softmax over the K next tokens "
     "they have a closed form, a_n = (K−1) h_ρ/(1−ρ) ζ_n.",
     source="derived here for tiers B and C; the effective rate (1−ρ)η is the paper's Remark 1, true for M = K only",
-    assumptions=(*FLOW, "symmetric data, attention standing still"),
+    assumptions=(*FLOW, CLASSES_ALIKE.said("symmetric data, attention standing still"), SLOW),
     tex=r"a_n = \frac{(K-1)\, h_\rho}{1 - \rho}\, \zeta_n",
     flow=SymmetricDecoder,
 )

@@ -17,7 +17,8 @@ from ..checks import absolute, agrees, at_least, at_most, converges, evidence, m
 from ..claim import Erratum, Evidence, Setting, claim
 from ..metrics import entropy
 from ..panels import heatmap, panel
-from ._shared import ALIKE, ASSUMED, CLASSES, FLOW, OWN, SYMMETRIC, TIME, log_times, logits, reference, scan_flow
+from ._shared import ALIKE, ASSUMED, CLASSES, FLOW, OWN, TIME, log_times, logits, reference, scan_flow
+from .assumptions import CLASSES_ALIKE, TIER_B
 
 
 def _descents(tier: str, rates: np.ndarray, eta_z: float, steps: int, records: int, momentum=None) -> np.ndarray:
@@ -79,7 +80,11 @@ def three_tiers(setting: Setting) -> Evidence:
 @claim(
     "Sequences of finite length T separate tokens more than the limit T → ∞ does, by a bias of order 1/T.",
     source="Lemma 2 takes the limit; Lemma 18 bounds its fluctuations by 1/√T, its bias is measured here",
-    assumptions=(ASSUMED, SYMMETRIC, "tier B, batches of 128 sampled sequences, η_Z = 0.1 η_Y, t = 200"),
+    assumptions=(
+        ASSUMED,
+        CLASSES_ALIKE,
+        TIER_B.said("tier B, batches of 128 sampled sequences, η_Z = 0.1 η_Y, t = 200"),
+    ),
     tex=r"E[z_T] / z_\infty - 1 = O(1/T)",
     flow=ScanSnap,
 )

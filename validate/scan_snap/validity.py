@@ -16,6 +16,7 @@ from ...sweeps import Point
 from ..cheap import end_of, uniforms
 from ..validity import gap, validity_map
 from . import PAPER
+from .assumptions import unlike
 
 TIME = 20.0  # to which all train: past the end of scanning, K ln M
 LEAST = 1e-6  # a rate of attention so small that what it moves is of first order in it
@@ -46,11 +47,18 @@ NOT_COVERED = {
     "scan_snap.text_attention": "a finding on text, beyond the assumptions of every theorem",
 }
 
+Errors = dict[str, tuple[Array, Array]]  # by theorem: its error, and how far `assumptions` measures to be given up
+
 
 def validity(point: Point) -> dict[str, Array]:
     """The relative error of each theorem against the network trained at `learning_rate` to t = 20 times `time`, on the
     random table of `seed`, with the theorem's assumption given up by `strength`, from 0 (it holds) to 1. NaN or
     infinite where descent has diverged."""
+    return {name: error for name, (error, _) in beside_assumptions(point).items()}
+
+
+def beside_assumptions(point: Point) -> Errors:
+    """`validity`, each error beside the number that the assumption given up measures on the same network."""
     point = point | {name: jnp.asarray(point[name], float) for name in ("learning_rate", "strength", "time")}
     draw = uniforms(jax.random.key(point["seed"]), common=(), distinct=(DISTINCT,))
     # How often a class draws the common token and its distinct ones, but for a factor; the last one most often.
@@ -59,17 +67,18 @@ def validity(point: Point) -> dict[str, Array]:
     return {name: error for theorem in theorems for name, error in theorem(point, *weights).items()}
 
 
-def orthogonal_decoder(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
+def orthogonal_decoder(point: Point, common: Array, distinct: Array) -> Errors:
     """Lemmas 5 to 7: the logits `(M−1) h ζ_n` of classes that share no token; at strength 1 all of them share
     one as frequent as the most frequent of their own."""
     data = _contexts(point["strength"] * distinct[-1], distinct)
     end, reached = _trained(point, OUTPUTS, data)
     h = Decoder(OUTPUTS, CLASSES, 1.0).exact(0.0, reached)
     zeta = OUTPUTS / (OUTPUTS - 1) * (jnp.eye(CLASSES, OUTPUTS) - 1 / OUTPUTS)
-    return {"decoder": gap(jax.vmap(end)(data.x), (OUTPUTS - 1) * h * zeta)}
+    x = data.x / jnp.linalg.norm(data.x, axis=1, keepdims=True)
+    return {"decoder": (gap(jax.vmap(end)(data.x), (OUTPUTS - 1) * h * zeta), x[0] @ x[1])}
 
 
-def back_propagated(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
+def back_propagated(point: Point, common: Array, distinct: Array) -> Errors:
     """Theorem 1: of the gradient `γ(ι_n f_n − Σ β_nn' f_n')` that comes back to attention at rest, what moves it: the
     part across f_n. It assumes a decoder whose classes do not mix, which takes preconditioned descent; at strength 1 it
     is descent on the real network."""
@@ -87,10 +96,10 @@ def back_propagated(point: Point, common: Array, distinct: Array) -> dict[str, A
     iota, beta = backprop_coefficients(f, OUTPUTS)
     gamma = Decoder(OUTPUTS, CLASSES, 1.0).gamma(reached)
     across = lambda g: g - f * jnp.sum(f * g, axis=1, keepdims=True)
-    return {"theorem_1": gap(across(back), across(gamma * (iota[:, None] * f - beta @ f)))}
+    return {"theorem_1": (gap(across(back), across(gamma * (iota[:, None] * f - beta @ f))), s)}
 
 
-def symmetric_decoder(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
+def symmetric_decoder(point: Point, common: Array, distinct: Array) -> Errors:
     """Tier B's closed form `a_n = (K−1) h_ρ/(1−ρ) ζ_n` for the logits of classes that are alike; at strength 1 their
     tokens are of random frequencies and the classes of other frequencies, attention standing still."""
     s = point["strength"]
@@ -108,10 +117,10 @@ def symmetric_decoder(point: Point, common: Array, distinct: Array) -> dict[str,
     rho = (jnp.sum(gram) - jnp.trace(gram)) / (CLASSES * (CLASSES - 1))
     own, other = SymmetricDecoder(rho, CLASSES, CLASSES).from_zero(reached)
     law = ((1 - rho) * eye + rho) @ ((own - other) * eye + other)
-    return {"symmetric_decoder": gap(f @ end.y, law)}
+    return {"symmetric_decoder": (gap(f @ end.y, law), unlike(gram, share))}
 
 
-def slow_attention(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
+def slow_attention(point: Point, common: Array, distinct: Array) -> Errors:
     """Tier A: Lemma 4, and Theorem 4's `¼ ln(1 + 4Γ/C₀)` with the C₀ of attention's first speed. Both assume
     η_Z ≪ η_Y: their ratio is `strength`."""
     data, eta_z = _contexts(common, distinct), jnp.maximum(point["strength"], LEAST)
@@ -120,10 +129,11 @@ def slow_attention(point: Point, common: Array, distinct: Array) -> dict[str, Ar
     z, zero, decoder = end.z[0, OWN], jnp.zeros(1 + DISTINCT), Decoder(OUTPUTS, CLASSES, 1.0)
     speed = -flow(reached, zero)[0] / decoder.gamma(reached)
     snap = PhaseTransition(decoder, eta_z, eta_z / speed)
-    return {"lemma_4": gap(z, end_of(flow, zero, reached)), "theorem_4": gap(z[0], snap.exact(0.0, reached))}
+    errors = {"lemma_4": gap(z, end_of(flow, zero, reached)), "theorem_4": gap(z[0], snap.exact(0.0, reached))}
+    return {name: (error, point["strength"]) for name, error in errors.items()}
 
 
-def plain_attention(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
+def plain_attention(point: Point, common: Array, distinct: Array) -> Errors:
     """Tier B's law of the common token, `½ ln(1 + (η_Z/η_Y) K²(K−1) h² ρ₀/(1−ρ₀))`. It assumes η_Z ≪ η_Y, and their
     ratio is `strength`; and sequences without end, whose length is 1/`strength` in the second entry."""
     expected, s = _contexts(common, distinct), point["strength"]
@@ -144,17 +154,17 @@ def plain_attention(point: Point, common: Array, distinct: Array) -> dict[str, A
 
     zero = jnp.zeros_like(s)
     by_ratio, by_length = jax.vmap(error)(jnp.stack([jnp.maximum(s, LEAST), zero + LEAST]), jnp.stack([zero, s]))
-    return {"law": by_ratio, "finite_length": by_length}
+    return {"law": (by_ratio, s), "finite_length": (by_length, s)}
 
 
-def relative_gain(point: Point, common: Array, distinct: Array) -> dict[str, Array]:
+def relative_gain(point: Point, common: Array, distinct: Array) -> Errors:
     """Theorem 3 in the real network: `r(t) = r(0) e^{2z}` of the most frequent distinct token against the other; at
     strength 1 the token is as frequent in the other classes, and so not distinct."""
     data = _contexts(common, distinct, overlap=point["strength"])
     z = _trained(point, OUTPUTS, data, eta_z=LEAST)[0].z[0, OWN]  # the theorem holds for η_Z ≪ η_Y
     ratio = (distinct[1] / distinct[0]) ** 2
     gain = jnp.log1p(ratio * jnp.expm1(2 * (z[2] - z[1])) / (ratio - 1))  # ln r(t)/r(0)
-    return {"theorem_3": gap(2 * z[2], gain)}
+    return {"theorem_3": (gap(2 * z[2], gain), jnp.minimum(point["strength"], 1 - point["strength"]))}
 
 
 def _contexts(
