@@ -366,6 +366,7 @@ def test_extrapolation_is_doubted_by_its_last_correction():
     assert left.of_rate[0] == pytest.approx(0.3 + 0.01 + 0.001 - 0.008)
     wider = extrapolate(cubic, rates, np.ones(1), none + 0.01, np.full(2, 0.1))
     assert wider.sizes.high[0] > left.sizes.high[0] + 0.1 + 0.01
+    assert wider.sizes.low[0] < left.sizes.low[0] - 0.1 - 0.01
 
 
 def test_compiled_once_for_all_rates_and_seeds():

@@ -13,31 +13,56 @@ from ...dynamics.scan_snap import YZ, ScanSnap
 from ...nets import scan_snap as nets
 from ...nets import train
 from ...nets.descent import halving_rates
-from ..checks import absolute, agrees, at_least, at_most, converges, evidence, mean, relative, scales, vanishes
+from ..checks import absolute, agrees, at_least, at_most, evidence, mean, relative, scales, vanishes
 from ..claim import Erratum, Evidence, Setting, claim
+from ..comparing import compare
+from ..comparison import Comparison
 from ..metrics import entropy
 from ..panels import heatmap, panel
-from ._shared import ALIKE, ASSUMED, CLASSES, FLOW, OWN, TIME, log_times, logits, reference, scan_flow
+from ._shared import ALIKE, ASSUMED, CLASSES, FLOW, OWN, TIME, logits, reference, scan_flow
 from .assumptions import CLASSES_ALIKE, TIER_B
 
 
-def _descents(tier: str, rates: np.ndarray, eta_z: float, steps: int, records: int, momentum=None) -> np.ndarray:
-    """Attention logits of one class's tokens while the real network of a tier is trained, at all learning rates."""
-    flow = scan_flow(tier)
+def _optimiser(flow: ScanSnap, data: nets.Contexts, eta_z: float, momentum: float | None = None):
+    """Of a tier, by its learning rate; with momentum β at (1 − β) times the rate: the same flow time."""
 
-    @jax.jit
-    def run(data, rates):
-        expected, model = data.expected(), data.network(outputs=flow.outputs)
-        options = {"observe": lambda m: m.z[0, OWN], "every": steps // records}
+    def optimiser(rate):
+        step = rate if momentum is None else (1 - momentum) * rate
+        plain = nets.sgd(step, eta_z=eta_z, momentum=momentum)
+        return optax.chain(nets.precondition(data), plain) if flow.preconditioned else plain
 
-        def lane(rate):
-            plain = nets.sgd(rate, eta_z=eta_z, momentum=momentum)
-            optimiser = optax.chain(nets.precondition(expected), plain) if flow.preconditioned else plain
-            return train(model, nets.cross_entropy, expected, optimiser, steps, **options).observed
+    return optimiser
 
-        return jax.vmap(lane)(rates)
 
-    return np.asarray(run(reference(), jnp.asarray(rates)))
+def _compared(tier: str, eta_z: float, rates: np.ndarray, end: float, momentum: float | None = None) -> Comparison:
+    """The attention logits of one class's tokens in the real network of a tier against its flow. The wrong flow has
+    the decoder's preconditioning where this one has none, and none where it has."""
+    flow, data = scan_flow(tier, eta_z=eta_z), reference().expected()
+    wrong = ScanSnap(flow.probability, outputs=flow.outputs, preconditioned=not flow.preconditioned, eta_z=eta_z)
+    own = lambda state: state.z[0, OWN]
+    return compare(
+        flow,
+        flow.zero(),
+        reference().network(outputs=flow.outputs),
+        nets.cross_entropy,
+        data,
+        learning_rates=rates,
+        time=end,
+        points=4,
+        observe=own,
+        image=own,
+        optimiser=_optimiser(flow, data, eta_z, momentum),
+        within=0.01,
+        wrong={"wrong preconditioning": wrong},
+    )
+
+
+def _at_rate_one(tier: str, eta_z: float, steps: int, every: int) -> np.ndarray:
+    """The same logits at learning rate 1, at every so many steps."""
+    flow, data = scan_flow(tier, eta_z=eta_z), reference().expected()
+    model, optimiser = reference().network(outputs=flow.outputs), _optimiser(flow, data, eta_z)(1.0)
+    options = {"observe": lambda m: m.z[0, OWN], "every": every}
+    return np.asarray(train(model, nets.cross_entropy, data, optimiser, steps, **options).observed)
 
 
 @claim(
@@ -49,30 +74,24 @@ def _descents(tier: str, rates: np.ndarray, eta_z: float, steps: int, records: i
     flow=ScanSnap,
 )
 def three_tiers(setting: Setting) -> Evidence:
-    eta_z, records, rates = 0.1, 1600, halving_rates(0.125, 5)  # up to 2
-    steps = setting.pick(smoke=1600, laptop=16_000, paper=160_000)
-    end, one = rates[0] * steps, 3  # the time that all reach, and the lane of learning rate 1
-    at = np.append(np.arange(1, 21), np.geomspace(21, records, 41).round().astype(int))  # records that are drawn
-    path = lambda tier, ts: logits(scan_flow(tier, eta_z=eta_z), ts)
-    ts, to_end = steps // records * at, log_times(1.0, end)
-    # Lane i takes `records / 2^i` records to the time `end`.
-    at_end = lambda lanes: np.stack([lane[records // 2**i] for i, lane in enumerate(lanes)])
-    lanes = {tier: _descents(tier, rates, eta_z, steps, records) for tier in "ABC"}
-    flows, ends = ({tier: path(tier, times) for tier in "ABC"} for times in (ts, to_end))
-    wrong, axis = {"C": {f"tier {tier}'s flow": ends[tier][-1] for tier in "AB"}}, ("learning rate", rates)
-    checks = [converges(f"z, tier {x}", axis, at_end(lanes[x]), ends[x][-1], wrong.get(x, {})) for x in "ABC"]
-    if setting.scale != "smoke":
-        slow = rates / 4  # heavy ball forgets its start within ten steps, which must be short
-        heavy = at_end(_descents("B", 0.1 * slow, eta_z, steps, records, momentum=0.9))
-        law = path("B", to_end / 4)[-1]
-        checks.append(converges("z, tier B by heavy ball 0.9", ("learning rate", slow), heavy, law))
-    seen = {"descent": np.stack([-lanes[x][one, at, 0] for x in "ABC"], axis=1)}
-    theory = {"flow": np.stack([-flows[x][:, 0] for x in "ABC"], axis=1)}
+    eta_z, rates = 0.1, halving_rates(0.125, 5)  # up to 2
+    end = setting.pick(smoke=200, laptop=2000, paper=20_000)
+    found = [_compared(tier, eta_z, rates, float(end)).evidence(f"z, tier {tier}", order=1) for tier in "ABC"]
+    if setting.scale == "smoke":
+        return evidence(*found)
+    # Heavy ball forgets its start within ten steps, which must be short.
+    ball = _compared("B", eta_z, rates / 4, end / 4, 0.9).evidence("z, tier B by heavy ball 0.9", order=1)
+    every, at = end // 200, np.unique(np.geomspace(1, 200, 41).round().astype(int))
+    ts = every * at
+    flows = np.stack([-logits(scan_flow(tier, eta_z=eta_z), ts)[:, 0] for tier in "ABC"], axis=1)
+    descent = np.stack([-_at_rate_one(tier, eta_z, end, every)[at, 0] for tier in "ABC"], axis=1)
     title = "the common token at learning rate 1, tiers A, B, C (dark to light)"
-    each = "; ".join(f"{x} {-flows[x][-1, 0]:.3f}, {-lanes[x][one, -1, 0]:.3f}" for x in "ABC")
+    curves = {"observed": {"descent": descent}, "predicted": {"flow": flows}}
+    each = "; ".join(f"{x} {law:.3f}, {seen:.3f}" for x, law, seen in zip("ABC", flows[-1], descent[-1], strict=True))
     return evidence(
-        *checks,
-        panels=[panel(title, (TIME, ts), y="−z_common", observed=seen, predicted=theory, log="xy")],
+        *found,
+        ball,
+        panels=[panel(title, (TIME, ts), y="−z_common", **curves, log="xy")],
         remarks=[f"−z_common at t = {ts[-1]:g}, flow and descent at learning rate 1: {each}."],
     )
 
