@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 import traindyn
 from traindyn.dynamics import GradientFlow, SolveError
 from traindyn.validate import Verdict
-from traindyn.validate.extrapolation import extrapolate, independent, norms_of_mean, weights
+from traindyn.validate.extrapolation import Estimate, extrapolate, independent, norms_of_mean, weights
 
 X = jax.random.normal(jax.random.key(3), (20, 4))
 TEACHER = jnp.array([1.0, -1.0, 0.5, 2.0])
@@ -200,6 +200,19 @@ def test_a_rate_that_diverges_is_left_out():
     fewer = options | {"learning_rates": [0.5, 0.05, 0.025]}
     found = traindyn.compare(lambda t, y, args: -(y**3), start, start, loss, None, **fewer)
     assert found.verdict == "undecided" and found.high == np.inf and "below 0.5" in found.advice
+
+
+def test_a_control_that_is_right_fails():
+    found = traindyn.compare(product(1.0), START, START, **PRODUCT, wrong={"the same": product(1.0)})
+    assert found.verdict == "holds" and not found.passed and not found.evidence().control_rejected
+
+
+def test_the_theory_limits_by_what_is_shown_of_it():
+    found = traindyn.compare(product(1.0), START, START, **PRODUCT)
+    budget = {"learning rate": 0.001, "theory": 0.01}
+    unsure = found._replace(budget=budget, theory_error=Estimate(0.01, 0.0, 0.03))
+    assert unsure.verdict == "undecided" and unsure.limited_by == "learning rate"
+    assert unsure._replace(theory_error=Estimate(0.01, 0.005, 0.03)).limited_by == "theory"
 
 
 def test_one_seed_decides_nothing():
