@@ -346,7 +346,11 @@ MENDED = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "warning"), MENDED.values(), ids=MENDED)
+USUAL = ("one bit of the newest checkpoint", "the end of the metrics", "an empty config")
+CASES = [pytest.param(*MENDED[name], id=name, marks=() if name in USUAL else pytest.mark.slow) for name in MENDED]
+
+
+@pytest.mark.parametrize(("spoil", "warning"), CASES)
 def test_what_is_damaged_is_done_again(text, finished, run, spoil, warning, monkeypatch, as_users):
     spoil(run)
     told = []

@@ -64,7 +64,8 @@ class Job(NamedTuple):
                 xr.testing.assert_identical(found, unbroken)
 
 
-@pytest.fixture(scope="module", params=["sweep", "train"])
+# The two share how they write, lock and go on; the sweep has a kill of its own in test_sweeps.py.
+@pytest.fixture(scope="module", params=[pytest.param("sweep", marks=pytest.mark.slow), "train"])
 def job(request, tmp_path_factory):
     place = tmp_path_factory.mktemp(request.param)
     environment = os.environ | {
