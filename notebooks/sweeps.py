@@ -93,7 +93,7 @@ left.set(xlabel="learning rate", ylabel="v of each token after 400 steps", title
 
 size = np.sqrt((well["law"] ** 2).sum("token"))
 for name, label in (("sgd", "minibatches of 8, four seeds"), ("descent", "all samples")):
-    gap = np.sqrt(((well[name] - well["law"]) ** 2).sum("token")) / size
+    gap = ((well[name] - well["law"]) ** 2).sum("token") ** 0.5 / size
     lines = right.plot(gap["learning_rate"], gap, "o-", markersize=3, color="tab:blue" if name == "sgd" else "black")
     lines[0].set_label(label)
 right.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="error over |v|")

@@ -86,12 +86,12 @@ def three_tiers(setting: Setting) -> Evidence:
     flows = np.stack([-logits(scan_flow(tier, eta_z=eta_z), ts)[:, 0] for tier in "ABC"], axis=1)
     descent = np.stack([-_at_rate_one(tier, eta_z, end, every)[at, 0] for tier in "ABC"], axis=1)
     title = "the common token at learning rate 1, tiers A, B, C (dark to light)"
-    curves = {"observed": {"descent": descent}, "predicted": {"flow": flows}}
-    each = "; ".join(f"{x} {law:.3f}, {seen:.3f}" for x, law, seen in zip("ABC", flows[-1], descent[-1], strict=True))
+    seen, theory = {"descent": descent}, {"flow": flows}
+    each = "; ".join(f"{x} {law:.3f}, {gd:.3f}" for x, law, gd in zip("ABC", flows[-1], descent[-1], strict=True))
     return evidence(
         *found,
         ball,
-        panels=[panel(title, (TIME, ts), y="−z_common", **curves, log="xy")],
+        panels=[panel(title, (TIME, ts), y="−z_common", observed=seen, predicted=theory, log="xy")],
         remarks=[f"−z_common at t = {ts[-1]:g}, flow and descent at learning rate 1: {each}."],
     )
 
