@@ -12,7 +12,7 @@ from jax.tree_util import Partial, keystr
 from jaxtyping import Array, ArrayLike, Float, PyTree, Real
 
 from .._checked import checked
-from .._checks import check_callable, describe, integer, real
+from .._checks import check_callable, concrete, describe, integer, real
 from ..dynamics import SolveError, default_tolerances, solve
 from ..nets.trajectories import trajectories
 from .comparison import Comparison
@@ -77,6 +77,8 @@ def compare(
     left out, and `Comparison.remarks` says so.
     """
     check_callable("flow", flow)
+    if not concrete((y0, model, data, sizes, key, learning_rates, time)):
+        raise ValueError("compare must be called outside jit, vmap and grad: what it says depends on values.")
     horizon, within = (float(real(name, x, (), above=0)) for name, x in (("time", time), ("within", within)))
     points = integer("points", points, least=1)
     if not isinstance(wrong, Mapping):

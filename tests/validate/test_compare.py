@@ -310,6 +310,11 @@ def test_model_beside_sizes_is_an_error():
         traindyn.compare(logistic(1), ZERO, ZERO, **FIXED, sizes=sizes)
 
 
+def test_traced_values_are_refused():
+    with pytest.raises(ValueError, match="outside jit, vmap and grad"):
+        jax.jit(lambda y0: traindyn.compare(logistic(1), y0, ZERO, **FIXED).high)(ZERO)
+
+
 def test_blow_up_before_time():
     one = jnp.ones(1)
     with pytest.raises(SolveError, match="flow must reach time = 2: the solution blows up at t = 1") as caught:
