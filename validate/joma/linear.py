@@ -19,9 +19,10 @@ from ...dynamics.joma import (
     ManyNodes,
 )
 from ...nets import joma as nets
-from ...nets.descent import at_common_time, halving_rates
-from ..checks import absolute, agrees, at_most, converges, evidence, norms, relative, solver, vanishes
+from ...nets.descent import halving_rates
+from ..checks import absolute, agrees, at_most, evidence, norms, relative, solver, vanishes
 from ..claim import Evidence, Setting, claim
+from ..comparing import compare
 from ..metrics import stable_rank
 from ..panels import panel
 from ._shared import FLOW, TIME, along_flow
@@ -179,13 +180,25 @@ def sgd_erf_law(setting: Setting) -> Evidence:
     end = 0.9 * float(np.min(flow.blow_up_time(zero)))
     model = nets.JomaBlock(6, 1, attention="exp", init_scale=0.0, key=setting.key)
     rates = halving_rates(end / steps, 5)
-    v = at_common_time(rates, steps, model, nets.stationary_loss, (x, g), lambda m: m.v[:, 0])
-    law, printed = flow.exact(zero, end), {PRINTED: _as_printed(flow.delta, end)}
+    within = 1e-3 * max(1.0, 10000 / steps)  # at first order in the learning rate
+    found = compare(
+        flow,
+        zero,
+        model,
+        nets.stationary_loss,
+        (x, g),
+        learning_rates=rates,
+        time=end,
+        observe=lambda m: m.v[:, 0],
+        within=within,
+        wrong={PRINTED: lambda t, v, args: flow.delta * jnp.exp(v**2 / 4)},
+    )
+    v, law, printed = found.observed["y"].values[0, 0, -1], flow.exact(zero, end), _as_printed(flow.delta, end)
     whole = lambda seen, law: norms(seen[None], law[None])  # over all tokens
-    name, within = f"v after {steps} steps", 1e-3 * max(1.0, 10000 / steps)  # at first order in the learning rate
+    axis, closed = ("token", np.arange(6)), f"v after {steps} steps beside the closed form"
     return evidence(
-        converges("v at 0.9 t*", ("learning rate", rates), v, law, printed),
-        agrees(name, ("token", np.arange(6)), v[0], law, printed, within=within, measure=whole),
+        found.evidence("v to 0.9 t*", order=1),
+        agrees(closed, axis, v, law, {PRINTED: printed}, within=within, measure=whole),
     )
 
 
