@@ -34,8 +34,8 @@ class Comparison(NamedTuple):
     - `budget`: what the smallest rate, the noise of the mean, the integrator, rounding, the size and the theory add.
     - `observed`: dimensions `(learning_rate, seed, time, …)`, or with `size` before them.
     - `predicted`: dimensions `(time, …)`.
-    - `profile`: over time the theory's error with its interval; over rates the difference along the direction in which
-      it is largest, with the half-width of its interval.
+    - `profile`: over time the theory's error with its interval; over rates the largest size of the difference, and the
+      difference along the direction in which the theory's error is largest, with the half-width of its interval.
     - `remarks`: what was rounded or left out.
     """
 
@@ -93,7 +93,7 @@ class Comparison(NamedTuple):
         order: Real[ArrayLike, ""] | None = None,
         tolerance: Real[ArrayLike, ""] = 0.1,
     ) -> Evidence:
-        """For a claim: a row for the theory, one for each wrong flow as the control, and the pictures.
+        """For a claim: a row for the theory, one for each wrong flow as the control, and a picture.
 
         With `order` the interval of `bias_order` must lie within `tolerance` of it, too. **Raises** `ValueError` for an
         order and a tolerance that are no numbers, and a tolerance that is not above zero.
@@ -105,7 +105,7 @@ class Comparison(NamedTuple):
             by_rate = f"{name}, order in the learning rate"
             rows[by_rate] = self._order_row(power, slack)
             control |= {f"{by_rate}: {label}": one._order_row(power, slack) for label, one in self.wrong.items()}
-        return Evidence(rows, control, self._panels(name), self.remarks)
+        return Evidence(rows, control, [self._panel(name)] if self.profile.sizes["learning_rate"] else [], self.remarks)
 
     def _order_row(self, order: float, tolerance: float) -> Row:
         fitted = self.bias_order
@@ -148,18 +148,14 @@ class Comparison(NamedTuple):
 
         return draw(self)
 
-    def _panels(self, name: str) -> list[xr.Dataset]:
-        over, rates, times = self.profile, self.profile["learning_rate"].values, self.profile["time"].values
-        ends = np.stack([over["low"], over["high"]], axis=-1)
-        allowed, none = np.full(len(times), self.within), np.zeros(len(rates))
-        along = {"difference at its largest": over["difference"].values}
-        seen = {"theory's error": over["error"].values, "its interval": ends}
-        return [
-            panel(name, ("t", times), y="error / distance moved", observed=seen, predicted={"allowed": allowed}),
-            panel(
-                f"{name}, by rate", ("learning rate", rates), y="difference", observed=along, predicted={"none": none}
-            ),
-        ]
+    def _panel(self, name: str) -> xr.Dataset:
+        """The largest difference by rate: that of a right theory falls to zero, that of a wrong one to its error."""
+        own, others = self.profile["largest"], {label: one.profile["largest"] for label, one in self.wrong.items()}
+        finite = {label: x.values for label, x in others.items() if np.isfinite(x).all()}
+        rates, y = own["learning_rate"].values, "largest difference / distance moved"
+        allowed = {f"allowed at rate zero: {self.within:g}": np.full(len(rates), self.within)}
+        curves = {"observed": {"theory": own.values}, "control": finite, "predicted": allowed}
+        return panel(name, ("learning rate", rates), y=y, log="xy", **curves)
 
     def _told(self) -> list[tuple[str, str]]:
         shown = lambda x: f"{100 * x:.3g} %"

@@ -72,19 +72,20 @@ def _decide(measured: Measured, theory: Predicted, moved: float, within: float) 
     differences = measured.seen[:, measured.fine] / moved - scaled.values
     error, left = _extrapolated(measured, differences, scaled)
     sizes = [norms_of_mean(d) for d in differences[0]]
+    largest = np.array([size.value.max() for size in sizes])
     predicted = _labelled(measured, ("time",), theory.values).assign_coords(time=measured.times)
     return Comparison(
         theory_error=error,
         within=within,
         wrong={},
-        bias_order=order(rates, np.array([size.value.max() for size in sizes])),
+        bias_order=order(rates, largest),
         spread_order=order(rates, np.array([size.error.max() for size in sizes])),
         budget=_budget(measured, error, left, scaled),
         advice=_advice(measured, error, left, scaled, within),
         remarks=_remarks(measured),
         observed=_observed(measured),
         predicted=predicted,
-        profile=_profile(measured, differences[0], left),
+        profile=_profile(measured, differences[0], left).assign(largest=("learning_rate", largest)),
     )
 
 

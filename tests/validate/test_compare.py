@@ -266,7 +266,10 @@ def test_writes_itself(tmp_path):
     assert len(trajectories.lines) == 4 and rates.get_legend().get_texts()[0].get_text() == "allowed"
     assert len(bars.patches) == 5 and bars.patches[0].get_facecolor() != bars.patches[1].get_facecolor()
     evidence = found.evidence("product", order=1)
-    assert evidence.verdict is Verdict.HOLDS and evidence.control_rejected and len(evidence.panels) == 2
+    assert evidence.verdict is Verdict.HOLDS and evidence.control_rejected
+    (picture,) = evidence.panels
+    own, wrong = picture["observed: theory"].values, picture["control: 0.9"].values
+    assert own[-1] / own[0] == pytest.approx(8, rel=0.1) and wrong.min() > 0.03
     assert list(evidence.rows) == ["product", "product, order in the learning rate"]
     found.to_netcdf(tmp_path / "found.nc")
     with xr.open_datatree(tmp_path / "found.nc", engine="h5netcdf") as tree:
