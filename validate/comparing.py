@@ -53,6 +53,9 @@ def compare(
     reported is `max ‖a(t)‖ / D` with a 95 % interval, where D is the largest distance that the theory moves. The theory
     *holds* if the interval ends at `within` or below, is *refuted* if it begins above, and is else *undecided*.
 
+    Source: the mean of SGD is smooth in the learning rate, so that several rates give its value at zero (Dieuleveut,
+    Durmus and Bach, arXiv 1707.06386). The intervals are derived here and checked by the claims `richardson`.
+
     One program trains all rates and seeds. Memory holds `batch_size` models at a time, and all that `observe` returns.
 
     **Arguments:** `flow`, any `(t, y, args)`; `y0`, its state at time zero; `model`, `loss(model, batch)` and `data` as
@@ -167,10 +170,14 @@ def _steps_between(rates: np.ndarray, interval: float) -> np.ndarray:
     return between
 
 
+def _arrays(tree: PyTree) -> PyTree:
+    """The tree with its numbers and NumPy's arrays as JAX's."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float | complex | np.ndarray) else x, tree)
+
+
 def _numbers(observe: Callable[[Any], PyTree], model: Any) -> PyTree:
     """What is compared of what `observe` or `image` returns: its floating-point arrays."""
-    seen = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float | complex | np.ndarray) else x, observe(model))
-    return eqx.filter(seen, eqx.is_inexact_array)
+    return eqx.filter(_arrays(observe(model)), eqx.is_inexact_array)
 
 
 def _check_observed(observe: Callable, model: Any, image: Callable, y0: PyTree) -> None:
@@ -186,10 +193,6 @@ def _check_observed(observe: Callable, model: Any, image: Callable, y0: PyTree) 
         )
     if not shapes(seen):
         raise ValueError("observe must return at least one floating-point array, got none.")
-
-
-def _arrays(y0: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float | complex | np.ndarray) else x, y0)
 
 
 def _name(path: Any) -> str:

@@ -93,19 +93,21 @@ def _extrapolated(measured: Measured, differences: np.ndarray, predicted: Predic
     """What is left at rate zero. Nothing is known of it with two rates, or one run where batches are drawn."""
     fine = measured.fine
     if fine.sum() < 3 or (measured.sampled and differences.shape[2] == 1):
-        return (Estimate(math.nan, 0.0, math.inf), None)
+        return Estimate(math.nan, 0.0, math.inf), None
     if not np.isfinite(differences).all():  # a flow that blows up
-        return (Estimate(math.inf, math.inf, math.inf), None)
+        return Estimate(math.inf, math.inf, math.inf), None
     size = np.linalg.norm(predicted.values, axis=-1).max()
     # Steps round at random; the error of n of them grows as √n.
     rounding = measured.eps * np.sqrt(measured.times / measured.rates[fine, None]) * size
     slack = np.nan_to_num(predicted.integrator, nan=np.inf)
     left = extrapolate(differences, measured.rates[fine], measured.inverse, rounding, slack)
-    return (Estimate(*(float(getattr(left.sizes, end).max()) for end in ("value", "low", "high"))), left)
+    return Estimate(*(float(getattr(left.sizes, end).max()) for end in ("value", "low", "high"))), left
 
 
 def _budget(measured: Measured, error: Estimate, left: Left | None, theory: Predicted) -> dict[str, float]:
     integrator = float(np.max(theory.integrator))
+    if math.isinf(error):
+        return {"theory": math.inf}
     if left is None:  # nothing bounds what was not measured
         few = measured.fine.sum() < 3
         return {"learning rate" if few else "minibatch noise": math.inf, "integrator": integrator, "theory": math.nan}
@@ -119,6 +121,8 @@ def _advice(measured: Measured, error: Estimate, left: Left | None, theory: Pred
     seeds = measured.seen.shape[2]
     if measured.fine.sum() < 3:
         return f"Take three rates below {measured.rates[~measured.fine][0]:.3g}, at which training diverged."
+    if math.isinf(error):
+        return "The flow blows up before the last time."
     if left is None:
         return "Give seeds=8 or more: one run does not tell minibatch noise from an error of the theory."
     if error.high <= within:
@@ -216,6 +220,6 @@ def _labelled(measured: Measured, leading: tuple[str, ...], flat: np.ndarray) ->
         if is_complex:
             part = part + 1j * flat[..., start : start + number]
             start += number
-        dims = tuple(f"{name}_{i}" for i in range(len(shape)))
+        dims = tuple(f"{name}_{i}" for i in range(1, len(shape) + 1))  # as a record of training has them
         found[name] = ((*leading, *dims), part.reshape(*flat.shape[:-1], *shape))
     return xr.Dataset(found)
